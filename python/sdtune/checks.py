@@ -1,0 +1,84 @@
+"""What has to be true of the outside world before a job starts. Everything here reads; nothing is changed."""
+
+import json
+import os
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+from sdtune.config import Job
+from sdtune.data import list_pictures
+from sdtune.embedding import add_placeholder, initializer_ids
+from sdtune.errors import BadInput
+from sdtune.runs import Run
+from sdtune.templates import caption_templates
+
+_WEIGHTS = ("unet", "vae", "text_encoder")
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """The folder of a Stable Diffusion pipeline in diffusers layout with safetensors weights.
+
+    Raises:
+        BadInput: names the part that is missing.
+    """
+    model = Path(path)
+    if not model.is_dir():
+        raise BadInput(f"model.path: the model folder {model} does not exist")
+    for part in (*_WEIGHTS, "tokenizer", "scheduler"):
+        if not (model / part).is_dir():
+            raise BadInput(f"model.path: {model} has no {part}/; it has to be a pipeline in diffusers layout")
+    for part in _WEIGHTS:
+        if not any((model / part).glob("*.safetensors")):
+            raise BadInput(f"model.path: {model / part} holds no .safetensors file; other formats are refused")
+    return model
+
+
+def vae_factor(model: Path) -> int:
+    """How many pixels one latent cell spans along a side."""
+    config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def launched_world_size() -> int:
+    """How many ranks the launcher started, by the variables that Accelerate goes by, in its order."""
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if os.environ.get(name):
+            return int(os.environ[name])
+    return 1
+
+
+def check_world_size(job: Job) -> None:
+    """Refuse a launch with another number of ranks than the job is meant for.
+
+    Raises:
+        BadInput: says both numbers.
+    """
+    launched, asked = launched_world_size(), job.training.world_size
+    if asked is not None and launched != asked:
+        raise BadInput(
+            f"the job asks for {asked} ranks (training.world_size) but {launched} were started; "
+            f"start it with launch.sh in the run folder, or change the job"
+        )
+
+
+def check_job(job: Job) -> None:
+    """Look at the model, the pictures, the tokens and the run folder.
+
+    Raises:
+        BadInput: the first thing that is wrong, and what to do.
+    """
+    model = check_model_folder(job.model.path)
+    factor = vae_factor(model)
+    if job.data.resolution % factor:
+        lower = job.data.resolution // factor * factor
+        raise BadInput(
+            f"data.resolution: {job.data.resolution} is not a multiple of the VAE's factor {factor}; "
+            f"take {lower or factor} or {lower + factor}"
+        )
+    list_pictures(job.data.path)
+    caption_templates(job.data.learnable_property, job.data.templates_file)
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
+    add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
+    Run(job.run_dir).check_writable(overwrite=job.overwrite)

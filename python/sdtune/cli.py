@@ -1,0 +1,25 @@
+"""What every entry point does with errors: one line for what the user can mend, a traceback for what only we can."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from sdtune.errors import BadInput, TrainingFailed
+
+# the libraries' remarks about what they load would bury ours; a user who wants them sets these to "info"
+for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+    os.environ.setdefault(_name, "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main``; exit with 2 for bad input and 1 for a failed training, with ``error: ...`` on standard error."""
+    try:
+        main()
+    except (BadInput, TrainingFailed) as error:
+        # under mpirun every rank of a host finds the same mistake in the job: one line a host will do
+        if isinstance(error, TrainingFailed) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        # the other ranks may wait in a collective operation; leaving at once lets mpirun end them
+        sys.stdout.flush()
+        os._exit(2 if isinstance(error, BadInput) else 1)

@@ -1,0 +1,91 @@
+"""The frozen networks, the word in them, and the loss of a denoising step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdtune.config import Job
+from sdtune.embedding import LearnedEmbedding, add_placeholder, initializer_ids, install
+from sdtune.errors import BadInput
+
+DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The networks that are used and never changed, and the word inside the text encoder."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDPMScheduler
+    embedding: LearnedEmbedding
+    dtype: torch.dtype
+
+    def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
+        """int64 [len(captions), tokens], padded and cut to the text encoder's length."""
+        ids: torch.Tensor = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        return ids
+
+
+def load_frozen(job: Job) -> Frozen:
+    """Load UNet and text encoder straight to their final type, frozen, with the new word's rows as only parameter."""
+    model, dtype = Path(job.model.path), DTYPES[job.training.mixed_precision]
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    start = initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
+    ids = add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
+    for module in (text_encoder, unet):
+        module.requires_grad_(False).eval()
+    embedding = install(text_encoder, ids, start)
+    scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise BadInput(f"model.path: prediction type {scheduler.config.prediction_type!r} is not supported")
+    return Frozen(unet, text_encoder, tokenizer, scheduler, embedding, dtype)
+
+
+def denoising_losses(
+    frozen: Frozen,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    ids: torch.Tensor,
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """Squared error of the UNet's prediction, one number a sample.
+
+    Args:
+        frozen: the networks.
+        latents: float32 [batch, c, h, w], scaled.
+        noise: float32 of the same shape.
+        timesteps: int64 [batch].
+        ids: int64 [batch, tokens].
+        snr_gamma: gamma of min-SNR weights, or None for none.
+
+    Returns:
+        float32 [batch].
+    """
+    scheduler = frozen.scheduler
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    hidden = frozen.text_encoder(ids).last_hidden_state
+    predicted = frozen.unet(noisy.to(frozen.dtype), timesteps, hidden).sample.float()
+    is_velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
+    losses: torch.Tensor = (predicted - target).square().mean(dim=(1, 2, 3))
+    if snr_gamma is None:
+        return losses
+    alphas = scheduler.alphas_cumprod[timesteps]
+    snr: torch.Tensor = alphas / (1 - alphas)
+    # what is weighed is the error of the clean latents; in units of the prediction that is SNR, or SNR + 1
+    return losses * snr.clamp(max=snr_gamma) / (snr + 1 if is_velocity else snr)

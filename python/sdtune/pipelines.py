@@ -1,0 +1,81 @@
+"""Whole pipelines: saving one that knows the word, and drawing with the networks that are being trained with."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdtune.config import Job
+from sdtune.embedding import add_placeholder, expand_placeholder
+from sdtune.images import contact_sheet
+from sdtune.runs import Run, replace_folder
+
+_KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for path in sorted({p for pattern in _KEPT for p in source.glob(pattern)}):
+        shutil.copyfile(path, target / path.name)
+
+
+def save_full_pipeline(model: Path, target: Path, placeholder: str, rows: torch.Tensor) -> None:
+    """Write a copy of ``model`` whose tokenizer and text encoder know the word; whole or not at all.
+
+    Everything else is copied file by file: bit-identical, and never in memory. The text encoder is written in float32,
+    whatever it was stored in, since the rows were learned in float32.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for part in sorted(p for p in model.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if part.name not in ("text_encoder", "tokenizer"):
+            _copy_part(part, temporary / part.name)
+    shutil.copyfile(model / "model_index.json", temporary / "model_index.json")
+
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    ids = add_placeholder(tokenizer, placeholder, len(rows))
+    text_encoder = CLIPTextModel.from_pretrained(
+        model, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+    )
+    text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
+    with torch.no_grad():
+        text_encoder.get_input_embeddings().weight[ids] = rows.detach().float()
+    tokenizer.save_pretrained(temporary / "tokenizer")
+    text_encoder.save_pretrained(temporary / "text_encoder")
+    replace_folder(temporary, target)
+
+
+def draw(pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], **options: object) -> list[Image.Image]:
+    """One picture for each prompt, from the noise of its own seed, so that grouping does not change a picture."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    pictures: list[Image.Image] = pipeline(prompts, generator=generators, **options).images
+    return pictures
+
+
+@torch.no_grad()
+def draw_validation(
+    job: Job, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, step: int
+) -> None:
+    """Draw the job's validation prompt as it looks now into ``validation/step-<step>.png``, from the same seeds."""
+    vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=unet.dtype, use_safetensors=True)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=PNDMScheduler.from_pretrained(job.model.path, subfolder="scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = expand_placeholder(job.validation.prompt or "", job.data.placeholder_token, job.data.num_vectors)
+    seeds = list(range(1, job.validation.num_images + 1))
+    size = {"height": job.data.resolution, "width": job.data.resolution}
+    pictures = [draw(pipeline, [prompt], [seed], num_inference_steps=25, **size)[0] for seed in seeds]
+    folder = Run(job.run_dir).validation
+    folder.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, [f"seed {s}" for s in seeds], columns=4).save(folder / f"step-{step:06d}.png")

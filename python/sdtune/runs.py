@@ -1,0 +1,94 @@
+"""The run folder: one folder for everything that a run makes, on the primary."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sdtune.errors import BadInput
+
+_RESULTS = (
+    "learned_embeds.safetensors",
+    "pipeline",
+    "openvino",
+    "images",
+    "validation",
+    "checkpoints",
+    "metrics.jsonl",
+)
+
+
+class Run:
+    """Paths in a run folder, and the rules for writing to it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.metrics = self.folder / "metrics.jsonl"
+        self.learned = self.folder / "learned_embeds.safetensors"
+        self.pipeline = self.folder / "pipeline"
+        self.openvino = self.folder / "openvino"
+        self.images = self.folder / "images"
+        self.validation = self.folder / "validation"
+        self.checkpoints = self.folder / "checkpoints"
+        self.finished = self.folder / "finished.json"
+
+    def check_writable(self, *, overwrite: bool) -> None:
+        """Refuse a finished run, and a folder that cannot be written to.
+
+        Raises:
+            BadInput: with the remedy.
+        """
+        if self.finished.exists() and not overwrite:
+            raise BadInput(
+                f"{self.folder} holds a finished run, which is not overwritten unasked; choose another "
+                f"run_name, or allow it (overwrite: true; with Ansible -e training_overwrite=true)"
+            )
+        nearest = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
+
+    def clear(self) -> None:
+        """Remove an earlier run's results, the mark of having finished first; what launches the run stays."""
+        self.finished.unlink(missing_ok=True)
+        for name in _RESULTS:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write the mark of a finished run, the last thing that training writes."""
+        write_atomically(self.finished, json.dumps(facts, indent=2) + "\n")
+
+    def require_learned(self) -> None:
+        """Refuse to go on from a run that has not learned anything yet.
+
+        Raises:
+            BadInput: says what is missing.
+        """
+        if not self.learned.is_file() or not self.pipeline.is_dir():
+            missing = self.learned if not self.learned.is_file() else self.pipeline
+            raise BadInput(f"{missing} does not exist; train the run first, with save_as_full_pipeline")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the finished folder ``new`` in the place of ``target``."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=False) if old.exists() else None
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    if old.exists():
+        shutil.rmtree(old)

@@ -1,0 +1,106 @@
+"""Fixtures: an untrained pipeline of toyworld's shape (a double: its weights are random), pictures, jobs, and ranks."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+
+import make_toyworld
+from sdtune import toyworld
+from sdtune.config import Job, build
+
+PYTHON = Path(__file__).parents[1]
+REPOSITORY = PYTHON.parent
+
+
+@pytest.fixture(scope="session")
+def untrained_model(tmp_path_factory):
+    """A pipeline folder with random weights: everything about training but the pictures can be tested on it."""
+    folder = tmp_path_factory.mktemp("untrained")
+    torch.manual_seed(0)
+    captions = [e.caption for e in toyworld.examples(300, 20, seed=1)]
+    tokenizer = make_toyworld.make_tokenizer([*captions, "a photo of a toy", *toyworld.KINDS], folder / "tokenizer")
+    vae, unet, text_encoder = make_toyworld.make_models(tokenizer)
+    StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=make_toyworld.make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Three small pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = random.Random(0)
+    for i in range(3):
+        toyworld.draw_toy(toyworld.random_toy(rng), toyworld.random_pose(rng), 96).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def mapping(untrained_model, pictures, tmp_path):
+    """A small job as YAML has it: one rank, float32, two steps. Tests change what they are about."""
+    return {
+        "run_name": "t",
+        "run_dir": str(tmp_path / "run"),
+        "model": {"path": str(untrained_model)},
+        "data": {"path": str(pictures), "resolution": 32},
+        "training": {
+            "world_size": 1,
+            "max_train_steps": 2,
+            "train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "mixed_precision": "no",
+            "save_as_full_pipeline": False,
+        },
+        "validation": {"steps": 0, "triples": 6},
+    }
+
+
+@pytest.fixture
+def job(mapping):
+    """The small job."""
+    return build(Job, mapping)
+
+
+def write_job(path: Path, job) -> Path:
+    path.write_text(yaml.safe_dump(job if isinstance(job, dict) else asdict(job)), encoding="utf-8")
+    return path
+
+
+def start_ranks(job_file: Path, count: int) -> list[subprocess.Popen]:
+    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    ranks = []
+    for rank in range(count):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}
+        env |= {"PYTHONPATH": str(PYTHON), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, str(PYTHON / "textual_inversion.py"), "--job", str(job_file)]
+        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return ranks
+
+
+def run_ranks(job_file: Path, count: int) -> list[str]:
+    """Run ranks to their end, which has to be a good one; returns what each printed."""
+    ranks = start_ranks(job_file, count)
+    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(outputs)
+    return outputs

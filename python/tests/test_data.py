@@ -1,0 +1,109 @@
+"""Pictures and draws."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdtune.data import Sampler, list_pictures, load_picture, sample_numbers
+from sdtune.errors import BadInput
+
+
+def test_pictures_are_sorted_and_hidden_files_left_out(tmp_path):
+    for name in ("b.png", "a.jpg", ".DS_Store"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
+    assert [p.name for p in list_pictures(tmp_path)] == ["a.jpg", "b.png"]
+
+
+def test_folders_that_are_no_pictures(tmp_path):
+    with pytest.raises(BadInput, match="does not exist"):
+        list_pictures(tmp_path / "none")
+    with pytest.raises(BadInput, match="is empty"):
+        list_pictures(tmp_path)
+    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"notes\.txt is no picture"):
+        list_pictures(tmp_path)
+    (tmp_path / "notes.txt").rename(tmp_path / "broken.jpg")
+    with pytest.raises(BadInput, match=r"broken\.jpg cannot be read as a picture"):
+        list_pictures(tmp_path)
+
+
+def halves(width, height):
+    """Red on the left, blue on the right."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    return Image.fromarray(pixels)
+
+
+def test_range_and_shape(tmp_path):
+    halves(40, 20).save(tmp_path / "x.png")
+    pixels = load_picture(tmp_path / "x.png", 16, center_crop=False)
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.min() == -1
+    assert pixels.max() == 1
+
+
+def test_exif_orientation_is_respected(tmp_path):
+    image = halves(32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: what is stored as left is shown on top
+    image.save(tmp_path / "x.jpg", quality=95, exif=exif)
+    pixels = load_picture(tmp_path / "x.jpg", 32, center_crop=False)
+    assert pixels[0, 4].mean() > 0.8
+    assert pixels[0, -4].mean() < -0.8
+
+
+def test_center_crop_cuts_and_no_crop_squeezes(tmp_path):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 20:40] = 255  # white exactly in the centred square
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert load_picture(tmp_path / "x.png", 20, center_crop=True).min() == 1
+    assert load_picture(tmp_path / "x.png", 60, center_crop=False).min() == -1
+
+
+SAMPLER = Sampler(seed=3, pictures=5, templates=7, timesteps=1000, shape=(4, 8, 8))
+
+
+def test_a_draw_depends_on_its_number_alone():
+    first = SAMPLER(12)
+    SAMPLER(99)
+    again = Sampler(3, 5, 7, 1000, (4, 8, 8))(12)
+    assert first.timestep == again.timestep
+    assert torch.equal(first.noise, again.noise)
+
+
+def test_no_two_draws_share_their_noise():
+    noises = torch.stack([SAMPLER(n).noise.flatten() for n in range(64)])
+    correlation = torch.corrcoef(noises) - torch.eye(64)
+    assert correlation.abs().max() < 0.4  # 256 numbers each: 1/16 is one standard deviation
+    assert not torch.equal(SAMPLER(0).noise, Sampler(4, 5, 7, 1000, (4, 8, 8))(0).noise)
+    assert not torch.equal(SAMPLER(0).noise, SAMPLER(0).latent_noise)
+
+
+def test_draws_cover_their_ranges_evenly():
+    draws = [SAMPLER(n) for n in range(2000)]
+    timesteps = np.array([d.timestep for d in draws])
+    assert timesteps.min() < 10
+    assert timesteps.max() > 990
+    assert abs(timesteps.mean() - 499.5) < 25
+    assert abs(np.mean([d.mirrored for d in draws]) - 0.5) < 0.05
+    assert {d.template for d in draws} == set(range(7))
+    assert abs(torch.stack([d.noise for d in draws]).std() - 1) < 0.01
+
+
+def test_every_epoch_shows_every_picture_once():
+    epochs = [[SAMPLER(e * 5 + i).picture for i in range(5)] for e in range(20)]
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5
+
+
+@pytest.mark.parametrize(("world_size", "batch", "accumulation"), [(1, 8, 1), (2, 4, 1), (4, 1, 2), (1, 2, 4)])
+def test_ranks_and_micro_steps_share_out_the_same_samples(world_size, batch, accumulation):
+    numbers = [
+        n
+        for micro in range(accumulation)
+        for rank in range(world_size)
+        for n in sample_numbers(3, micro, rank, batch=batch, accumulation=accumulation, world_size=world_size)
+    ]
+    assert numbers == list(range(24, 32))

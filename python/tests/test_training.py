@@ -1,0 +1,250 @@
+"""Whole runs on the untrained pipeline: what they write, what they equal, what they refuse."""
+
+import json
+import math
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from sdtune.checkpoint import load_checkpoint, model_fingerprint
+from sdtune.checks import check_job
+from sdtune.config import Job, build
+from sdtune.data import list_pictures
+from sdtune.embedding import load_rows
+from sdtune.errors import BadInput, TrainingFailed
+from sdtune.latents import encode_pictures
+from sdtune.metrics import read_metrics
+from sdtune.runs import Run
+from sdtune.trainer import train
+from tests.conftest import run_ranks, start_ranks, write_job
+
+
+def rows_of(job):
+    return load_rows(Run(job.run_dir).learned)[1]
+
+
+def changed(mapping, run_dir=None, **sections):
+    new = {k: dict(v) if isinstance(v, dict) else v for k, v in mapping.items()}
+    for section, values in sections.items():
+        new[section].update(values)
+    if run_dir is not None:
+        new["run_dir"] = str(run_dir)
+    return build(Job, new)
+
+
+def test_what_a_run_writes(mapping):
+    job = changed(mapping, validation={"steps": 1, "reference_caption": "yellow toy"})
+    facts = train(job)
+    lines = read_metrics(Run(job.run_dir).metrics)
+    assert [m["kind"] for m in lines] == ["start", "validation", "step", "validation", "step", "validation"]
+    step = next(m for m in lines if m["kind"] == "step")
+    expected = {"step", "loss", "lr", "step_s", "images_per_s", "sync_bytes", "sync_s", "world_size"}
+    assert expected <= step.keys()
+    assert (step["world_size"], step["sync_bytes"], step["lr"]) == (1, 0, 0.01)
+    assert facts == json.loads(Run(job.run_dir).finished.read_text(encoding="utf-8"))
+    assert rows_of(job).shape == (1, 128)
+
+
+def test_a_finished_run_is_refused_and_replaced_only_on_request(mapping):
+    job = changed(mapping)
+    train(job)
+    before = rows_of(job)
+    again = build(Job, {**mapping, "seed": 2})
+    with pytest.raises(BadInput, match="finished run.*run_name.*training_overwrite=true"):
+        train(again)
+    assert torch.equal(rows_of(job), before)
+    train(build(Job, {**mapping, "seed": 2, "overwrite": True}))
+    assert not torch.equal(rows_of(job), before)
+
+
+@pytest.mark.parametrize("split", [{"train_batch_size": 2, "gradient_accumulation_steps": 2}, {"world_size": 2}])
+def test_ranks_and_accumulation_equal_one_larger_batch(mapping, tmp_path, split):
+    one = changed(mapping, training={"train_batch_size": 4, "max_train_steps": 3})
+    train(one)
+    other = changed(mapping, tmp_path / "other", training={"max_train_steps": 3, **split})
+    run_ranks(write_job(tmp_path / "job.yaml", other), other.training.world_size)
+    torch.testing.assert_close(rows_of(other), rows_of(one), rtol=1e-4, atol=1e-6)
+    steps = [m for m in read_metrics(Run(other.run_dir).metrics) if m["kind"] == "step"]
+    size = other.training.world_size
+    assert {(m["world_size"], m["sync_bytes"]) for m in steps} == {(size, 4 * 128 if size > 1 else 0)}
+
+
+def test_validation_is_the_same_on_any_number_of_ranks(mapping, tmp_path):
+    def losses(job):
+        return [m["loss"] for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "validation"]
+
+    one = changed(mapping, training={"max_train_steps": 1, "train_batch_size": 4}, validation={"steps": 1})
+    train(one)
+    two = changed(mapping, tmp_path / "two", training={"max_train_steps": 1, "world_size": 2}, validation={"steps": 1})
+    run_ranks(write_job(tmp_path / "job.yaml", two), 2)
+    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+
+
+def test_scale_lr_multiplies_by_the_global_batch(mapping):
+    job = changed(mapping, training={"scale_lr": True, "gradient_accumulation_steps": 3, "max_train_steps": 1})
+    train(job)
+    assert read_metrics(Run(job.run_dir).metrics)[-1]["lr"] == pytest.approx(0.01 * 2 * 3)
+
+
+def test_schedules_count_optimizer_steps(mapping):
+    job = changed(mapping, training={"lr_scheduler": "linear", "lr_warmup_steps": 2, "max_train_steps": 4})
+    train(job)
+    rates = [m["lr"] for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "step"]
+    assert rates == pytest.approx([0.0, 0.005, 0.01, 0.005])
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "cosine"])
+def test_resuming_is_bit_exact(mapping, tmp_path, scheduler):
+    options = {"max_train_steps": 6, "checkpointing_steps": 2, "lr_scheduler": scheduler, "lr_warmup_steps": 1}
+    whole = changed(mapping, training=options, validation={"steps": 3})
+    train(whole)
+    half = tmp_path / "half"
+    shutil.copytree(whole.run_dir, half)
+    (half / "finished.json").unlink()
+    shutil.rmtree(half / "checkpoints" / "step-000006")
+    resumed = changed(mapping, half, training={**options, "resume_from_checkpoint": "latest"}, validation={"steps": 3})
+    train(resumed)
+    assert torch.equal(rows_of(resumed), rows_of(whole))
+
+    def comparable(job):
+        lines = read_metrics(Run(job.run_dir).metrics)
+        return [(m["kind"], m.get("step"), m.get("loss"), m.get("lr")) for m in lines if m["kind"] != "start"]
+
+    assert comparable(resumed) == comparable(whole)
+
+
+def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path):
+    options = {"max_train_steps": 30, "checkpointing_steps": 3, "world_size": 2, "train_batch_size": 1}
+    whole = changed(mapping, training=options)
+    run_ranks(write_job(tmp_path / "whole.yaml", whole), 2)
+    cut = changed(mapping, tmp_path / "cut", training=options)
+    ranks = start_ranks(write_job(tmp_path / "cut.yaml", cut), 2)
+    deadline = time.monotonic() + 120
+    while not list(Run(cut.run_dir).checkpoints.glob("step-*")):
+        assert time.monotonic() < deadline, ranks[0].communicate()[0]
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send_signal(signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()
+        rank.stdout.close()
+    assert not Run(cut.run_dir).finished.exists()
+    again = changed(mapping, tmp_path / "cut", training={**options, "resume_from_checkpoint": "latest"})
+    run_ranks(write_job(tmp_path / "cut.yaml", again), 2)
+    assert torch.equal(rows_of(again), rows_of(whole))
+
+
+def test_checkpoints_are_few_small_and_checked(mapping, tmp_path):
+    job = changed(mapping, training={"max_train_steps": 5, "checkpointing_steps": 1, "checkpoints_total_limit": 2})
+    train(job)
+    folder = Run(job.run_dir).checkpoints
+    assert sorted(p.name for p in folder.iterdir()) == ["step-000004", "step-000005"]
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 20_000
+
+    newest = folder / "step-000005" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    rows = torch.nn.Parameter(torch.zeros(1, 128))
+    optimizer = torch.optim.AdamW([rows])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    with pytest.warns(UserWarning, match="step-000005 is torn; skipped"):
+        assert load_checkpoint(folder, "latest", rows, optimizer, schedule, {}) == 4
+    with pytest.raises(BadInput, match="step-000005 is missing or torn"):
+        load_checkpoint(folder, "step-000005", rows, optimizer, schedule, {})
+    with pytest.raises(BadInput, match="its num_vectors is 1, this job's is 9"):
+        load_checkpoint(folder, "latest", rows, optimizer, schedule, {"num_vectors": 9})
+
+
+def test_another_model_has_another_fingerprint(untrained_model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(untrained_model, copy)
+    assert model_fingerprint(copy) == model_fingerprint(untrained_model)
+    path = next((copy / "unet").glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert model_fingerprint(copy) != model_fingerprint(untrained_model)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_sample(mapping, monkeypatch):
+    from sdtune import trainer
+
+    real = trainer.denoising_losses
+    calls = []
+
+    def broken(*args):
+        calls.append(1)
+        return real(*args) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(trainer, "denoising_losses", broken)
+    job = changed(mapping, training={"checkpointing_steps": 1})
+    with pytest.raises(TrainingFailed, match=r"the loss is nan at step 2, rank 0, picture \d\.png, timestep \d+"):
+        train(job)
+    assert (Run(job.run_dir).checkpoints / "step-000001").is_dir()
+    assert not Run(job.run_dir).finished.exists()
+
+
+def test_the_cache_holds_the_vaes_own_moments(untrained_model, pictures):
+    from diffusers import AutoencoderKL
+
+    from sdtune.data import load_picture
+
+    files = list_pictures(pictures)
+    cache = encode_pictures(untrained_model, files, 32, center_crop=False)
+    vae = AutoencoderKL.from_pretrained(untrained_model, subfolder="vae").eval()
+    with torch.no_grad():
+        posterior = vae.encode(load_picture(files[1], 32, center_crop=False).flip(-1)[None]).latent_dist
+    assert torch.equal(cache.mean[1, 1], posterior.mean[0])
+    noise = torch.randn(cache.shape)
+    expected = (posterior.mean[0] + posterior.std[0] * noise) * vae.config.scaling_factor
+    torch.testing.assert_close(cache.sample(1, True, noise), expected)
+
+    parts = [
+        encode_pictures(untrained_model, files, 32, False, rank=r, world_size=2, sum_over_ranks=lambda x: x)
+        for r in range(2)
+    ]
+    assert torch.equal(parts[0].mean + parts[1].mean, cache.mean)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("data", "resolution", 60, "data.resolution: 60 is not a multiple of the VAE's factor 8; take 56 or 64"),
+        ("data", "initializer_token", "yellow toy", "is 2 tokens for this model"),
+        ("data", "placeholder_token", "toy</w>", "is in the model's vocabulary"),
+        ("data", "path", "/nonexistent", "the picture folder /nonexistent does not exist"),
+        ("data", "templates_file", "/nonexistent", "templates_file: /nonexistent does not exist"),
+        ("model", "path", "/nonexistent", "the model folder /nonexistent does not exist"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(mapping, tmp_path, section, key, value, message):
+    job = changed(mapping, **{section: {key: value}})
+    with pytest.raises(BadInput, match=message):
+        check_job(job)
+    with pytest.raises(BadInput, match=message):
+        train(job)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(untrained_model, folder)
+    weights = next((folder / "unet").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(BadInput, match=r"unet holds no \.safetensors file"):
+        check_job(changed(mapping, model={"path": str(folder)}))
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(BadInput, match="has no unet/"):
+        check_job(changed(mapping, model={"path": str(folder)}))
+
+
+@pytest.mark.parametrize("launched", [1, 2])
+def test_another_number_of_ranks_is_refused_at_once(mapping, tmp_path, launched):
+    job = changed(mapping, training={"world_size": 3})
+    ranks = start_ranks(write_job(tmp_path / "job.yaml", job), launched)
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2] * launched
+    assert f"error: the job asks for 3 ranks (training.world_size) but {launched} were started" in outputs[0]
+    assert not Run(job.run_dir).folder.exists()

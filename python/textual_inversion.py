@@ -1,0 +1,29 @@
+"""Learn a new word from a few pictures.
+
+    python textual_inversion.py --job job.yaml                  # on this host alone, if the job asks for one rank
+    mpirun -n 2 python textual_inversion.py --job job.yaml      # what launch.sh in a run folder does
+    python textual_inversion.py --pretrained_model_name_or_path toyworld/model --train_data_dir toyworld/concept \
+        --output_dir runs/toy --resolution 64 --learning_rate 5e-3 --max_train_steps 100 --train_batch_size 16
+
+The flags are those of diffusers' example of this name; a job file says the same in YAML.
+"""
+
+from sdtune import cli, config
+
+
+def main() -> None:
+    """Parse, check, train."""
+    job, flags = config.training_job(None, __doc__ or "")
+    if flags.check:
+        from sdtune.checks import check_job
+
+        check_job(job)
+        print(f"the job {job.run_name} can run")
+        return
+    from sdtune.trainer import train  # importing torch takes seconds; a wrong flag should not
+
+    train(job)
+
+
+if __name__ == "__main__":
+    cli.run(main)
