@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from sdtune.config import Job
+from sdtune.data import list_pictures
 from sdtune.errors import BadInput
 
 
@@ -32,11 +33,21 @@ def model_fingerprint(model: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def pictures_fingerprint(folder: str | Path) -> str:
+    """A hash of every picture's name and content."""
+    digest = hashlib.sha256()
+    for path in list_pictures(folder):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def identity(job: Job, world_size: int) -> dict[str, Any]:
     """What has to be the same for a run to be the same run."""
     t, d = job.training, job.data
     return {
         "model": model_fingerprint(Path(job.model.path)),
+        "pictures": pictures_fingerprint(d.path),
         "placeholder_token": d.placeholder_token,
         "num_vectors": d.num_vectors,
         "resolution": d.resolution,

@@ -10,6 +10,8 @@ from sdtune.errors import BadInput, TrainingFailed
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
     os.environ.setdefault(_name, "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# models are folders here: no library has a reason to ask a hub, or to wait for one that a cluster cannot reach
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -366,13 +366,15 @@ def to_mapping(job: Job | GenerationJob) -> dict[str, Any]:
 def training_job(argv: Sequence[str] | None, description: str) -> tuple[Job, argparse.Namespace]:
     """Parse the command line of ``textual_inversion.py``: ``--job FILE``, or flags, and ``--check``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", help="job file (YAML); excludes all flags but --check")
+    parser.add_argument("--job", help="job file (YAML); excludes all flags but --check and --overwrite")
     parser.add_argument("--check", action="store_true", help="look at the job and its inputs, then stop")
     add_job_flags(parser)
     flags = parser.parse_args(argv)
     if flags.job is None:
         return job_from_flags(flags), flags
-    also = [f"--{flag}" for flag in _FLAGS if getattr(flags, flag) is not None]
+    # --overwrite is leave given at the moment of starting, not part of what the run is
+    also = [f"--{flag}" for flag in _FLAGS if flag != "overwrite" and getattr(flags, flag) is not None]
     if also:
         raise BadInput(f"--job and {also[0]} exclude each other: change the value in the job file")
-    return read_yaml(flags.job, Job), flags
+    job = read_yaml(flags.job, Job)
+    return (job if flags.overwrite is None else dataclasses.replace(job, overwrite=flags.overwrite)), flags

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sdtune.runs import write_atomically
+
 
 class Metrics:
     """Appends to the file; a resumed run first drops the lines after its checkpoint."""
@@ -18,9 +20,8 @@ class Metrics:
         """Open ``path`` for a run that goes on after ``first_step`` optimizer steps (0: starts anew)."""
         kept = [m for m in read_metrics(path) if m.get("step", 0) <= first_step] if first_step and path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8", buffering=1)
-        for line in kept:
-            self._file.write(json.dumps(line) + "\n")
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one object."""

@@ -42,7 +42,7 @@ class Run:
         if self.finished.exists() and not overwrite:
             raise BadInput(
                 f"{self.folder} holds a finished run, which is not overwritten unasked; choose another "
-                f"run_name, or allow it (overwrite: true; with Ansible -e training_overwrite=true)"
+                f"run_name, or allow it with --overwrite (Ansible: -e training_overwrite=true)"
             )
         nearest = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

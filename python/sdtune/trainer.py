@@ -95,9 +95,7 @@ def train(job: Job) -> dict[str, Any]:
     for other, theirs in enumerate(gather_object([(platform.node(), who)])):
         if theirs[1] != who:
             key = next(k for k in who if theirs[1].get(k) != who[k])
-            raise BadInput(
-                f"rank {other} on {theirs[0]} has another {key} than rank {rank}; give all the same job and model"
-            )
+            raise BadInput(f"rank {other} on {theirs[0]} has another {key} than rank {rank}; give all hosts the same")
     if is_main and t.resume_from_checkpoint is None:
         run.clear()
     accelerator.wait_for_everyone()
@@ -237,6 +235,8 @@ def train(job: Job) -> dict[str, Any]:
             do_validation(done)
 
     progress.close()
+    if validating and latest is None:  # resumed where nothing was left to do
+        latest = validation_loss(word)
     facts: dict[str, Any] = {
         "run_name": job.run_name,
         "steps": t.max_train_steps,

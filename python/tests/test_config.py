@@ -24,7 +24,10 @@ def test_defaults_fill_what_is_not_said():
     ("mapping", "message"),
     [
         ({**MINIMAL, "sead": 1}, "unknown job key sead; did you mean seed"),
-        (with_("training", learning_rat=1), "unknown job key training.learning_rat; did you mean training.learning_rate"),
+        (
+            with_("training", learning_rat=1),
+            "unknown job key training.learning_rat; did you mean training.learning_rate",
+        ),
         ({k: v for k, v in MINIMAL.items() if k != "model"}, "the job lacks model"),
         ({**MINIMAL, "model": {}}, "the job lacks model.path"),
         ({**MINIMAL, "data": "pictures"}, "data: 'pictures' is not a mapping"),
@@ -95,3 +98,10 @@ def test_a_flag_that_is_missing_is_named():
 def test_job_file_and_flags_exclude_each_other():
     with pytest.raises(BadInput, match="--job and --seed exclude each other"):
         training_job(["--job", "x.yaml", "--seed", "3"], "")
+
+
+def test_leave_to_overwrite_goes_with_a_job_file(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("{run_name: r, run_dir: /r, model: {path: /m}, data: {path: /d}}", encoding="utf-8")
+    assert training_job(["--job", str(file)], "")[0].overwrite is False
+    assert training_job(["--job", str(file), "--overwrite"], "")[0].overwrite is True

@@ -27,12 +27,12 @@ def test_initializers(tokenizer):
     assert initializer_ids(tokenizer, "toy", 1) == toy
     assert initializer_ids(tokenizer, "toy", 3) == toy * 3
     assert len(initializer_ids(tokenizer, "yellow toy", 2)) == 2
-    with pytest.raises(BadInput, match="'yellow toy' is 2 tokens for this model .*choose a word of one token"):
+    with pytest.raises(BadInput, match=r"'yellow toy' is 2 tokens for this model .*choose a word of one token"):
         initializer_ids(tokenizer, "yellow toy", 1)
 
 
 def test_a_known_word_is_refused(tokenizer):
-    with pytest.raises(BadInput, match="'toy</w>' is in the model's vocabulary"):
+    with pytest.raises(BadInput, match=r"'toy</w>' is in the model's vocabulary"):
         add_placeholder(tokenizer, "toy</w>", 1)
     add_placeholder(tokenizer, "<x>", 2)
     with pytest.raises(BadInput, match="'<x>_1' is in the model's vocabulary"):

@@ -53,7 +53,7 @@ def test_a_finished_run_is_refused_and_replaced_only_on_request(mapping):
     train(job)
     before = rows_of(job)
     again = build(Job, {**mapping, "seed": 2})
-    with pytest.raises(BadInput, match="finished run.*run_name.*training_overwrite=true"):
+    with pytest.raises(BadInput, match=r"finished run.*run_name.*--overwrite.*training_overwrite=true"):
         train(again)
     assert torch.equal(rows_of(job), before)
     train(build(Job, {**mapping, "seed": 2, "overwrite": True}))

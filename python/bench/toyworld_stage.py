@@ -1,0 +1,116 @@
+"""Is toyworld a fair stage for textual inversion? Seeds 1 to 5 against every caption that a person could write.
+
+    python bench/toyworld_stage.py --model ../toyworld/model --pictures ../toyworld/concept --out ../toyworld
+
+For each seed, 100 steps at a global batch of 16. The loss is over 64 fixed (picture, timestep, noise) triples, for the
+initializer, for each hand-written caption, and for the learned word, which should reach the best caption's or a lower
+one. Writes ``stage.json`` with all figures and ``stage.png``: concept | initializer | best caption | learned.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from sdtune import toyworld
+from sdtune.config import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
+from sdtune.data import list_pictures
+from sdtune.images import contact_sheet
+from sdtune.latents import encode_pictures
+from sdtune.networks import load_frozen
+from sdtune.pipelines import draw
+from sdtune.runs import Run
+from sdtune.trainer import train
+from sdtune.validation import make_triples, validate
+
+
+def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
+    """The validation loss of ``a photo of a <noun>`` for each noun, nothing learned."""
+    pictures = list_pictures(job.data.path)
+    cache = encode_pictures(job.model.path, pictures, job.data.resolution, job.data.center_crop)
+    frozen = load_frozen(job)
+    triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
+    accelerator = Accelerator(cpu=True)
+    return {
+        noun: validate(frozen, triples, frozen.token_ids([f"a photo of a {noun}"]), 16, accelerator)
+        for noun in nouns.values()
+    }
+
+
+def main() -> None:
+    """Measure, draw, and fail if a seed does not reach the best caption."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--mixed-precision", choices=("bf16", "no"), default="bf16")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(
+            run_name="stage",
+            run_dir=scratch,
+            model=ModelArgs(path=str(args.model)),
+            data=DataArgs(path=str(args.pictures), resolution=64),
+            training=TrainingArgs(
+                max_train_steps=args.steps,
+                train_batch_size=16,
+                learning_rate=args.learning_rate,
+                mixed_precision=args.mixed_precision,
+                checkpointing_steps=0,
+            ),
+            validation=ValidationArgs(steps=args.steps, triples=64),
+        )
+        losses = caption_losses(job, toyworld.best_captions())
+        best = min(losses, key=losses.__getitem__)
+        figures = {"initializer": losses["toy"], "best_caption": best, "best_caption_loss": losses[best]}
+        print(
+            f"initializer {losses['toy']:.5f}, best of {len(losses)} captions {losses[best]:.5f} ({best})", flush=True
+        )
+        learned: dict[int, float] = {}
+        for seed in args.seeds:
+            run_dir = Path(scratch) / str(seed)
+            learned[seed] = train(replace(job, run_dir=str(run_dir), seed=seed))["validation_loss"]
+            closed = (losses["toy"] - learned[seed]) / (losses["toy"] - losses[best])
+            print(f"seed {seed}: learned {learned[seed]:.5f}, {100 * closed:.0f} % of the gap", flush=True)
+        figures |= {
+            "learned": learned,
+            "captions": losses,
+            "steps": args.steps,
+            "learning_rate": args.learning_rate,
+            "mixed_precision": args.mixed_precision,
+        }
+        (args.out / "stage.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+        pipeline = StableDiffusionPipeline.from_pretrained(Run(Path(scratch) / str(args.seeds[0])).pipeline)
+        pipeline.set_progress_bar_config(disable=True)
+        count = len(list_pictures(args.pictures))
+        cells: list[Image.Image] = []
+        captions: list[str] = []
+        for i, picture in enumerate(list_pictures(args.pictures)):
+            cells.append(Image.open(picture))
+            captions.append(f"concept: picture {i + 1} of {count}")
+            for noun in ("toy", best, job.data.placeholder_token):
+                prompt = f"a photo of a {noun}"
+                with torch.no_grad():
+                    cells.append(draw(pipeline, [prompt], [i + 1], num_inference_steps=30)[0])
+                captions.append(f"{prompt} (seed {i + 1})")
+        # one row a column of cells: concept, initializer, best caption, learned
+        order = [row + 4 * column for row in range(4) for column in range(count)]
+        contact_sheet([cells[k] for k in order], [captions[k] for k in order], count, 160).save(args.out / "stage.png")
+    late = [seed for seed, loss in learned.items() if loss > losses[best]]
+    if late:
+        raise SystemExit(f"seeds {late} did not reach the best caption within {args.steps} steps")
+
+
+if __name__ == "__main__":
+    main()

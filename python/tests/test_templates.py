@@ -1,0 +1,36 @@
+"""Caption templates."""
+
+import pytest
+
+from sdtune.errors import BadInput
+from sdtune.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, caption_templates
+
+
+def test_every_built_in_template_has_one_place_for_the_word():
+    for template in (*OBJECT_TEMPLATES, *STYLE_TEMPLATES):
+        assert template.count("{}") == 1
+        assert "{" not in template.format("word")
+    assert all("in the style of" in t for t in STYLE_TEMPLATES)
+
+
+def test_properties_choose_their_templates():
+    assert caption_templates("object") == OBJECT_TEMPLATES
+    assert caption_templates("style") == STYLE_TEMPLATES
+    with pytest.raises(BadInput, match="'mood' is not one of object, style"):
+        caption_templates("mood")
+
+
+def test_a_file_replaces_them(tmp_path):
+    file = tmp_path / "t.txt"
+    file.write_text("a sketch of {}\n\n  {} on a table \n", encoding="utf-8")
+    assert caption_templates("object", file) == ("a sketch of {}", "{} on a table")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is empty"), ("no place\n", "exactly one"), ("{} and {}\n", "exactly")]
+)
+def test_files_that_are_none(tmp_path, text, message):
+    file = tmp_path / "t.txt"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=message):
+        caption_templates("object", file)
