@@ -1,0 +1,72 @@
+"""Run playbooks as a user types them, on this machine and in a work_dir of the test's own."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/tasks/main.yml"))
+
+
+@pytest.fixture
+def playbook(tmp_path):
+    """Call ansible-playbook at the root of the repository; settings become extra variables over inventory/local."""
+
+    def run(*args: str, **settings: object) -> subprocess.CompletedProcess[str]:
+        variables = {"work_dir": str(tmp_path / "work"), "artifacts_dir": str(tmp_path / "artifacts"), **settings}
+        return subprocess.run(
+            ["ansible-playbook", *args, "--extra-vars", json.dumps(variables)],
+            cwd=REPOSITORY,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A picture folder; Ansible looks at names only."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(b"picture %d" % i)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model folder with the parts of a pipeline, and nothing in them."""
+    folder = tmp_path / "model"
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def provisioned(tmp_path):
+    """A work_dir that looks provisioned. Doubles: python and mpirun are scripts.
+
+    While there is a file python.refuse beside it, python prints it and fails, as the check of a job would.
+    """
+    work = tmp_path / "work"
+    for name in ("env/native/lib/libiomp5.so", "lib/libtcmalloc.so"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).touch()
+    for name in ("sdtune/python", "models/toyworld", "data/concept", "env/native/bin"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    python = work / "env/native/bin/python"
+    python.write_text('#!/bin/sh\nif [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi\n')
+    mpirun = work / "env/native/bin/mpirun"
+    mpirun.write_text('#!/bin/sh\necho "mpirun $*"\n')
+    for script in (python, mpirun):
+        script.chmod(0o755)
+    return work

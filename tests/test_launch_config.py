@@ -1,0 +1,96 @@
+"""The launch files, rendered by the role into a run folder."""
+
+import subprocess
+
+import pytest
+import yaml
+
+
+def configure(playbook, *args, **settings):
+    """Run the role alone, as `--tags launch_config` does."""
+    return playbook("train.yml", "--tags", "launch_config", *args, run_name="r", **settings)
+
+
+def test_the_files(playbook, provisioned):
+    """They parse, agree with each other, and hold what was asked."""
+    done = configure(
+        playbook, training_placeholder_token='<"tö: y">', training_learning_rate="1e-3", openvino_export_height=128
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = provisioned / "runs/r"
+    job = yaml.safe_load((run / "job.yaml").read_text())
+    assert job["data"]["placeholder_token"] == '<"tö: y">'
+    assert job["training"]["learning_rate"] == 1e-3
+    assert job["training"]["adam_epsilon"] == 1e-8
+    assert job["training"]["world_size"] == 2
+    assert job["training"]["mixed_precision"] == "bf16"
+    assert job["openvino"] == {"batch_size": 1, "height": 128, "width": None, "num_images_per_prompt": 1}
+    accelerate = yaml.safe_load((run / "accelerate.yaml").read_text())
+    assert (accelerate["num_processes"], accelerate["num_machines"], accelerate["machine_rank"]) == (2, 1, 0)
+    assert (run / "nodefile").read_text() == "localhost\n"
+    scripts = [str(run / name) for name in ("env.sh", "rank.sh", "launch.sh")]
+    subprocess.run(["shellcheck", "--shell=bash", *scripts], check=True)
+    launched = subprocess.run([run / "launch.sh", "--x"], capture_output=True, text=True, check=True, cwd="/")
+    assert launched.stdout == f"mpirun -f nodefile -n 2 -ppn 2 {run}/rank.sh --x\n"
+
+
+def test_a_second_time_changes_nothing(playbook, provisioned):
+    """Idempotent."""
+    configure(playbook)
+    assert "changed=0" in configure(playbook).stdout
+
+
+def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
+    """The primary comes first whatever its place in the file; addresses are those of the inventory."""
+    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=198.51.100"
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text(
+        f"[workers]\na {host}.1\nc {host}.3\n[primary]\nb {host}.2\n[cluster:children]\nworkers\nprimary\n"
+    )
+    settings = {"software_stack": "native", "base_model_name": "toyworld", "training_data_name": "concept"}
+    ranks = {"launch_config_interface": "eth7", "launch_config_ranks_per_node": 2}
+    done = configure(playbook, "-i", str(inventory), "--limit", "b", **settings, **ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = provisioned / "runs/r"
+    assert (run / "nodefile").read_text().split() == ["198.51.100.2", "198.51.100.1", "198.51.100.3"]
+    assert yaml.safe_load((run / "job.yaml").read_text())["training"]["world_size"] == 6
+    assert yaml.safe_load((run / "accelerate.yaml").read_text())["machine_rank"] == 0
+    environment = (run / "env.sh").read_text()
+    for line in ("MASTER_ADDR=198.51.100.2", "GLOO_SOCKET_IFNAME=eth7", "I_MPI_HYDRA_IFACE=eth7"):
+        assert f"export {line}\n" in environment
+
+
+def test_a_finished_run_is_kept(playbook, provisioned):
+    """It is done again only when that is asked for."""
+    run = provisioned / "runs/r"
+    run.mkdir(parents=True)
+    (run / "finished.json").write_text("{}")
+    done = configure(playbook)
+    assert done.returncode == 2
+    message = " ".join(done.stdout.split())
+    assert "holds a finished run" in message
+    assert "-e run_name=..." in message
+    assert "-e training_overwrite=true" in message
+    assert [path.name for path in run.iterdir()] == ["finished.json"]
+    assert configure(playbook, training_overwrite=True).returncode == 0
+
+
+def test_a_refused_job_is_not_written(playbook, provisioned):
+    """The job that lies there stays, and the program's own words are shown."""
+    assert configure(playbook).returncode == 0
+    job = provisioned / "runs/r/job.yaml"
+    before = job.read_text()
+    (provisioned / "env/native/bin/python.refuse").write_text("error: the token is taken; choose another\n")
+    done = configure(playbook, training_placeholder_token="toy")
+    assert done.returncode == 2
+    assert "error: the token is taken; choose another" in done.stdout
+    assert job.read_text() == before
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(0, None), (3, "3")])
+def test_threads_can_be_named(playbook, provisioned, threads, expected):
+    """0 shares the cores out, anything else is taken as it is."""
+    configure(playbook, launch_config_threads_per_rank=threads)
+    line = next(x for x in (provisioned / "runs/r/env.sh").read_text().splitlines() if "OMP_NUM_THREADS" in x)
+    value = line.split("=")[1]
+    assert value == expected if expected else int(value) >= 1

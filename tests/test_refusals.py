@@ -1,0 +1,105 @@
+"""Bad input is refused by name and with a remedy, before anything is touched."""
+
+import pytest
+
+
+def refused(done, tmp_path, *texts):
+    """The playbook failed, said these texts, and installed nothing."""
+    message = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, message
+    for text in texts:
+        assert text in message
+    assert not (tmp_path / "work/env").exists()
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "texts"),
+    [
+        ({"software_stack": "cuda"}, ["software_stack 'cuda' is unknown", "set it to native"]),
+        ({"python_env_manager": "poetry"}, ["python_env_manager 'poetry' is unknown", "set it to venv"]),
+        ({"training_backend": "nccl"}, ["training_backend 'nccl' is unknown", "set it to gloo"]),
+        ({"run_name": "../demo"}, ["run_name '../demo' is no folder name"]),
+        ({"work_dir": "here"}, ["work_dir 'here' is no absolute path"]),
+        ({"launch_config_ranks_per_node": 0}, ["launch_config_ranks_per_node is 0", "set it to 1 or more"]),
+        ({"launch_config_ranks_per_node": 999}, ["999 ranks on", "set launch_config_ranks_per_node to at most"]),
+        ({"preflight_free_disk_mb": 10**9}, ["1000000000 MB needed", "make room there"]),
+        ({"preflight_memory_mb_per_rank": 10**9}, ["of memory for 2 ranks", "lower launch_config_ranks_per_node"]),
+        ({"base_model_source": "/nowhere"}, ["the model folder /nowhere does not exist"]),
+        ({"base_model_source": ""}, ["base_model_source and base_model_hub_id are neither set"]),
+        ({"base_model_hub_id": "a/b"}, ["base_model_source and base_model_hub_id are both set"]),
+        ({"training_data_source": "/nowhere"}, ["the picture folder /nowhere does not exist"]),
+        ({"python_env_torch_index": "somewhere"}, ["python_env_torch_index 'somewhere' is no index"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_setting(playbook, tmp_path, pictures, model, settings, texts):
+    """One wrong value among good ones."""
+    good = {"base_model_source": str(model), "training_data_source": str(pictures)}
+    refused(playbook("provision.yml", **(good | settings)), tmp_path, *texts)
+
+
+def test_a_model_without_unet(playbook, tmp_path, pictures, model):
+    """The part that is missing is named."""
+    (model / "unet/config.json").unlink()
+    (model / "unet").rmdir()
+    done = playbook("provision.yml", base_model_source=str(model), training_data_source=str(pictures))
+    refused(done, tmp_path, f"the model folder {model} has no unet")
+
+
+def test_an_empty_picture_folder(playbook, tmp_path, model):
+    """Empty is not missing."""
+    (tmp_path / "none").mkdir()
+    done = playbook("provision.yml", base_model_source=str(model), training_data_source=str(tmp_path / "none"))
+    refused(done, tmp_path, f"the picture folder {tmp_path}/none is empty")
+
+
+def test_a_file_that_is_no_picture(playbook, tmp_path, pictures, model):
+    """The stranger is named, the pictures are not."""
+    (pictures / "notes.txt").write_text("not a picture")
+    done = playbook("provision.yml", base_model_source=str(model), training_data_source=str(pictures))
+    refused(done, tmp_path, "notes.txt of", "is no picture")
+
+
+def test_all_that_is_wrong_is_told_at_once(playbook, tmp_path):
+    """A report, not a guessing game."""
+    done = playbook("provision.yml", software_stack="x", base_model_source="/nowhere", training_data_source="/nowhere")
+    refused(done, tmp_path, "software_stack 'x'", "model folder /nowhere", "picture folder /nowhere")
+
+
+@pytest.mark.parametrize("names", [[], ["a", "b"]], ids=["none", "two"])
+def test_not_exactly_one_primary(playbook, tmp_path, names):
+    """The job has one place to start from."""
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text("\n".join(["[primary]", *names, "[workers]", "c", "[cluster:children]", "primary", "workers"]))
+    done = playbook(
+        "train.yml", "-i", str(inventory), run_name="x", software_stack="native", launch_config_interface="eth0",
+        base_model_name="m", training_data_name="d",
+    )  # fmt: skip
+    refused(done, tmp_path, f"group primary holds {len(names)} hosts")
+
+
+def test_an_interpreter_that_does_not_fit(playbook, tmp_path, pictures, model):
+    """Neither a missing nor an old one is taken."""
+    old = tmp_path / "python2"
+    old.write_text("#!/bin/sh\necho 2.7\n")
+    old.chmod(0o755)
+    for python, text in ((str(old), "is Python 2.7"), ("/no/python", "is not there or does not run")):
+        done = playbook(
+            "provision.yml", python_env_python=python, base_model_source=str(model), training_data_source=str(pictures)
+        )
+        refused(done, tmp_path, f"python_env_python '{python}' {text}")
+
+
+def test_a_library_that_does_not_exist(playbook, tmp_path, pictures, model):
+    """A named libtcmalloc is never replaced in silence."""
+    done = playbook(
+        "provision.yml", "--tags", "gperftools", gperftools_library="/no/libtcmalloc.so",
+        base_model_source=str(model), training_data_source=str(pictures),
+    )  # fmt: skip
+    refused(done, tmp_path, "gperftools_library /no/libtcmalloc.so does not exist")
+
+
+def test_a_host_that_is_not_provisioned(playbook, tmp_path):
+    """Training names what is missing, and the command that brings it."""
+    refused(playbook("train.yml"), tmp_path, "env/native/bin/mpirun", "run ansible-playbook provision.yml")
