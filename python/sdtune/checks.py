@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -34,10 +35,17 @@ def check_model_folder(path: str | Path) -> Path:
     return model
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model.path: {path} cannot be read ({error}); fetch the model again") from None
+    return config
+
+
 def vae_factor(model: Path) -> int:
     """How many pixels one latent cell spans along a side."""
-    config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+    return int(2 ** (len(_read_config(model / "vae" / "config.json")["block_out_channels"]) - 1))
 
 
 def launched_world_size() -> int:
@@ -76,6 +84,9 @@ def check_job(job: Job) -> None:
             f"data.resolution: {job.data.resolution} is not a multiple of the VAE's factor {factor}; "
             f"take {lower or factor} or {lower + factor}"
         )
+    prediction = _read_config(model / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise BadInput(f"model.path: its prediction type {prediction!r} is neither epsilon nor v_prediction")
     list_pictures(job.data.path)
     caption_templates(job.data.learnable_property, job.data.templates_file)
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")

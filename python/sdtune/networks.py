@@ -10,7 +10,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdtune.config import Job
 from sdtune.embedding import LearnedEmbedding, add_placeholder, initializer_ids, install
-from sdtune.errors import BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 
@@ -50,8 +49,6 @@ def load_frozen(job: Job) -> Frozen:
         module.requires_grad_(False).eval()
     embedding = install(text_encoder, ids, start)
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise BadInput(f"model.path: prediction type {scheduler.config.prediction_type!r} is not supported")
     return Frozen(unet, text_encoder, tokenizer, scheduler, embedding, dtype)
 
 

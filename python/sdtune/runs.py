@@ -8,15 +8,8 @@ from typing import Any
 
 from sdtune.errors import BadInput
 
-_RESULTS = (
-    "learned_embeds.safetensors",
-    "pipeline",
-    "openvino",
-    "images",
-    "validation",
-    "checkpoints",
-    "metrics.jsonl",
-)
+_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "images")
+_PROGRESS = ("metrics.jsonl", "checkpoints", "validation")
 
 
 class Run:
@@ -48,10 +41,13 @@ class Run:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
 
-    def clear(self) -> None:
-        """Remove an earlier run's results, the mark of having finished first; what launches the run stays."""
+    def clear(self, *, keep_progress: bool) -> None:
+        """Remove an earlier run's results, the mark of having finished first; what launches the run stays.
+
+        ``keep_progress`` leaves what a resumed run goes on with: metrics, checkpoints, validation pictures.
+        """
         self.finished.unlink(missing_ok=True)
-        for name in _RESULTS:
+        for name in _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS):
             path = self.folder / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -86,7 +82,8 @@ def write_atomically(path: Path, text: str) -> None:
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder ``new`` in the place of ``target``."""
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=False) if old.exists() else None
+    if old.exists():
+        shutil.rmtree(old)
     if target.exists():
         target.rename(old)
     new.rename(target)

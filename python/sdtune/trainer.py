@@ -25,7 +25,7 @@ from sdtune.networks import denoising_losses, load_frozen
 from sdtune.pipelines import draw_validation, save_full_pipeline
 from sdtune.runs import Run
 from sdtune.templates import caption_templates
-from sdtune.validation import make_triples, share_of_gap, validate
+from sdtune.validation import Validator, make_triples
 
 
 def start_accelerator(job: Job) -> Accelerator:
@@ -96,8 +96,8 @@ def train(job: Job) -> dict[str, Any]:
         if theirs[1] != who:
             key = next(k for k in who if theirs[1].get(k) != who[k])
             raise BadInput(f"rank {other} on {theirs[0]} has another {key} than rank {rank}; give all hosts the same")
-    if is_main and t.resume_from_checkpoint is None:
-        run.clear()
+    if is_main:
+        run.clear(keep_progress=t.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
 
     pictures = list_pictures(d.path)
@@ -131,27 +131,6 @@ def train(job: Job) -> dict[str, Any]:
         first = load_checkpoint(run.checkpoints, t.resume_from_checkpoint, rows, optimizer, schedule, who)
 
     metrics = Metrics(run.metrics, first) if is_main else None
-    triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
-    baseline: float | None = None
-    reference: float | None = None
-    latest: float | None = None
-
-    def validation_loss(noun: str) -> float:
-        return validate(frozen, triples, frozen.token_ids([templates[0].format(noun)]), t.train_batch_size, accelerator)
-
-    def do_validation(step: int) -> None:
-        nonlocal baseline, latest
-        latest = validation_loss(word)
-        baseline = latest if baseline is None else baseline
-        share = share_of_gap(baseline, reference, latest)
-        if metrics is not None:
-            metrics.write("validation", step=step, loss=latest, gap_closed=share)
-            closed = "" if share is None else f", {100 * share:.0f} % of the gap to the reference caption"
-            tqdm.write(f"step {step}: validation loss {latest:.5f}{closed}")
-            if job.validation.prompt is not None:
-                draw_validation(job, frozen.unet, frozen.text_encoder, frozen.tokenizer, step)
-        accelerator.wait_for_everyone()
-
     if metrics is not None and first == 0:
         metrics.write(
             "start",
@@ -166,18 +145,27 @@ def train(job: Job) -> dict[str, Any]:
             start_s=time.perf_counter() - begun,
             **describe_host(),
         )
+
+    triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
+    validator = Validator(frozen, triples, templates[0], t.train_batch_size, accelerator)
     validating = job.validation.steps > 0
+
+    def report(step: int) -> None:
+        loss, share = validator.measure(word), validator.gap_closed
+        if metrics is not None:
+            metrics.write("validation", step=step, loss=loss, gap_closed=share)
+            closed = "" if share is None else f", {100 * share:.0f} % of the gap to the reference caption"
+            tqdm.write(f"step {step}: validation loss {loss:.5f}{closed}")
+            if job.validation.prompt is not None:
+                draw_validation(job, frozen.unet, frozen.text_encoder, frozen.tokenizer, step)
+        accelerator.wait_for_everyone()
+
     if validating:
-        if job.validation.reference_caption is not None:
-            reference = validation_loss(job.validation.reference_caption)
-        with torch.no_grad():  # the word as it was before any step, also when the run is resumed
-            now = rows.clone()
-            rows.copy_(start)
-            if first:
-                baseline = validation_loss(word)
-            else:
-                do_validation(0)
-            rows.copy_(now)
+        validator.start(word, start, job.validation.reference_caption)
+        if first == 0:
+            report(0)
+        else:
+            validator.measure(word)
 
     progress = tqdm(
         total=t.max_train_steps, initial=first, disable=None if is_main else True, unit="step", smoothing=0.1
@@ -232,19 +220,17 @@ def train(job: Job) -> dict[str, Any]:
             if t.checkpointing_steps and done % t.checkpointing_steps == 0:
                 save_checkpoint(run.checkpoints, done, rows, optimizer, schedule, who, t.checkpoints_total_limit)
         if validating and (done % job.validation.steps == 0 or done == t.max_train_steps):
-            do_validation(done)
+            report(done)
 
     progress.close()
-    if validating and latest is None:  # resumed where nothing was left to do
-        latest = validation_loss(word)
     facts: dict[str, Any] = {
         "run_name": job.run_name,
         "steps": t.max_train_steps,
         "world_size": world_size,
         "seconds": time.perf_counter() - begun,
-        "validation_loss": latest,
-        "initializer_loss": baseline,
-        "reference_loss": reference,
+        "validation_loss": validator.latest,
+        "initializer_loss": validator.baseline if validating else None,
+        "reference_loss": validator.reference,
     }
     if metrics is not None:
         metrics.close()

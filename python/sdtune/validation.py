@@ -4,6 +4,7 @@ The loss of a training step says little, since the timestep that was drawn domin
 nothing but their number, so that the figure compares between steps, seeds and runs over the same pictures and model.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,3 +52,47 @@ def share_of_gap(baseline: float, reference: float | None, now: float) -> float 
     if reference is None or baseline <= reference:
         return None
     return (baseline - now) / (baseline - reference)
+
+
+class Validator:
+    """Measures the word that is being learned, against the word it started from and the best caption of its user.
+
+    Attributes:
+        baseline: loss of the initializer, before any step.
+        reference: loss of the reference caption, or None.
+        latest: loss of the word when it was last measured, or None.
+    """
+
+    def __init__(self, frozen: Frozen, triples: Triples, template: str, batch: int, accelerator: Accelerator) -> None:
+        """``template`` is the one sentence, with ``{}``, that every measurement uses; ``batch`` samples at a time."""
+        self._frozen, self._triples, self._template = frozen, triples, template
+        self._batch, self._accelerator = batch, accelerator
+        self.baseline = math.nan
+        self.reference: float | None = None
+        self.latest: float | None = None
+
+    def loss_of(self, noun: str) -> float:
+        """Mean loss with ``noun`` in the sentence; the same on every rank."""
+        ids = self._frozen.token_ids([self._template.format(noun)])
+        return validate(self._frozen, self._triples, ids, self._batch, self._accelerator)
+
+    def measure(self, word: str) -> float:
+        """Measure the word as it is now."""
+        self.latest = self.loss_of(word)
+        return self.latest
+
+    @property
+    def gap_closed(self) -> float | None:
+        """Share of the gap between initializer and reference caption that the word has closed; 1 is all of it."""
+        return None if self.latest is None else share_of_gap(self.baseline, self.reference, self.latest)
+
+    def start(self, word: str, start: torch.Tensor, caption: str | None) -> None:
+        """Measure the reference caption, and the word with its starting rows, whatever it has learned since."""
+        if caption is not None:
+            self.reference = self.loss_of(caption)
+        rows = self._frozen.embedding.rows
+        with torch.no_grad():
+            now = rows.clone()
+            rows.copy_(start)
+            self.baseline = self.loss_of(word)
+            rows.copy_(now)

@@ -248,3 +248,15 @@ def test_another_number_of_ranks_is_refused_at_once(mapping, tmp_path, launched)
     assert [rank.returncode for rank in ranks] == [2] * launched
     assert f"error: the job asks for 3 ranks (training.world_size) but {launched} were started" in outputs[0]
     assert not Run(job.run_dir).folder.exists()
+
+
+def test_a_run_resumed_at_its_end_ends_the_same(mapping):
+    options = {"checkpointing_steps": 2}
+    job = changed(mapping, training=options, validation={"steps": 1})
+    facts = train(job)
+    before = rows_of(job)
+    (Run(job.run_dir).finished).unlink()
+    again = train(changed(mapping, training={**options, "resume_from_checkpoint": "latest"}, validation={"steps": 1}))
+    assert torch.equal(rows_of(job), before)
+    assert again["validation_loss"] == facts["validation_loss"]
+    assert again["initializer_loss"] == facts["initializer_loss"]
