@@ -48,7 +48,7 @@ pytest: dev-tools $(TEST_STAMP)
 	cd python && PATH="$(TEST_ENV)/bin:$$PATH" $(TEST_PYTHON) -m pytest
 
 toyworld: control-node $(TEST_STAMP)
-	$(TEST_PYTHON) python/make_toyworld.py
+	$(TEST_PYTHON) python/make_toyworld.py --out toyworld
 
 clean:
 	rm --recursive --force .venv .cache .ansible

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from sdtune.errors import BadInput, TrainingFailed
@@ -15,13 +16,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; exit with 2 for bad input and 1 for a failed training, with ``error: ...`` on standard error."""
+    """Call ``main``; exit with 2 for bad input, with 1 for a failure, and with what was wrong on standard error."""
     try:
         main()
     except (BadInput, TrainingFailed) as error:
         # under mpirun every rank of a host finds the same mistake in the job: one line a host will do
         if isinstance(error, TrainingFailed) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
-        # the other ranks may wait in a collective operation; leaving at once lets mpirun end them
-        sys.stdout.flush()
-        os._exit(2 if isinstance(error, BadInput) else 1)
+        code = 2 if isinstance(error, BadInput) else 1
+    except Exception:  # noqa: BLE001 - shown in full, and the process ends
+        traceback.print_exc()
+        code = 1
+    else:
+        return
+    sys.stdout.flush()
+    # At once, past any clean-up: Hydra does not end the others when a rank leaves, but closing this rank's connections
+    # ends whatever collective operation they wait in.
+    os._exit(code)

@@ -48,6 +48,37 @@ def start_accelerator(job: Job) -> Accelerator:
     return accelerator
 
 
+def check_together(job: Job, world_size: int) -> dict[str, Any]:
+    """Look at the job on every rank, and let all ranks know what any of them found, so that none is left waiting.
+
+    Returns:
+        :func:`sdtune.checkpoint.identity` of the run, which is the same on every rank.
+
+    Raises:
+        BadInput: on every rank, with one line for each host where something is wrong or differs from rank 0's.
+    """
+    who: dict[str, Any] = {}
+    problem = None
+    try:
+        check_job(job)
+        who = identity(job, world_size)
+    except BadInput as error:
+        problem = str(error)
+    found = gather_object([(platform.node(), problem, who)])
+    problems: dict[tuple[str, str], None] = {}  # each once, in the order of the ranks
+    first_host, _, first = found[0]
+    for host, its_problem, its_who in found:
+        if its_problem is not None:
+            problems[host, its_problem] = None
+        elif first and its_who != first:
+            key = next(k for k in first if its_who[k] != first[k])
+            problems[host, f"its {key} differ from those of {first_host}; give all hosts the same"] = None
+    if problems:
+        several = len({host for host, _, _ in found}) > 1
+        raise BadInput("; ".join(f"{host}: {p}" if several else p for host, p in problems))
+    return who
+
+
 class Batches:
     """Turns the samples' numbers into tensors."""
 
@@ -86,16 +117,11 @@ def train(job: Job) -> dict[str, Any]:
         TrainingFailed: the loss is not a number any more.
     """
     begun = time.perf_counter()
-    check_job(job)
     accelerator = start_accelerator(job)
     rank, world_size, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     t, d, run = job.training, job.data, Run(job.run_dir)
 
-    who = identity(job, world_size)
-    for other, theirs in enumerate(gather_object([(platform.node(), who)])):
-        if theirs[1] != who:
-            key = next(k for k in who if theirs[1].get(k) != who[k])
-            raise BadInput(f"rank {other} on {theirs[0]} has another {key} than rank {rank}; give all hosts the same")
+    who = check_together(job, world_size)
     if is_main:
         run.clear(keep_progress=t.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()

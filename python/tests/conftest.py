@@ -83,11 +83,15 @@ def write_job(path: Path, job) -> Path:
     return path
 
 
-def start_ranks(job_file: Path, count: int) -> list[subprocess.Popen]:
-    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback."""
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def start_ranks(job_file: Path, count: int) -> list[subprocess.Popen]:
+    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback."""
+    port = free_port()
     ranks = []
     for rank in range(count):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}

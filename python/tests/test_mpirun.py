@@ -1,0 +1,89 @@
+"""Under the real mpirun of the environment: what becomes of a job when one of its ranks fails."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdtune.runs import Run
+from tests.conftest import free_port, write_job
+
+PYTHON = Path(__file__).parents[1]
+PREFIX = Path(sys.prefix)
+
+# rank 1 meets what the test puts there; what it does then, and what becomes of rank 0, is the program's own
+RANK = """
+import os, sys
+from sdtune import cli, config, errors, trainer
+
+job = config.read_yaml(sys.argv[1], config.Job)
+if os.environ["PMI_RANK"] == "1":
+    {failure}
+cli.run(lambda: trainer.train(job) and None)
+"""
+
+NOT_FINITE = """
+    real = trainer.denoising_losses
+    trainer.denoising_losses = lambda *a: real(*a) * float("nan")
+"""
+BAD_INPUT = """
+    def check_job(job):
+        raise errors.BadInput("a picture is broken")
+    trainer.check_job = check_job
+"""
+SURPRISE = """
+    def load_frozen(job):
+        raise KeyError("surprise")
+    trainer.load_frozen = load_frozen
+"""
+KILLED = """
+    import signal
+    trainer.load_frozen = lambda job: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (NOT_FINITE, "error: the loss is nan at step 1, rank 1, picture"),
+        (BAD_INPUT, "error: a picture is broken"),
+        (SURPRISE, "KeyError: 'surprise'"),
+        (KILLED, "KILLED BY SIGNAL: 9"),
+    ],
+    ids=["not-finite", "bad-input", "surprise", "killed"],
+)
+def test_a_failing_rank_ends_the_job_at_once(mapping, tmp_path, failure, said):
+    mpirun = PREFIX / "bin" / "mpirun"
+    assert mpirun.exists(), f"{mpirun}: these tests run in an environment made by the roles"
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(failure=failure.strip()), encoding="utf-8")
+    mapping["training"]["world_size"] = 2
+    job = write_job(tmp_path / "job.yaml", mapping)
+    env = {
+        **os.environ,
+        "PATH": f"{PREFIX / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(PYTHON),
+        "I_MPI_ROOT": str(PREFIX),
+        "FI_PROVIDER_PATH": str(PREFIX / "lib"),
+        "FI_PROVIDER": "tcp",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    began = time.monotonic()
+    done = subprocess.run(
+        [mpirun, "-n", "2", sys.executable, script, job],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert not Run(mapping["run_dir"]).finished.exists()
+    assert time.monotonic() - began < 200  # nobody waited for gloo's half hour
