@@ -33,9 +33,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 class Log:
     """Prints a line and appends it to ``log.jsonl``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, append: bool) -> None:
         self.path, self.begun = path, time.time()
-        path.touch()
+        path.open("a" if append else "w").close()
 
     def __call__(self, **fields: Any) -> None:
         """Write one line."""
@@ -290,7 +290,7 @@ def main() -> None:
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    log = Log(args.out / "log.jsonl")
+    log = Log(args.out / "log.jsonl", append=args.keep_vae)
     log(
         part="start",
         torch=torch.__version__,
@@ -353,7 +353,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     shown = random.Random(args.seed).sample([c for c in dict.fromkeys(captions) if " in " in c or " at " in c], 24)
     pictures: list[Image.Image] = [
-        pipeline(c, num_inference_steps=30, generator=torch.Generator().manual_seed(i)).images[0]
+        pipeline(c, num_inference_steps=30, guidance_scale=4.0, generator=torch.Generator().manual_seed(i)).images[0]
         for i, c in enumerate(shown)
     ]
     contact_sheet(pictures, shown, columns=6, cell=160).save(args.out / "trained.png")

@@ -102,7 +102,7 @@ def main() -> None:
             for noun in ("toy", best, job.data.placeholder_token):
                 prompt = f"a photo of a {noun}"
                 with torch.no_grad():
-                    cells.append(draw(pipeline, [prompt], [i + 1], num_inference_steps=30)[0])
+                    cells.append(draw(pipeline, [prompt], [i + 1], num_inference_steps=30, guidance_scale=4.0)[0])
                 captions.append(f"{prompt} (seed {i + 1})")
         # one row a column of cells: concept, initializer, best caption, learned
         order = [row + 4 * column for row in range(4) for column in range(count)]
