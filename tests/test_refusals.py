@@ -103,3 +103,9 @@ def test_a_library_that_does_not_exist(playbook, tmp_path, pictures, model):
 def test_a_host_that_is_not_provisioned(playbook, tmp_path):
     """Training names what is missing, and the command that brings it."""
     refused(playbook("train.yml"), tmp_path, "env/native/bin/mpirun", "run ansible-playbook provision.yml")
+
+
+def test_more_hosts_than_this_version_trains_on(playbook, tmp_path):
+    """Not silently on the first of them."""
+    done = playbook("train.yml", "-i", "inventory/example", "--tags", "training")
+    refused(done, tmp_path, "group cluster holds 4 hosts, and this version trains on one", "keep one host")
