@@ -75,7 +75,9 @@ def draw_validation(
     prompt = expand_placeholder(job.validation.prompt or "", job.data.placeholder_token, job.data.num_vectors)
     seeds = list(range(1, job.validation.num_images + 1))
     size = {"height": job.data.resolution, "width": job.data.resolution}
-    pictures = [draw(pipeline, [prompt], [seed], num_inference_steps=25, **size)[0] for seed in seeds]
+    # the float32 rows make the text encoder pass for a float32 one, so the pipeline hands the bf16 UNet float32 latents
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=unet.dtype == torch.bfloat16):
+        pictures = [draw(pipeline, [prompt], [seed], num_inference_steps=25, **size)[0] for seed in seeds]
     folder = Run(job.run_dir).validation
     folder.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, [f"seed {s}" for s in seeds], columns=4).save(folder / f"step-{step:06d}.png")
