@@ -9,6 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ from safetensors.torch import load, save
 from sdtune.config import Job
 from sdtune.data import list_pictures
 from sdtune.errors import BadInput
+
+# what may differ between a run and its resumption without changing what is learned
+_MAY_CHANGE = (
+    "path",
+    "backend",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "save_as_full_pipeline",
+)
 
 
 def model_fingerprint(model: Path) -> str:
@@ -44,17 +55,15 @@ def pictures_fingerprint(folder: str | Path) -> str:
 
 def identity(job: Job, world_size: int) -> dict[str, Any]:
     """What has to be the same for a run to be the same run."""
-    t, d = job.training, job.data
+    free = set(_MAY_CHANGE)
+    if job.training.lr_scheduler in ("constant", "constant_with_warmup"):
+        free.add("max_train_steps")  # the other schedules are stretched over the steps
+    settings = {**asdict(job.data), **asdict(job.training), "world_size": world_size}
     return {
         "model": model_fingerprint(Path(job.model.path)),
-        "pictures": pictures_fingerprint(d.path),
-        "placeholder_token": d.placeholder_token,
-        "num_vectors": d.num_vectors,
-        "resolution": d.resolution,
+        "pictures": pictures_fingerprint(job.data.path),
         "seed": job.seed,
-        "world_size": world_size,
-        "train_batch_size": t.train_batch_size,
-        "gradient_accumulation_steps": t.gradient_accumulation_steps,
+        **{key: value for key, value in settings.items() if key not in free},
     }
 
 

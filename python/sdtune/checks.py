@@ -29,6 +29,8 @@ def check_model_folder(path: str | Path) -> Path:
     for part in (*_WEIGHTS, "tokenizer", "scheduler"):
         if not (model / part).is_dir():
             raise BadInput(f"model.path: {model} has no {part}/; it has to be a pipeline in diffusers layout")
+    if not (model / "model_index.json").is_file():
+        raise BadInput(f"model.path: {model} has no model_index.json; it has to be a pipeline in diffusers layout")
     for part in _WEIGHTS:
         if not any((model / part).glob("*.safetensors")):
             raise BadInput(f"model.path: {model / part} holds no .safetensors file; other formats are refused")
@@ -92,4 +94,4 @@ def check_job(job: Job) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
     add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
-    Run(job.run_dir).check_writable(overwrite=job.overwrite)
+    Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)

@@ -113,6 +113,10 @@ class TrainingArgs:
     def __post_init__(self) -> None:
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoints_total_limit"):
             _require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)} is less than 1")
+        for name in ("adam_beta1", "adam_beta2"):
+            _require(0 <= getattr(self, name) < 1, f"training.{name}: {getattr(self, name)} is not between 0 and 1")
+        for name in ("adam_weight_decay", "adam_epsilon"):
+            _require(getattr(self, name) >= 0, f"training.{name}: {getattr(self, name)} is negative")
         for name in ("lr_warmup_steps", "checkpointing_steps"):
             _require(getattr(self, name) >= 0, f"training.{name}: {getattr(self, name)} is negative")
         _require(

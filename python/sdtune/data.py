@@ -29,8 +29,8 @@ def list_pictures(folder: str | Path) -> list[Path]:
             raise BadInput(f"data.path: {path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder")
         try:
             with Image.open(path) as image:
-                image.verify()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                image.load()  # verify() would let a truncated file pass
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadInput(f"data.path: {path} cannot be read as a picture ({error}); replace or remove it") from None
     return files
 

@@ -46,9 +46,12 @@ def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str, num_vectors: int
         BadInput: a token is in the vocabulary already.
     """
     names = token_names(placeholder, num_vectors)
-    known = set(names) & tokenizer.get_vocab().keys()
-    if known:
-        raise BadInput(f"data.placeholder_token: {sorted(known)[0]!r} is in the model's vocabulary; choose another")
+    for name in names:
+        # a whole word is stored with a mark of its end, so the vocabulary's keys alone do not tell
+        if name in tokenizer.get_vocab() or len(tokenizer.encode(name, add_special_tokens=False)) == 1:
+            raise BadInput(
+                f"data.placeholder_token: {name!r} is in the model's vocabulary; choose another, like <{name}>"
+            )
     tokenizer.add_tokens(names)
     ids: list[int] = tokenizer.convert_tokens_to_ids(names)
     return ids

@@ -22,11 +22,7 @@ class StaticShape:
 
 
 def shape_of(job: Job) -> StaticShape:
-    """The shape that a job asks for.
-
-    Raises:
-        BadInput: the training resolution, used as a side, is not a multiple of 8.
-    """
+    """The shape that a job asks for."""
     o = job.openvino
     return StaticShape(
         batch_size=o.batch_size,
@@ -81,7 +77,8 @@ def export(job: Job) -> StaticShape:
     """Write ``openvino/`` of the run from its ``pipeline/``, check it, and return its shape.
 
     Raises:
-        BadInput: the run has not finished training, or asks for a shape that the VAE cannot make.
+        BadInput: the run has not finished training.
+        RuntimeError: the reloaded copy has another shape.
     """
     run, asked = Run(job.run_dir), shape_of(job)
     run.require_learned()

@@ -1,5 +1,6 @@
 """Whole pipelines: saving one that knows the word, and drawing with the networks that are being trained with."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdtune.config import Job
 from sdtune.embedding import add_placeholder, expand_placeholder
 from sdtune.images import contact_sheet
-from sdtune.runs import Run, replace_folder
+from sdtune.runs import Run, replace_folder, write_atomically
 
 _KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -33,7 +34,14 @@ def save_full_pipeline(model: Path, target: Path, placeholder: str, rows: torch.
     for part in sorted(p for p in model.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if part.name not in ("text_encoder", "tokenizer"):
             _copy_part(part, temporary / part.name)
-    shutil.copyfile(model / "model_index.json", temporary / "model_index.json")
+    # a part that was not fetched, the safety checker as a rule, is no part of the copy
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    for name, value in index.items():
+        if isinstance(value, list) and not (model / name).is_dir():
+            index[name] = [None, None]
+    if index.get("safety_checker", [None])[0] is None:
+        index["requires_safety_checker"] = False
+    write_atomically(temporary / "model_index.json", json.dumps(index, indent=2) + "\n")
 
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     ids = add_placeholder(tokenizer, placeholder, len(rows))

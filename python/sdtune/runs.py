@@ -26,8 +26,8 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.finished = self.folder / "finished.json"
 
-    def check_writable(self, *, overwrite: bool) -> None:
-        """Refuse a finished run, and a folder that cannot be written to.
+    def check_writable(self, *, overwrite: bool, resume: bool) -> None:
+        """Refuse a finished run, checkpoints that would be lost, and a folder that cannot be written to.
 
         Raises:
             BadInput: with the remedy.
@@ -36,6 +36,12 @@ class Run:
             raise BadInput(
                 f"{self.folder} holds a finished run, which is not overwritten unasked; choose another "
                 f"run_name, or allow it with --overwrite (Ansible: -e training_overwrite=true)"
+            )
+        if not resume and not overwrite and any(self.checkpoints.glob("step-*")):
+            raise BadInput(
+                f"{self.folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint: latest "
+                f"(Ansible: -e training_resume_from_checkpoint=latest), or start anew with --overwrite "
+                f"(-e training_overwrite=true)"
             )
         nearest = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

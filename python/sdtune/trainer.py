@@ -122,10 +122,6 @@ def train(job: Job) -> dict[str, Any]:
     t, d, run = job.training, job.data, Run(job.run_dir)
 
     who = check_together(job, world_size)
-    if is_main:
-        run.clear(keep_progress=t.resume_from_checkpoint is not None)
-    accelerator.wait_for_everyone()
-
     pictures = list_pictures(d.path)
     cache = encode_pictures(
         job.model.path,
@@ -155,7 +151,12 @@ def train(job: Job) -> dict[str, Any]:
     first = 0
     if t.resume_from_checkpoint is not None:
         first = load_checkpoint(run.checkpoints, t.resume_from_checkpoint, rows, optimizer, schedule, who)
+        if first > t.max_train_steps:
+            raise BadInput(f"training.max_train_steps: {t.max_train_steps} is less than the checkpoint's {first} steps")
 
+    if is_main:  # from here on the run folder is written to
+        run.clear(keep_progress=t.resume_from_checkpoint is not None)
+    accelerator.wait_for_everyone()
     metrics = Metrics(run.metrics, first) if is_main else None
     if metrics is not None and first == 0:
         metrics.write(

@@ -36,9 +36,9 @@ def make_triples(cache: LatentCache, count: int, timesteps: int) -> Triples:
 @torch.no_grad()
 def validate(frozen: Frozen, triples: Triples, ids: torch.Tensor, batch: int, accelerator: Accelerator) -> float:
     """Mean loss over all triples with the caption ``ids`` [1, tokens]; ranks share the work and get the same figure."""
-    share = torch.arange(accelerator.process_index, len(triples.timesteps), accelerator.num_processes)
+    share = torch.arange(len(triples.timesteps))[accelerator.process_index :: accelerator.num_processes]
     total = torch.zeros(2, dtype=torch.float64)
-    for part in torch.split(share, batch):
+    for part in torch.split(share, batch) if len(share) else ():
         losses = denoising_losses(
             frozen, triples.latents[part], triples.noise[part], triples.timesteps[part], ids.expand(len(part), -1)
         )

@@ -26,6 +26,11 @@ def test_folders_that_are_no_pictures(tmp_path):
     (tmp_path / "notes.txt").rename(tmp_path / "broken.jpg")
     with pytest.raises(BadInput, match=r"broken\.jpg cannot be read as a picture"):
         list_pictures(tmp_path)
+    (tmp_path / "broken.jpg").unlink()
+    halves(64, 64).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-200])
+    with pytest.raises(BadInput, match=r"cut\.jpg cannot be read as a picture"):
+        list_pictures(tmp_path)
 
 
 def halves(width, height):

@@ -1,6 +1,7 @@
 """From the embedded model to pictures: what diffusers, OpenVINO and a reader of the files find."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -16,6 +17,7 @@ from sdtune.config import GenerationJob, Job, build
 from sdtune.embedding import load_rows
 from sdtune.errors import BadInput
 from sdtune.generation import generate
+from sdtune.pipelines import save_full_pipeline
 from sdtune.runs import Run
 from sdtune.trainer import train
 from tests.conftest import REPOSITORY
@@ -178,3 +180,14 @@ def test_learning_lowers_the_validation_loss(tmp_path):
     halfway = facts["initializer_loss"] - 0.5 * (facts["initializer_loss"] - facts["reference_loss"])
     assert facts["reference_loss"] < facts["initializer_loss"]
     assert facts["validation_loss"] < halfway
+
+
+def test_a_model_without_its_safety_checker_can_be_saved_and_loaded(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["requires_safety_checker"] = True
+    (model / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    save_full_pipeline(model, tmp_path / "saved", "<x>", torch.zeros(1, 128))
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "saved").safety_checker is None

@@ -213,7 +213,7 @@ def test_the_cache_holds_the_vaes_own_moments(untrained_model, pictures):
     [
         ("data", "resolution", 60, "data.resolution: 60 is not a multiple of the VAE's factor 8; take 56 or 64"),
         ("data", "initializer_token", "yellow toy", "is 2 tokens for this model"),
-        ("data", "placeholder_token", "toy</w>", "is in the model's vocabulary"),
+        ("data", "placeholder_token", "toy", "'toy' is in the model's vocabulary"),
         ("data", "path", "/nonexistent", "the picture folder /nonexistent does not exist"),
         ("data", "templates_file", "/nonexistent", "templates_file: /nonexistent does not exist"),
         ("model", "path", "/nonexistent", "the model folder /nonexistent does not exist"),
@@ -260,3 +260,29 @@ def test_a_run_resumed_at_its_end_ends_the_same(mapping):
     assert torch.equal(rows_of(job), before)
     assert again["validation_loss"] == facts["validation_loss"]
     assert again["initializer_loss"] == facts["initializer_loss"]
+
+
+def test_checkpoints_of_an_unfinished_run_are_not_lost_unasked(mapping):
+    job = changed(mapping, training={"checkpointing_steps": 1})
+    train(job)
+    Run(job.run_dir).finished.unlink()
+    with pytest.raises(BadInput, match=r"checkpoints of an unfinished run; go on with .*latest"):
+        train(job)
+    assert (Run(job.run_dir).checkpoints / "step-000002").is_dir()
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(mapping):
+    job = changed(mapping, training={"checkpointing_steps": 1})
+    train(job)
+    before = {p: p.stat().st_mtime_ns for p in Run(job.run_dir).folder.rglob("*")}
+    options = {"checkpointing_steps": 1, "resume_from_checkpoint": "latest", "learning_rate": 1e-3}
+    other = build(Job, {**mapping, "overwrite": True, "training": {**mapping["training"], **options}})
+    with pytest.raises(BadInput, match=r"its learning_rate is 0.01, this job's is 0.001"):
+        train(other)
+    assert {p: p.stat().st_mtime_ns for p in Run(job.run_dir).folder.rglob("*")} == before
+
+
+def test_fewer_triples_than_ranks(mapping, tmp_path):
+    job = changed(mapping, training={"world_size": 2, "max_train_steps": 1}, validation={"steps": 1, "triples": 1})
+    run_ranks(write_job(tmp_path / "job.yaml", job), 2)
+    assert [m["step"] for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "validation"] == [0, 1]
