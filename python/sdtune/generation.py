@@ -82,7 +82,7 @@ def generate(job: GenerationJob) -> list[Path]:
         pipeline = StableDiffusionPipeline.from_pretrained(
             run.pipeline, torch_dtype=torch.float32, use_safetensors=True
         )
-        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        side = int(run.facts()["resolution"])
         shape = StaticShape(batch_size=1, num_images_per_prompt=1, height=side, width=side)
     pipeline.set_progress_bar_config(disable=True)
 

@@ -64,6 +64,17 @@ class Run:
         """Write the mark of a finished run, the last thing that training writes."""
         write_atomically(self.finished, json.dumps(facts, indent=2) + "\n")
 
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`finish` wrote.
+
+        Raises:
+            BadInput: the run has not finished.
+        """
+        if not self.finished.is_file():
+            raise BadInput(f"{self.folder} holds no finished run; train it first, or go on with resume_from_checkpoint")
+        facts: dict[str, Any] = json.loads(self.finished.read_text(encoding="utf-8"))
+        return facts
+
     def require_learned(self) -> None:
         """Refuse to go on from a run that has not learned anything yet.
 

@@ -254,6 +254,7 @@ def train(job: Job) -> dict[str, Any]:
         "run_name": job.run_name,
         "steps": t.max_train_steps,
         "world_size": world_size,
+        "resolution": d.resolution,
         "seconds": time.perf_counter() - begun,
         "validation_loss": validator.latest,
         "initializer_loss": validator.baseline if validating else None,
