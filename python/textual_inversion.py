@@ -8,7 +8,14 @@
 The flags are those of diffusers' example of this name; a job file says the same in YAML.
 """
 
+import sys
+
 from sdtune import cli, config
+
+# Text generation in transformers and a few noise schedules in diffusers would bring in scikit-learn and SciPy: on every
+# rank most of a second and 75 MB for what training never calls. Modules that are None count as not installed.
+for _name in ("scipy", "sklearn"):
+    sys.modules[_name] = None  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from sdtune import toyworld
 from sdtune.config import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
 from sdtune.data import list_pictures
 from sdtune.images import contact_sheet
-from sdtune.latents import encode_pictures
+from sdtune.latents import LatentCache
 from sdtune.networks import load_frozen
 from sdtune.pipelines import draw
 from sdtune.runs import Run
@@ -33,7 +33,7 @@ from sdtune.validation import make_triples, validate
 def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
     """The validation loss of ``a photo of a <noun>`` for each noun, nothing learned."""
     pictures = list_pictures(job.data.path)
-    cache = encode_pictures(job.model.path, pictures, job.data.resolution, job.data.center_crop)
+    cache = LatentCache(job.model.path, pictures, job.data.resolution, job.data.center_crop)
     frozen = load_frozen(job)
     triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
     accelerator = Accelerator(cpu=True)

@@ -5,11 +5,12 @@ No random state is kept because none exists: :class:`sdtune.data.Sampler` comput
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,48 @@ _MAY_CHANGE = (
     "backend",
     "checkpointing_steps",
     "checkpoints_total_limit",
+    "report_to",
     "resume_from_checkpoint",
+    "resume_reshard",
     "save_as_full_pipeline",
 )
+# what resume_reshard allows to differ: how a global batch is cut into ranks, micro-steps and batches
+_RESHARDED = ("world_size", "train_batch_size", "gradient_accumulation_steps")
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        samples: training samples drawn by all ranks; the next step takes the numbers from here on.
+        best: lowest validation loss that counted as an improvement, or None before the first.
+        stale: validations since then.
+    """
+
+    step: int = 0
+    samples: int = 0
+    best: float | None = None
+    stale: int = 0
+
+    def validated(self, loss: float, min_delta: float) -> None:
+        """Take note of a validation; ``loss`` has to be ``min_delta`` below the best, relative to it, to count."""
+        if self.best is None or loss < self.best * (1 - min_delta):
+            self.best, self.stale = loss, 0
+        else:
+            self.stale += 1
 
 
 def model_fingerprint(model: Path) -> str:
-    """A hash of the size and of 64 KiB at three places of each weight file: tells models apart at once."""
+    """A hash of the size and of 64 KiB at 64 places of each weight file: tells models apart in milliseconds."""
     digest = hashlib.sha256()
     for path in sorted(p for part in ("text_encoder", "unet", "vae") for p in (model / part).glob("*.safetensors")):
-        size, piece = path.stat().st_size, 65_536
+        size, piece, places = path.stat().st_size, 65_536, 64
         digest.update(f"{path.relative_to(model)} {size}".encode())
         with path.open("rb") as f:
-            for offset in (0, size // 2, max(0, size - piece)):
-                f.seek(offset)
+            for place in range(places):
+                f.seek(max(0, size - piece) * place // (places - 1))
                 digest.update(f.read(piece))
     return digest.hexdigest()[:16]
 
@@ -63,24 +92,25 @@ def identity(job: Job, world_size: int) -> dict[str, Any]:
         "model": model_fingerprint(Path(job.model.path)),
         "pictures": pictures_fingerprint(job.data.path),
         "seed": job.seed,
+        "software_stack": job.software_stack,
         **{key: value for key, value in settings.items() if key not in free},
     }
 
 
 def save_checkpoint(
     folder: Path,
-    step: int,
+    progress: Progress,
     rows: torch.nn.Parameter,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     who: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write ``folder/step-<step>`` whole or not at all, then remove all but the newest ``keep``.
+    """Write ``folder/step-<progress.step>`` whole or not at all, then remove all but the newest ``keep``.
 
     Args:
         folder: ``checkpoints/`` of the run.
-        step: optimizer steps done.
+        progress: how far the run is.
         rows: the learned rows, [num_vectors, dim].
         optimizer: AdamW over ``rows`` alone.
         schedule: the learning-rate schedule.
@@ -90,13 +120,13 @@ def save_checkpoint(
     state = optimizer.state[rows]
     data = save({"rows": rows.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]})
     facts = {
-        "step": step,
+        "progress": asdict(progress),
         "optimizer_step": int(state["step"]),
         "sha256": hashlib.sha256(data).hexdigest(),
         "schedule": schedule.state_dict(),
         "identity": dict(who),
     }
-    target = folder / f"step-{step:06d}"
+    target = folder / f"step-{progress.step:06d}"
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -135,29 +165,36 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     who: Mapping[str, Any],
-) -> int:
-    """Restore a checkpoint in place and return the optimizer steps done; 0 for ``latest`` where there is none.
+    *,
+    reshard: bool = False,
+) -> Progress:
+    """Restore a checkpoint in place and return how far it is.
 
-    A torn checkpoint is skipped with a warning when ``which`` is ``latest``.
+    Args:
+        folder: ``checkpoints/`` of the run.
+        which: the name of one; ``latest``, the newest whole one; or ``auto``, the same, but a new start where none is.
+            A torn one is skipped with a warning unless it is named.
+        rows: the learned rows, [num_vectors, dim].
+        optimizer: AdamW over ``rows`` alone.
+        schedule: the learning-rate schedule.
+        who: :func:`identity` of the run that goes on.
+        reshard: allow another number of ranks and another cut of the global batch.
 
     Raises:
-        BadInput: the named checkpoint is missing or torn, or belongs to another run; the message names what differs.
+        BadInput: there is none, or it belongs to another run; the message names what differs.
     """
-    candidates = sorted(folder.glob("step-*"), reverse=True) if which == "latest" else [folder / Path(which).name]
+    newest = which in ("auto", "latest")
+    candidates = sorted(folder.glob("step-*"), reverse=True) if newest else [folder / Path(which).name]
     for path in candidates:
         content = _read(path)
         if content is None:
-            if which != "latest":
+            if not newest:
                 raise BadInput(f"training.resume_from_checkpoint: {path} is missing or torn; take latest, or another")
             warnings.warn(f"checkpoint {path} is torn; skipped", stacklevel=2)
             continue
         facts, tensors = content
-        for key, value in who.items():
-            if facts["identity"].get(key) != value:
-                raise BadInput(
-                    f"checkpoint {path} is of another run: its {key} is {facts['identity'].get(key)!r}, "
-                    f"this job's is {value!r}; put it back, or start without resume_from_checkpoint"
-                )
+        differing = {key for key, value in who.items() if facts["identity"].get(key) != value}
+        _refuse_another_run(path, facts["identity"], who, differing, reshard)
         with torch.no_grad():
             rows.copy_(tensors["rows"])
         optimizer.state[rows] = {
@@ -168,5 +205,38 @@ def load_checkpoint(
         schedule.load_state_dict(facts["schedule"])
         for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
-        return int(facts["step"])
-    return 0
+        if differing:
+            warnings.warn(_what_resharding_changes(facts["identity"], who, schedule.get_last_lr()[0]), stacklevel=2)
+        return Progress(**facts["progress"])
+    if which == "auto":
+        return Progress()
+    raise BadInput(
+        f"training.resume_from_checkpoint: {folder} holds no whole checkpoint; auto would start anew where none is"
+    )
+
+
+def _refuse_another_run(
+    path: Path, its: Mapping[str, Any], ours: Mapping[str, Any], differing: set[str], reshard: bool
+) -> None:
+    for key in ours:
+        if key not in differing or (reshard and key in _RESHARDED):
+            continue
+        remedy = "put it back, or start without resume_from_checkpoint"
+        if key in _RESHARDED:
+            remedy = "put it back, or allow it with resume_reshard: true"
+        raise BadInput(
+            f"checkpoint {path} is of another run: its {key} is {its.get(key)!r}, this job's is {ours[key]!r}; {remedy}"
+        )
+
+
+def _what_resharding_changes(its: Mapping[str, Any], ours: Mapping[str, Any], rate: object) -> str:
+    before, now = (math.prod(who[key] for key in _RESHARDED) for who in (its, ours))
+    if before == now:
+        return (
+            f"resumed on {ours['world_size']} ranks instead of {its['world_size']}: the samples stay the same, but "
+            f"gradients are summed in another order, so the run equals the uninterrupted one only up to rounding"
+        )
+    return (
+        f"resumed with a global batch of {now} instead of {before}: from here on this is another run, of other steps; "
+        f"the learning rate stays {rate}"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from sdtune.config import Job
 from sdtune.data import list_pictures
 from sdtune.embedding import add_placeholder, initializer_ids
 from sdtune.errors import BadInput
-from sdtune.runs import Run
+from sdtune.runs import Run, nearest_folder
 from sdtune.templates import caption_templates
+from sdtune.weights import check_cache, default_cache
 
 _WEIGHTS = ("unet", "vae", "text_encoder")
 
@@ -35,6 +37,20 @@ def check_model_folder(path: str | Path) -> Path:
         if not any((model / part).glob("*.safetensors")):
             raise BadInput(f"model.path: {model / part} holds no .safetensors file; other formats are refused")
     return model
+
+
+def _check_room(job: Job, model: Path) -> None:
+    """Refuse a disk that cannot hold what the run will write."""
+    needed = 10_000_000  # learned rows, metrics, logs
+    if job.training.save_as_full_pipeline:
+        needed += sum(p.stat().st_size for part in _WEIGHTS for p in (model / part).glob("*.safetensors"))
+    folder = nearest_folder(Path(job.run_dir))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BadInput(
+            f"run_dir: {folder} has {free / 1e9:.2f} GB free, but the run will write {needed / 1e9:.2f} GB; make room, "
+            f"choose another folder, or leave the pipeline out with save_as_full_pipeline: false"
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -94,4 +110,6 @@ def check_job(job: Job) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
     add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
+    check_cache(Path(job.model.weights_cache) if job.model.weights_cache else default_cache())
+    _check_room(job, model)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)

@@ -34,6 +34,8 @@ class ModelArgs:
 
     path: str
     """Folder of a Stable Diffusion pipeline in diffusers layout (``unet/``, ``vae/``, ``text_encoder/``, ...)."""
+    weights_cache: str | None = None
+    """Folder, on each host, of weights converted to their final type; None: ``~/.cache/sdtune/weights``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +103,18 @@ class TrainingArgs:
     """Weigh the loss by min(SNR, gamma) (Hang et al., arXiv 2303.09556); None: no weights."""
     mixed_precision: Literal["bf16", "no"] = "bf16"
     """Type of the frozen weights; the learned rows, the noise and the loss are always float32."""
+    attention: Literal["blockwise", "sdpa"] = "blockwise"
+    """The UNet's attention: in blocks of matrix products, or torch's kernel. Same result but for rounding."""
     checkpointing_steps: int = 500
     """Optimizer steps between checkpoints; 0 writes none."""
     checkpoints_total_limit: int = 3
     """How many checkpoints are kept."""
     resume_from_checkpoint: str | None = None
-    """``latest``, or a folder in ``checkpoints/``; None starts anew."""
+    """``auto`` (the newest whole checkpoint, or a new start where none is), ``latest``, or a name; None starts anew."""
+    resume_reshard: bool = False
+    """Let a resumed run have another number of ranks or another batch than its checkpoint."""
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    """Tracker, beside metrics.jsonl."""
     save_as_full_pipeline: bool = True
     """Write a whole pipeline that knows the word, beside the learned rows."""
 
@@ -146,10 +154,26 @@ class ValidationArgs:
     """Draw this prompt at every validation into ``validation/``; None draws nothing."""
     num_images: int = 4
     """Pictures of ``prompt``."""
+    early_stopping_patience: int = 0
+    """Stop after so many validations in a row without a better loss; 0 never stops early."""
+    early_stopping_min_delta: float = 0.0
+    """How much lower, as a share of the best loss, a loss has to be to count as better."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 0, f"validation.steps: {self.steps} is negative")
         _require(self.triples >= 1, f"validation.triples: {self.triples} is less than 1")
+        _require(
+            self.early_stopping_patience >= 0,
+            f"validation.early_stopping_patience: {self.early_stopping_patience} is negative",
+        )
+        _require(
+            self.early_stopping_patience == 0 or self.steps > 0,
+            "validation.early_stopping_patience: without validation (validation.steps: 0) nothing tells when to stop",
+        )
+        _require(
+            0 <= self.early_stopping_min_delta < 1,
+            f"validation.early_stopping_min_delta: {self.early_stopping_min_delta} is not between 0 and 1",
+        )
         _require(self.num_images >= 1, f"validation.num_images: {self.num_images} is less than 1")
 
 
@@ -186,8 +210,8 @@ class Job:
     """Whether a finished run in ``run_dir`` may be replaced."""
     seed: int = 1
     """Seeds noise, timesteps, picture order and captions."""
-    software_stack: str = "native"
-    """What the environment was built as; recorded in the metrics."""
+    software_stack: Literal["native", "ipex"] = "native"
+    """What the environment was built as; ``ipex`` has Intel's extension optimize the UNet."""
     model: ModelArgs
     data: DataArgs
     training: TrainingArgs = field(default_factory=TrainingArgs)
@@ -305,7 +329,9 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "output_dir": ("", "run_dir"),
     "overwrite": ("", "overwrite"),
     "seed": ("", "seed"),
+    "software_stack": ("", "software_stack"),
     "pretrained_model_name_or_path": ("model", "path"),
+    "weights_cache": ("model", "weights_cache"),
     "train_data_dir": ("data", "path"),
     "num_vectors": ("data", "num_vectors"),
     "validation_prompt": ("validation", "prompt"),
@@ -313,6 +339,8 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "validation_steps": ("validation", "steps"),
     "validation_triples": ("validation", "triples"),
     "reference_caption": ("validation", "reference_caption"),
+    "early_stopping_patience": ("validation", "early_stopping_patience"),
+    "early_stopping_min_delta": ("validation", "early_stopping_min_delta"),
     **{f.name: ("data", f.name) for f in dataclasses.fields(DataArgs) if f.name not in ("path", "num_vectors")},
     **{f.name: ("training", f.name) for f in dataclasses.fields(TrainingArgs)},
 }

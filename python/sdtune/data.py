@@ -78,20 +78,28 @@ class Sampler:
         # Philox is a counter-based generator (Salmon et al. 2011): one key per seed and stream, one block per sample
         return np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, 0, number, 0]))
 
-    def __call__(self, number: int) -> Draw:
-        """The draw of sample ``number`` (0, 1, ...); each run of ``pictures`` samples shows every picture once."""
+    def _begin(self, number: int) -> tuple[int, bool, np.random.Generator]:
         epoch, place = divmod(number, self.pictures)
         order = self._generator(1, epoch).permutation(self.pictures)
         rng = self._generator(2, number)
-        mirrored, template, timestep = rng.integers(2), rng.integers(self.templates), rng.integers(self.timesteps)
+        return int(order[place]), bool(rng.integers(2)), rng
+
+    def shown(self, number: int) -> tuple[int, bool]:
+        """The picture of sample ``number`` and whether it is mirrored, without drawing the rest."""
+        return self._begin(number)[:2]
+
+    def __call__(self, number: int) -> Draw:
+        """The draw of sample ``number`` (0, 1, ...); each run of ``pictures`` samples shows every picture once."""
+        picture, mirrored, rng = self._begin(number)
+        template, timestep = rng.integers(self.templates), rng.integers(self.timesteps)
         noises = torch.from_numpy(rng.standard_normal((2, *self.shape), dtype=np.float32))
-        return Draw(int(order[place]), bool(mirrored), int(template), int(timestep), noises[0], noises[1])
+        return Draw(picture, mirrored, int(template), int(timestep), noises[0], noises[1])
 
 
-def sample_numbers(step: int, micro: int, rank: int, *, batch: int, accumulation: int, world_size: int) -> range:
-    """The numbers of the samples of micro-step ``micro`` of optimizer step ``step`` (both from 0) on ``rank``.
+def sample_numbers(first: int, micro: int, rank: int, *, batch: int, world_size: int) -> range:
+    """The numbers of the samples of micro-step ``micro`` on ``rank``, in an optimizer step that begins with ``first``.
 
-    Over all ranks and micro-steps an optimizer step takes ``world_size * accumulation * batch`` numbers in a row.
+    Over all ranks and micro-steps an optimizer step takes the numbers in a row, one global batch of them.
     """
-    first = ((step * accumulation + micro) * world_size + rank) * batch
-    return range(first, first + batch)
+    begin = first + (micro * world_size + rank) * batch
+    return range(begin, begin + batch)

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sdtune.attention import BlockwiseProcessor
+from sdtune.checkpoint import model_fingerprint
 from sdtune.config import Job
 from sdtune.embedding import LearnedEmbedding, add_placeholder, initializer_ids, install
+from sdtune.errors import BadInput
+from sdtune.frozen_ops import use_frozen_ops
+from sdtune.weights import default_cache, load_converted
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 
@@ -37,16 +42,57 @@ class Frozen:
         return ids
 
 
+def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
+    """``unet`` with its weights packed by Intel Extension for PyTorch; they are this rank's own then, not mapped.
+
+    Raises:
+        BadInput: the extension is not in this environment.
+    """
+    try:
+        import intel_extension_for_pytorch as ipex  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise BadInput(
+            f"software_stack: ipex is asked for, but intel_extension_for_pytorch does not load ({error}); provision "
+            f"with software_stack=ipex, or train with native"
+        ) from None
+    optimized: UNet2DConditionModel = ipex.optimize(unet, dtype=dtype, inplace=True)
+    return optimized
+
+
 def load_frozen(job: Job) -> Frozen:
-    """Load UNet and text encoder straight to their final type, frozen, with the new word's rows as only parameter."""
+    """UNet and text encoder in their final type, frozen, with the new word's rows as only parameter.
+
+    Raises:
+        BadInput: the tokens do not fit the vocabulary, or the weights' cache has no room.
+    """
     model, dtype = Path(job.model.path), DTYPES[job.training.mixed_precision]
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     start = initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
     ids = add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
-    for module in (text_encoder, unet):
-        module.requires_grad_(False).eval()
+
+    cache = Path(job.model.weights_cache) if job.model.weights_cache else default_cache()
+    fingerprint = model_fingerprint(model)
+    text_encoder = load_converted(
+        lambda: CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, use_safetensors=True),
+        lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(model, subfolder="text_encoder")),
+        cache,
+        "text_encoder",
+        fingerprint,
+        dtype,
+    )
+    unet = load_converted(
+        lambda: UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype, use_safetensors=True),
+        lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet")),
+        cache,
+        "unet",
+        fingerprint,
+        dtype,
+    )
+    if job.training.attention == "blockwise":
+        unet.set_attn_processor(BlockwiseProcessor())
+    if job.software_stack == "ipex":
+        unet = optimize_with_ipex(unet, dtype)
+    use_frozen_ops(unet)
     embedding = install(text_encoder, ids, start)
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     return Frozen(unet, text_encoder, tokenizer, scheduler, embedding, dtype)
@@ -76,7 +122,7 @@ def denoising_losses(
     scheduler = frozen.scheduler
     noisy = scheduler.add_noise(latents, noise, timesteps)
     hidden = frozen.text_encoder(ids).last_hidden_state
-    predicted = frozen.unet(noisy.to(frozen.dtype), timesteps, hidden).sample.float()
+    predicted = frozen.unet(noisy.to(frozen.dtype, memory_format=torch.channels_last), timesteps, hidden).sample.float()
     is_velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
     losses: torch.Tensor = (predicted - target).square().mean(dim=(1, 2, 3))

@@ -3,9 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -13,6 +13,9 @@ from sdtune.config import Job
 from sdtune.embedding import add_placeholder, expand_placeholder
 from sdtune.images import contact_sheet
 from sdtune.runs import Run, replace_folder, write_atomically
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 _KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -56,7 +59,7 @@ def save_full_pipeline(model: Path, target: Path, placeholder: str, rows: torch.
     replace_folder(temporary, target)
 
 
-def draw(pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], **options: object) -> list[Image.Image]:
+def draw(pipeline: "DiffusionPipeline", prompts: list[str], seeds: list[int], **options: object) -> list[Image.Image]:
     """One picture for each prompt, from the noise of its own seed, so that grouping does not change a picture."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pictures: list[Image.Image] = pipeline(prompts, generator=generators, **options).images
@@ -65,9 +68,11 @@ def draw(pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], **op
 
 @torch.no_grad()
 def draw_validation(
-    job: Job, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, step: int
+    job: Job, unet: "UNet2DConditionModel", text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, step: int
 ) -> None:
     """Draw the job's validation prompt as it looks now into ``validation/step-<step>.png``, from the same seeds."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline  # most runs draw nothing
+
     vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=unet.dtype, use_safetensors=True)
     pipeline = StableDiffusionPipeline(
         vae=vae,

@@ -9,7 +9,7 @@ from typing import Any
 from sdtune.errors import BadInput
 
 _RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "images")
-_PROGRESS = ("metrics.jsonl", "checkpoints", "validation")
+_PROGRESS = ("metrics.jsonl", "checkpoints", "validation", "tensorboard")
 
 
 class Run:
@@ -39,12 +39,12 @@ class Run:
             )
         if not resume and not overwrite and any(self.checkpoints.glob("step-*")):
             raise BadInput(
-                f"{self.folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint: latest "
-                f"(Ansible: -e training_resume_from_checkpoint=latest), or start anew with --overwrite "
+                f"{self.folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint: auto "
+                f"(Ansible: -e training_resume_from_checkpoint=auto), or start anew with --overwrite "
                 f"(-e training_overwrite=true)"
             )
-        nearest = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        nearest = nearest_folder(self.folder)
+        if not is_writable(nearest):
             raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
 
     def clear(self, *, keep_progress: bool) -> None:
@@ -59,6 +59,24 @@ class Run:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def prove_writable(self, size: int = 1 << 20) -> None:
+        """Write ``size`` bytes and remove them again: permission bits do not tell of a full disk, nor root of either.
+
+        Raises:
+            BadInput: says what the system says.
+        """
+        probe = self.folder / ".probe"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with probe.open("wb") as f:
+                f.write(b"\0" * size)
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise BadInput(f"run_dir: {self.folder} cannot be written to ({error.strerror}); make room") from None
+        finally:
+            probe.unlink(missing_ok=True)
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the mark of a finished run, the last thing that training writes."""
@@ -84,6 +102,16 @@ class Run:
         if not self.learned.is_file() or not self.pipeline.is_dir():
             missing = self.learned if not self.learned.is_file() else self.pipeline
             raise BadInput(f"{missing} does not exist; train the run first, with save_as_full_pipeline")
+
+
+def nearest_folder(path: Path) -> Path:
+    """``path``, or the closest of its parents that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this user may make files in ``folder``, going by its permissions."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def write_atomically(path: Path, text: str) -> None:

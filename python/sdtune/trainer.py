@@ -1,26 +1,23 @@
 """Textual inversion (Gal et al., arXiv 2208.01618): learn the rows of one new word, everything else frozen."""
 
 import math
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from sdtune.checkpoint import identity, load_checkpoint, save_checkpoint
-from sdtune.checks import check_job, check_world_size, launched_world_size
+from sdtune.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sdtune.config import Job
 from sdtune.data import Draw, Sampler, list_pictures, sample_numbers
 from sdtune.embedding import expand_placeholder, save_rows
 from sdtune.errors import BadInput, TrainingFailed
-from sdtune.latents import LatentCache, encode_pictures
-from sdtune.metrics import Metrics, describe_host
+from sdtune.joining import check_together, start_accelerator
+from sdtune.latents import LatentCache
+from sdtune.metrics import Metrics, describe_host, peak_rss_bytes, reset_peak_rss
 from sdtune.networks import denoising_losses, load_frozen
 from sdtune.pipelines import draw_validation, save_full_pipeline
 from sdtune.runs import Run
@@ -28,62 +25,19 @@ from sdtune.templates import caption_templates
 from sdtune.validation import Validator, make_triples
 
 
-def start_accelerator(job: Job) -> Accelerator:
-    """Join the other ranks.
-
-    Raises:
-        BadInput: the backend is not in this torch, or the ranks are not as many as the job asks for.
-    """
-    check_world_size(job)
-    if launched_world_size() > 1:
-        try:
-            PartialState(cpu=True, backend=job.training.backend)
-        except ValueError as error:
-            raise BadInput(f"training.backend: {job.training.backend!r} is not in this environment ({error})") from None
-    accelerator = Accelerator(cpu=True)
-    # without cpu=True, or its launcher's variables, Accelerate would start N separate runs; that must never pass
-    asked = job.training.world_size
-    if asked is not None and accelerator.num_processes != asked:
-        raise BadInput(f"the job asks for {asked} ranks but Accelerate joined {accelerator.num_processes}")
-    return accelerator
-
-
-def check_together(job: Job, world_size: int) -> dict[str, Any]:
-    """Look at the job on every rank, and let all ranks know what any of them found, so that none is left waiting.
-
-    Returns:
-        :func:`sdtune.checkpoint.identity` of the run, which is the same on every rank.
-
-    Raises:
-        BadInput: on every rank, with one line for each host where something is wrong or differs from rank 0's.
-    """
-    who: dict[str, Any] = {}
-    problem = None
-    try:
-        check_job(job)
-        who = identity(job, world_size)
-    except BadInput as error:
-        problem = str(error)
-    found = gather_object([(platform.node(), problem, who)])
-    problems: dict[tuple[str, str], None] = {}  # each once, in the order of the ranks
-    first_host, _, first = found[0]
-    for host, its_problem, its_who in found:
-        if its_problem is not None:
-            problems[host, its_problem] = None
-        elif first and its_who != first:
-            key = next(k for k in first if its_who[k] != first[k])
-            problems[host, f"its {key} differ from those of {first_host}; give all hosts the same"] = None
-    if problems:
-        several = len({host for host, _, _ in found}) > 1
-        raise BadInput("; ".join(f"{host}: {p}" if several else p for host, p in problems))
-    return who
-
-
 class Batches:
     """Turns the samples' numbers into tensors."""
 
     def __init__(self, sampler: Sampler, cache: LatentCache, template_ids: torch.Tensor) -> None:
         self.sampler, self.cache, self.template_ids = sampler, cache, template_ids
+
+    def encode(self, numbers: range) -> int:
+        """Make sure that the pictures of ``numbers``, the samples of all ranks, are in the cache; all ranks call this.
+
+        Returns:
+            How many pictures had to be encoded.
+        """
+        return 0 if self.cache.complete else self.cache.need(map(self.sampler.shown, numbers))
 
     def __call__(self, numbers: range) -> tuple[list[Draw], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draws, latents [b, c, h, w], noise [b, c, h, w], timesteps [b], token ids [b, tokens]."""
@@ -103,7 +57,7 @@ def _refuse_not_finite(losses: torch.Tensor, draws: list[Draw], step: int, rank:
     for value, draw in zip(losses.tolist(), draws, strict=True):
         if not math.isfinite(value):
             raise TrainingFailed(
-                f"the loss is {value} at step {step + 1}, rank {rank}, picture {pictures[draw.picture].name}, "
+                f"the loss is {value} at step {step}, rank {rank}, picture {pictures[draw.picture].name}, "
                 f"timestep {draw.timestep}; the last checkpoint is untouched; "
                 f'try a lower learning_rate or mixed_precision "no"'
             )
@@ -119,11 +73,11 @@ def train(job: Job) -> dict[str, Any]:
     begun = time.perf_counter()
     accelerator = start_accelerator(job)
     rank, world_size, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    t, d, run = job.training, job.data, Run(job.run_dir)
+    t, d, v, run = job.training, job.data, job.validation, Run(job.run_dir)
 
-    who = check_together(job, world_size)
+    who = check_together(job, rank, world_size)
     pictures = list_pictures(d.path)
-    cache = encode_pictures(
+    cache = LatentCache(
         job.model.path,
         pictures,
         d.resolution,
@@ -148,17 +102,21 @@ def train(job: Job) -> dict[str, Any]:
     schedule = get_scheduler(
         t.lr_scheduler, optimizer, num_warmup_steps=t.lr_warmup_steps, num_training_steps=t.max_train_steps
     )
-    first = 0
+    progress = Progress()
     if t.resume_from_checkpoint is not None:
-        first = load_checkpoint(run.checkpoints, t.resume_from_checkpoint, rows, optimizer, schedule, who)
-        if first > t.max_train_steps:
-            raise BadInput(f"training.max_train_steps: {t.max_train_steps} is less than the checkpoint's {first} steps")
+        progress = load_checkpoint(
+            run.checkpoints, t.resume_from_checkpoint, rows, optimizer, schedule, who, reshard=t.resume_reshard
+        )
+        if progress.step > t.max_train_steps:
+            raise BadInput(
+                f"training.max_train_steps: {t.max_train_steps} is less than the checkpoint's {progress.step} steps"
+            )
 
     if is_main:  # from here on the run folder is written to
         run.clear(keep_progress=t.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
-    metrics = Metrics(run.metrics, first) if is_main else None
-    if metrics is not None and first == 0:
+    metrics = Metrics(run.metrics, progress.step, accelerator) if is_main else None
+    if metrics is not None and progress.step == 0:
         metrics.write(
             "start",
             run_name=job.run_name,
@@ -166,6 +124,7 @@ def train(job: Job) -> dict[str, Any]:
             global_batch=global_batch,
             stack=job.software_stack,
             backend=t.backend if world_size > 1 else None,
+            attention=t.attention,
             seed=job.seed,
             mixed_precision=t.mixed_precision,
             pictures=len(pictures),
@@ -173,48 +132,55 @@ def train(job: Job) -> dict[str, Any]:
             **describe_host(),
         )
 
-    triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
-    validator = Validator(frozen, triples, templates[0], t.train_batch_size, accelerator)
-    validating = job.validation.steps > 0
+    validator: Validator | None = None
+    if v.steps > 0:
+        triples = make_triples(cache, v.triples, frozen.scheduler.config.num_train_timesteps)
+        validator = Validator(frozen, triples, templates[0], t.train_batch_size, accelerator)
+        validator.start(word, start, v.reference_caption)
 
-    def report(step: int) -> None:
+    def validate() -> None:
+        if validator is None:
+            return
         loss, share = validator.measure(word), validator.gap_closed
+        progress.validated(loss, v.early_stopping_min_delta)
         if metrics is not None:
-            metrics.write("validation", step=step, loss=loss, gap_closed=share)
+            metrics.write("validation", step=progress.step, loss=loss, gap_closed=share)
             closed = "" if share is None else f", {100 * share:.0f} % of the gap to the reference caption"
-            tqdm.write(f"step {step}: validation loss {loss:.5f}{closed}")
-            if job.validation.prompt is not None:
-                draw_validation(job, frozen.unet, frozen.text_encoder, frozen.tokenizer, step)
+            tqdm.write(f"step {progress.step}: validation loss {loss:.5f}{closed}")
+            if v.prompt is not None:
+                draw_validation(job, frozen.unet, frozen.text_encoder, frozen.tokenizer, progress.step)
         accelerator.wait_for_everyone()
 
-    if validating:
-        validator.start(word, start, job.validation.reference_caption)
-        if first == 0:
-            report(0)
-        else:
-            validator.measure(word)
+    if progress.step == 0:
+        validate()
+    elif validator is not None:
+        validator.measure(word)
 
-    progress = tqdm(
-        total=t.max_train_steps, initial=first, disable=None if is_main else True, unit="step", smoothing=0.1
+    bar = tqdm(
+        total=t.max_train_steps, initial=progress.step, disable=None if is_main else True, unit="step", smoothing=0.1
     )
-    for step in range(first, t.max_train_steps):
+    reset_peak_rss()
+    stopped_early = False
+    while progress.step < t.max_train_steps and not stopped_early:
         began = time.perf_counter()
-        loss = 0.0
+        encoded = batches.encode(range(progress.samples, progress.samples + global_batch))
+        encode_s = time.perf_counter() - began
+        if encoded and cache.complete:
+            reset_peak_rss()  # of interest is what every further step needs
+
+        began = time.perf_counter()
+        loss = forward_s = backward_s = 0.0
         for micro in range(t.gradient_accumulation_steps):
-            numbers = sample_numbers(
-                step,
-                micro,
-                rank,
-                batch=t.train_batch_size,
-                accumulation=t.gradient_accumulation_steps,
-                world_size=world_size,
-            )
+            numbers = sample_numbers(progress.samples, micro, rank, batch=t.train_batch_size, world_size=world_size)
             draws, latents, noise, timesteps, ids = batches(numbers)
+            forward = time.perf_counter()
             losses = denoising_losses(frozen, latents, noise, timesteps, ids, t.snr_gamma)
-            _refuse_not_finite(losses, draws, step, rank, pictures)
+            _refuse_not_finite(losses, draws, progress.step + 1, rank, pictures)
+            backward = time.perf_counter()
             micro_loss = losses.mean() / t.gradient_accumulation_steps
             micro_loss.backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.item()
+            forward_s, backward_s = forward_s + backward - forward, backward_s + time.perf_counter() - backward
 
         synced = time.perf_counter()
         if world_size > 1:
@@ -222,43 +188,55 @@ def train(job: Job) -> dict[str, Any]:
         sync_s = time.perf_counter() - synced
         assert rows.grad is not None
         if not bool(rows.grad.isfinite().all()):
-            raise TrainingFailed(f"the gradient is not finite at step {step + 1}; see the other ranks' messages")
+            raise TrainingFailed(
+                f"the gradient is not finite at step {progress.step + 1}; see the other ranks' messages"
+            )
 
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - began
-        done = step + 1
+        progress.step += 1
+        progress.samples += global_batch
         if metrics is not None:
             metrics.write(
                 "step",
-                step=done,
+                step=progress.step,
                 loss=loss,
                 lr=lr,
                 step_s=step_s,
                 images_per_s=global_batch / step_s,
-                sync_bytes=rows.nbytes if world_size > 1 else 0,
+                forward_s=forward_s,
+                backward_s=backward_s,
                 sync_s=sync_s,
+                sync_bytes=rows.nbytes if world_size > 1 else 0,
                 world_size=world_size,
+                encoded=encoded,
+                encode_s=encode_s,
             )
-            progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            progress.update()
-            if t.checkpointing_steps and done % t.checkpointing_steps == 0:
-                save_checkpoint(run.checkpoints, done, rows, optimizer, schedule, who, t.checkpoints_total_limit)
-        if validating and (done % job.validation.steps == 0 or done == t.max_train_steps):
-            report(done)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+        if validator is not None and (progress.step % v.steps == 0 or progress.step == t.max_train_steps):
+            validate()
+            stopped_early = 0 < v.early_stopping_patience <= progress.stale
+        if is_main and t.checkpointing_steps and progress.step % t.checkpointing_steps == 0:
+            save_checkpoint(run.checkpoints, progress, rows, optimizer, schedule, who, t.checkpoints_total_limit)
 
-    progress.close()
+    bar.close()
+    if is_main and stopped_early:
+        print(f"stopped at step {progress.step}: {progress.stale} validations in a row brought nothing")
     facts: dict[str, Any] = {
         "run_name": job.run_name,
-        "steps": t.max_train_steps,
+        "steps": progress.step,
+        "stopped_early": stopped_early,
         "world_size": world_size,
         "resolution": d.resolution,
         "seconds": time.perf_counter() - begun,
-        "validation_loss": validator.latest,
-        "initializer_loss": validator.baseline if validating else None,
-        "reference_loss": validator.reference,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "validation_loss": validator.latest if validator else None,
+        "initializer_loss": validator.baseline if validator else None,
+        "reference_loss": validator.reference if validator else None,
     }
     if metrics is not None:
         metrics.close()

@@ -25,10 +25,14 @@ class Triples:
 
 
 def make_triples(cache: LatentCache, count: int, timesteps: int) -> Triples:
-    """``count`` triples: the pictures in turn, timesteps spread evenly over the schedule, noise of a fixed seed."""
+    """``count`` triples: the pictures in turn, timesteps spread evenly over the schedule, noise of a fixed seed.
+
+    Every rank calls this, since pictures that are not in the cache yet are encoded.
+    """
+    cache.need((k, False) for k in range(min(count, cache.count)))
     rng = np.random.Generator(np.random.Philox(key=[0, 3]))
     noise = torch.from_numpy(rng.standard_normal((count, *cache.shape), dtype=np.float32))
-    latents = torch.stack([cache.mean[k % len(cache.mean), 0] * cache.scaling_factor for k in range(count)])
+    latents = torch.stack([cache.mean(k % cache.count) for k in range(count)])
     spread = ((torch.arange(count) + 0.5) / count * timesteps).long()
     return Triples(latents, noise, spread)
 

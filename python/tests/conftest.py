@@ -21,6 +21,12 @@ PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def weights_cache(tmp_path_factory):
+    """Converted weights of the tests' models, out of the user's own cache; ranks inherit the variable."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory):
     """A pipeline folder with random weights: everything about training but the pictures can be tested on it."""
@@ -89,22 +95,22 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start_ranks(job_file: Path, count: int) -> list[subprocess.Popen]:
-    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback."""
-    port = free_port()
+def start_ranks(job_file: Path, count: int, *, meet: bool = True) -> list[subprocess.Popen]:
+    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback; not ``meet``: untold where."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if meet else {}
     ranks = []
     for rank in range(count):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}
-        env |= {"PYTHONPATH": str(PYTHON), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        env |= {"PYTHONPATH": str(PYTHON), "OMP_NUM_THREADS": "1", **where}
         env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, str(PYTHON / "textual_inversion.py"), "--job", str(job_file)]
         ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return ranks
 
 
-def run_ranks(job_file: Path, count: int) -> list[str]:
+def run_ranks(job_file: Path, count: int, *, meet: bool = True) -> list[str]:
     """Run ranks to their end, which has to be a good one; returns what each printed."""
-    ranks = start_ranks(job_file, count)
+    ranks = start_ranks(job_file, count, meet=meet)
     outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(outputs)
     return outputs

@@ -109,6 +109,6 @@ def test_ranks_and_micro_steps_share_out_the_same_samples(world_size, batch, acc
         n
         for micro in range(accumulation)
         for rank in range(world_size)
-        for n in sample_numbers(3, micro, rank, batch=batch, accumulation=accumulation, world_size=world_size)
+        for n in sample_numbers(24, micro, rank, batch=batch, world_size=world_size)
     ]
     assert numbers == list(range(24, 32))

@@ -17,7 +17,7 @@ PREFIX = Path(sys.prefix)
 # rank 1 meets what the test puts there; what it does then, and what becomes of rank 0, is the program's own
 RANK = """
 import os, sys
-from sdtune import cli, config, errors, trainer
+from sdtune import cli, config, errors, joining, trainer
 
 job = config.read_yaml(sys.argv[1], config.Job)
 if os.environ["PMI_RANK"] == "1":
@@ -32,7 +32,7 @@ NOT_FINITE = """
 BAD_INPUT = """
     def check_job(job):
         raise errors.BadInput("a picture is broken")
-    trainer.check_job = check_job
+    joining.check_job = check_job
 """
 SURPRISE = """
     def load_frozen(job):

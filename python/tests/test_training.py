@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -15,7 +17,7 @@ from sdtune.config import Job, build
 from sdtune.data import list_pictures
 from sdtune.embedding import load_rows
 from sdtune.errors import BadInput, TrainingFailed
-from sdtune.latents import encode_pictures
+from sdtune.latents import LatentCache
 from sdtune.metrics import read_metrics
 from sdtune.runs import Run
 from sdtune.trainer import train
@@ -41,7 +43,7 @@ def test_what_a_run_writes(mapping):
     lines = read_metrics(Run(job.run_dir).metrics)
     assert [m["kind"] for m in lines] == ["start", "validation", "step", "validation", "step", "validation"]
     step = next(m for m in lines if m["kind"] == "step")
-    expected = {"step", "loss", "lr", "step_s", "images_per_s", "sync_bytes", "sync_s", "world_size"}
+    expected = {"step", "loss", "lr", "step_s", "images_per_s", "sync_bytes", "sync_s", "world_size", "forward_s"}
     assert expected <= step.keys()
     assert (step["world_size"], step["sync_bytes"], step["lr"]) == (1, 0, 0.01)
     assert facts == json.loads(Run(job.run_dir).finished.read_text(encoding="utf-8"))
@@ -137,6 +139,106 @@ def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path)
     assert torch.equal(rows_of(again), rows_of(whole))
 
 
+def stop_after(mapping, tmp_path, steps, **training):
+    """A run of ``steps`` steps whose mark of having finished is gone: as if it had been cut off there."""
+    job = changed(mapping, tmp_path / "cut", training={**training, "max_train_steps": steps})
+    train(job)
+    (Run(job.run_dir).folder / "finished.json").unlink()
+
+
+def test_auto_goes_on_or_starts_anew_and_latest_insists(mapping, tmp_path):
+    options = {"checkpointing_steps": 2, "resume_from_checkpoint": "auto"}
+    whole = changed(mapping, training={**options, "max_train_steps": 4})
+    train(whole)
+    stop_after(mapping, tmp_path, 2, **options)
+    go_on = changed(mapping, tmp_path / "cut", training={**options, "max_train_steps": 4})
+    train(go_on)
+    assert torch.equal(rows_of(go_on), rows_of(whole))
+    latest = {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    with pytest.raises(BadInput, match=r"holds no whole checkpoint; auto would start anew"):
+        train(changed(mapping, tmp_path / "none", training=latest))
+
+
+def test_another_number_of_ranks_is_refused_or_resharded(mapping, tmp_path):
+    options = {"checkpointing_steps": 2}
+    whole = changed(mapping, training={**options, "max_train_steps": 4})
+    train(whole)
+    stop_after(mapping, tmp_path, 2, **options)
+    two = {**options, "max_train_steps": 4, "world_size": 2, "train_batch_size": 1, "resume_from_checkpoint": "auto"}
+    refused = changed(mapping, tmp_path / "cut", training=two)
+    ranks = start_ranks(write_job(tmp_path / "job.yaml", refused), 2)
+    printed = ranks[0].communicate(timeout=240)[0]
+    ranks[1].communicate(timeout=240)
+    assert ranks[0].returncode == 2
+    assert "its world_size is 1, this job's is 2; put it back, or allow it with resume_reshard" in printed
+    allowed = changed(mapping, tmp_path / "cut", training={**two, "resume_reshard": True})
+    printed = run_ranks(write_job(tmp_path / "job.yaml", allowed), 2)[0]
+    assert "resumed on 2 ranks instead of 1: the samples stay the same" in printed
+    torch.testing.assert_close(rows_of(allowed), rows_of(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_another_global_batch_goes_on_with_samples_not_yet_seen(mapping, tmp_path):
+    stop_after(mapping, tmp_path, 2, checkpointing_steps=2)
+    options = {"train_batch_size": 3, "max_train_steps": 3, "checkpointing_steps": 1}
+    job = changed(
+        mapping, tmp_path / "cut", training={**options, "resume_from_checkpoint": "auto", "resume_reshard": True}
+    )
+    with pytest.warns(UserWarning, match="a global batch of 3 instead of 2: from here on this is another run"):
+        train(job)
+    progress = json.loads((Run(job.run_dir).checkpoints / "step-000003" / "checkpoint.json").read_text())["progress"]
+    assert (progress["step"], progress["samples"]) == (3, 2 * 2 + 3)
+
+
+def test_a_plateau_stops_the_run_and_survives_a_resume(mapping, tmp_path):
+    # a learning rate of next to nothing brings nothing
+    options = {"learning_rate": 1e-12, "max_train_steps": 9, "checkpointing_steps": 1}
+    plateau = {"steps": 1, "early_stopping_patience": 3, "early_stopping_min_delta": 0.01}
+    job = changed(mapping, training=options, validation=plateau)
+    facts = train(job)
+    assert (facts["steps"], facts["stopped_early"]) == (3, True)
+    assert rows_of(job).shape == (1, 128)
+
+    half = tmp_path / "half"
+    shutil.copytree(job.run_dir, half)
+    (half / "finished.json").unlink()
+    shutil.rmtree(half / "checkpoints" / "step-000003")
+    again = changed(mapping, half, training={**options, "resume_from_checkpoint": "auto"}, validation=plateau)
+    assert train(again)["steps"] == 3
+
+    learning = changed(mapping, tmp_path / "learning", training={"max_train_steps": 3}, validation={"steps": 1})
+    assert train(learning)["stopped_early"] is False
+
+
+def test_tensorboard_shows_the_same_figures(mapping):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = changed(mapping, training={"max_train_steps": 3}, validation={"steps": 3})
+    train(job)
+    events = EventAccumulator(str(Run(job.run_dir).folder / "tensorboard")).Reload()
+    lines = [m for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "step"]
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
+        (m["step"], pytest.approx(m["loss"])) for m in lines
+    ]
+    assert [e.step for e in events.Scalars("validation/loss")] == [0, 3]
+
+
+def test_a_full_disk_is_found_before_anything_is_written(mapping, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=True)
+    try:
+        with pytest.raises(BadInput, match=r"run_dir: .* has 0.01 GB free, but the run will write .*; make room"):
+            train(changed(mapping, disk / "run", training={"save_as_full_pipeline": True}))
+        (disk / "filler").write_bytes(b"x" * (11 << 20))
+        with pytest.raises(BadInput, match=r"run_dir: .* make room"):
+            train(changed(mapping, disk / "run"))
+        assert not list(disk.rglob("*metrics*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_checkpoints_are_few_small_and_checked(mapping, tmp_path):
     job = changed(mapping, training={"max_train_steps": 5, "checkpointing_steps": 1, "checkpoints_total_limit": 2})
     train(job)
@@ -150,7 +252,7 @@ def test_checkpoints_are_few_small_and_checked(mapping, tmp_path):
     optimizer = torch.optim.AdamW([rows])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     with pytest.warns(UserWarning, match="step-000005 is torn; skipped"):
-        assert load_checkpoint(folder, "latest", rows, optimizer, schedule, {}) == 4
+        assert load_checkpoint(folder, "latest", rows, optimizer, schedule, {}).step == 4
     with pytest.raises(BadInput, match="step-000005 is missing or torn"):
         load_checkpoint(folder, "step-000005", rows, optimizer, schedule, {})
     with pytest.raises(BadInput, match="its num_vectors is 1, this job's is 9"):
@@ -192,20 +294,35 @@ def test_the_cache_holds_the_vaes_own_moments(untrained_model, pictures):
     from sdtune.data import load_picture
 
     files = list_pictures(pictures)
-    cache = encode_pictures(untrained_model, files, 32, center_crop=False)
+    cache = LatentCache(untrained_model, files, 32, center_crop=False)
+    assert cache.need([(1, True)]) == 1
     vae = AutoencoderKL.from_pretrained(untrained_model, subfolder="vae").eval()
     with torch.no_grad():
         posterior = vae.encode(load_picture(files[1], 32, center_crop=False).flip(-1)[None]).latent_dist
-    assert torch.equal(cache.mean[1, 1], posterior.mean[0])
+    assert torch.equal(cache.mean(1, True), posterior.mean[0] * vae.config.scaling_factor)
     noise = torch.randn(cache.shape)
     expected = (posterior.mean[0] + posterior.std[0] * noise) * vae.config.scaling_factor
     torch.testing.assert_close(cache.sample(1, True, noise), expected)
 
-    parts = [
-        encode_pictures(untrained_model, files, 32, False, rank=r, world_size=2, sum_over_ranks=lambda x: x)
-        for r in range(2)
-    ]
-    assert torch.equal(parts[0].mean + parts[1].mean, cache.mean)
+
+def test_a_picture_is_encoded_once_in_the_cluster_and_the_vae_is_freed(untrained_model, pictures):
+    files = list_pictures(pictures)
+    entries = [(k, mirrored) for k in range(3) for mirrored in (False, True)]
+    alone = LatentCache(untrained_model, files, 32, False)
+    assert [alone.need(entries[:2]), alone.need(entries), alone.need(entries)] == [2, 4, 0]
+    assert alone.complete
+    assert alone._vae is None
+
+    shares: list[torch.Tensor] = []
+    for rank in range(2):
+        part = LatentCache(
+            untrained_model, files, 32, False, rank=rank, world_size=2, sum_over_ranks=lambda x: shares.append(x) or x
+        )
+        part.need(entries)
+    worked = torch.stack([share.flatten(1).abs().sum(1) > 0 for share in shares])
+    assert worked.sum(0).tolist() == [1] * 6  # each picture by exactly one rank
+    for i, entry in enumerate(entries):
+        assert torch.equal((shares[0] + shares[1])[i, 0] * alone.scaling_factor, alone.mean(*entry))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +383,7 @@ def test_checkpoints_of_an_unfinished_run_are_not_lost_unasked(mapping):
     job = changed(mapping, training={"checkpointing_steps": 1})
     train(job)
     Run(job.run_dir).finished.unlink()
-    with pytest.raises(BadInput, match=r"checkpoints of an unfinished run; go on with .*latest"):
+    with pytest.raises(BadInput, match=r"checkpoints of an unfinished run; go on with .*auto"):
         train(job)
     assert (Run(job.run_dir).checkpoints / "step-000002").is_dir()
 

@@ -1,0 +1,72 @@
+"""How many steps until the learned word is as good as the best caption that a person could write, on toyworld.
+
+    python bench/learning.py [--ranks 2 4] [--seeds 1 2 3 4 5]
+
+The engine and the plain loop at the same global batch of 16, over as many ranks as said, same learning rate and
+optimizer, validated on the same 64 triples every other step. Every rank of the plain loop draws the same noise and
+timesteps, as the well-known script does, so its batch of 16 holds the fewer different samples the more ranks there are.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+
+from contenders import PYTHON, Stage, run, say
+
+REPOSITORY = PYTHON.parent
+GLOBAL_BATCH = 16
+
+
+def steps_to(losses: dict[int, float], target: float) -> int | None:
+    """The first validated step whose loss is at most ``target``; None if there is none."""
+    return next((step for step, loss in sorted(losses.items()) if loss <= target), None)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--caption", default="yellow robot with glasses and a green hat")
+    args = parser.parse_args()
+
+    for ranks in args.ranks:
+        found: dict[str, list[int | None]] = {"engine": [], "plain": []}
+        last: dict[str, list[float]] = {"engine": [], "plain": []}
+        for seed in args.seeds:
+            stage = Stage(
+                python=Path(sys.executable),
+                stack="native",
+                model=REPOSITORY / "toyworld" / "model",
+                pictures=REPOSITORY / "toyworld" / "concept",
+                resolution=64,
+                steps=args.steps,
+                ranks=ranks,
+                batch=GLOBAL_BATCH // ranks,
+                seed=seed,
+                validation_steps=2,
+                reference_caption=args.caption,
+            )
+            engine = run("engine", stage)
+            target = engine.reference_loss
+            if target is None:
+                raise RuntimeError("the engine did not measure the reference caption")
+            for who, costs in (("engine", engine), ("plain", run("plain", stage))):
+                found[who].append(steps_to(costs.validation, target))
+                last[who].append(costs.validation[args.steps])
+            steps, losses = (", ".join(f"{who} {values[who][-1]}" for who in values) for values in (found, last))
+            say(f"  {ranks} ranks, seed {seed}: caption {target:.5f}; steps to it: {steps}; at the end: {losses}")
+        say(f"{ranks} ranks, median of {len(args.seeds)} seeds:")
+        for who in ("engine", "plain"):
+            reached = sorted(s if s is not None else args.steps + 1 for s in found[who])
+            never = sum(s is None for s in found[who])
+            say(
+                f"  {who:6} {median(reached):g} steps ({never} of {len(reached)} seeds not within {args.steps}), "
+                f"loss at the end {median(last[who]):.5f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

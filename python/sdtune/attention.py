@@ -1,0 +1,115 @@
+"""Attention over long sequences, in blocks of matrix products that fit the cache.
+
+At 512 pixels the UNet's first blocks attend from 4,096 places to 4,096 places with heads of 40 numbers, a third of a
+training step. torch's flash kernel for CPUs works on tiles so small that its products stay far below the rate of a
+plain one. A block of 512 queries against the 4,096 keys of one head is 4 MB in bf16: it stays in the cache, and goes
+through the same oneDNN products as everything else. As in flash attention the backward pass computes the blocks again
+instead of keeping them (Dao et al., arXiv 2205.14135; blocks of whole rows do without its online softmax).
+
+``python/bench/training_step.py`` measures a step with this and with torch's kernel.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch.nn import functional as F
+
+BLOCK = 2**21
+"""Weights, queries x keys, at a time: 4 MB in bf16."""
+SMALL = 256
+"""Up to so many keys the whole attention matrix is kept instead, as for cross-attention: a few MB, and faster."""
+
+
+def _blocks(q: torch.Tensor, k: torch.Tensor) -> list[slice]:
+    """The queries in turn, so many that their weights make one block."""
+    rows = max(1, BLOCK // k.shape[1])
+    return [slice(first, first + rows) for first in range(0, q.shape[1], rows)]
+
+
+def _whole_vectors(x: torch.Tensor) -> torch.Tensor:
+    """[..., d] with d filled up by zeros to a multiple of 16: products with d columns then fill whole vectors."""
+    return F.pad(x, (0, -x.shape[-1] % 16)).contiguous()
+
+
+class _Blockwise(torch.autograd.Function):
+    """softmax(q k^T) v of [heads, n, d], [heads, m, d], [heads, m, d]; q is scaled already."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keys = k.transpose(1, 2).contiguous()  # [heads, d, m]
+        values = _whole_vectors(v)
+        out = q.new_empty(*q.shape[:2], values.shape[-1])
+        for head in range(len(q)):
+            for block in _blocks(q, k):
+                weights = q[head, block] @ keys[head]
+                torch.softmax(weights, -1, out=weights)
+                torch.mm(weights, values[head], out=out[head, block])
+        ctx.save_for_backward(q, keys, v)
+        return out[..., : v.shape[-1]]
+
+    @staticmethod
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, keys, v = ctx.saved_tensors
+        d_out = d_outs[0].contiguous()
+        values = v.transpose(1, 2).contiguous()  # [heads, d, m]
+        k = _whole_vectors(keys.transpose(1, 2))  # [heads, m, d or a little more]
+        d_q = q.new_empty(*q.shape[:2], k.shape[-1])
+        # blocks are summed in float32 at least
+        d_keys = torch.zeros_like(keys, dtype=torch.promote_types(q.dtype, torch.float32))
+        d_values = torch.zeros_like(d_keys)
+        for head in range(len(q)):
+            for block in _blocks(q, v):
+                its_q, its_d = q[head, block], d_out[head, block]
+                weights = its_q @ keys[head]
+                torch.softmax(weights, -1, out=weights)
+                # wide and flat products, [d, rows] x [rows, m], run faster than tall and thin ones
+                d_values[head] += its_d.t() @ weights
+                d_logits = torch._softmax_backward_data(its_d @ values[head], weights, -1, weights.dtype)
+                torch.mm(d_logits, k[head], out=d_q[head, block])
+                d_keys[head] += its_q.t() @ d_logits
+        d_k, d_v = (x.transpose(1, 2).to(q.dtype) for x in (d_keys, d_values))
+        return d_q[..., : q.shape[-1]], d_k, d_v
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(scale * q k^T) v.
+
+    Args:
+        q: [heads, n, d], bf16 or a wider type.
+        k: [heads, m, d].
+        v: [heads, m, d].
+        scale: usually d ** -0.5.
+
+    Returns:
+        [heads, n, d], of the type of ``q``; gradients go to all three.
+    """
+    q = q * scale
+    # The same number added to all logits of a query changes nothing, so keys may be taken about their mean: the logits
+    # get smaller, and rounding them to bf16 costs less.
+    k = k - k.mean(1, keepdim=True)
+    if k.shape[1] <= SMALL:
+        return torch.softmax(q @ k.transpose(1, 2), -1) @ v
+    out: torch.Tensor = _Blockwise.apply(q.contiguous(), k, v.contiguous())  # type: ignore[no-untyped-call]
+    return out
+
+
+class BlockwiseProcessor:
+    """diffusers' attention processor that calls :func:`attention`; for UNets without masks, norms or added keys."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[batch, n, channels], and [batch, m, dim] for cross-attention -> [batch, n, channels]."""
+        if attention_mask is not None:
+            raise NotImplementedError("the UNet of Stable Diffusion uses no mask")
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        k = attn.head_to_batch_dim(attn.to_k(context))
+        v = attn.head_to_batch_dim(attn.to_v(context))
+        out: torch.Tensor = attn.to_out[0](attn.batch_to_head_dim(attention(q, k, v, attn.scale)))
+        return out
