@@ -42,7 +42,7 @@ def test_a_second_time_changes_nothing(playbook, provisioned):
 
 def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
     """The primary comes first whatever its place in the file; addresses are those of the inventory."""
-    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=198.51.100"
+    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
     inventory = tmp_path / "hosts.ini"
     inventory.write_text(
         f"[workers]\na {host}.1\nc {host}.3\n[primary]\nb {host}.2\n[cluster:children]\nworkers\nprimary\n"
@@ -52,11 +52,11 @@ def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
     done = configure(playbook, "-i", str(inventory), "--limit", "b", **settings, **ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     run = provisioned / "runs/r"
-    assert (run / "nodefile").read_text().split() == ["198.51.100.2", "198.51.100.1", "198.51.100.3"]
+    assert (run / "nodefile").read_text().split() == ["127.0.0.2", "127.0.0.1", "127.0.0.3"]
     assert yaml.safe_load((run / "job.yaml").read_text())["training"]["world_size"] == 6
     assert yaml.safe_load((run / "accelerate.yaml").read_text())["machine_rank"] == 0
     environment = (run / "env.sh").read_text()
-    for line in ("MASTER_ADDR=198.51.100.2", "GLOO_SOCKET_IFNAME=eth7", "I_MPI_HYDRA_IFACE=eth7"):
+    for line in ("MASTER_ADDR=127.0.0.2", "GLOO_SOCKET_IFNAME=eth7", "I_MPI_HYDRA_IFACE=eth7"):
         assert f"export {line}\n" in environment
 
 
@@ -94,3 +94,28 @@ def test_threads_can_be_named(playbook, provisioned, threads, expected):
     line = next(x for x in (provisioned / "runs/r/env.sh").read_text().splitlines() if "OMP_NUM_THREADS" in x)
     value = line.split("=")[1]
     assert value == expected if expected else int(value) >= 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "nodes", "ranks", "threads"),
+    [(112, "0-1", 4, 28), (112, "0-7", 8, 14), (64, "0", 3, 21), (16, "0,2", 2, 8), (2, "", 1, 2)],
+)
+def test_ranks_follow_the_processors(playbook, provisioned, cores, nodes, ranks, threads):
+    """Two sockets of 56 cores get 4 x 28; a rank straddles no memory node. The shape is made up."""
+    done = configure(
+        playbook, launch_config_ranks_per_node=0, _cluster_cores=cores, __launch_config_nodes={"stdout": nodes},
+        launch_config_memory_mb_per_rank=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = provisioned / "runs/r"
+    assert f"mpirun -f nodefile -n {ranks} -ppn {ranks} " in (run / "launch.sh").read_text()
+    assert f"export OMP_NUM_THREADS={threads}\n" in (run / "env.sh").read_text()
+
+
+def test_ranks_fit_in_memory(playbook, provisioned):
+    """Cores are no use to ranks that do not fit."""
+    configure(
+        playbook, launch_config_ranks_per_node=0, _cluster_cores=112, __launch_config_nodes={"stdout": "0-1"},
+        launch_config_memory_mb_per_rank=10**6,
+    )  # fmt: skip
+    assert "mpirun -f nodefile -n 1 -ppn 1 " in (provisioned / "runs/r/launch.sh").read_text()

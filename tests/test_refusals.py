@@ -1,5 +1,7 @@
 """Bad input is refused by name and with a remedy, before anything is touched."""
 
+import socket
+
 import pytest
 
 
@@ -21,7 +23,7 @@ def refused(done, tmp_path, *texts):
         ({"training_backend": "nccl"}, ["training_backend 'nccl' is unknown", "set it to gloo"]),
         ({"run_name": "../demo"}, ["run_name '../demo' is no folder name"]),
         ({"work_dir": "here"}, ["work_dir 'here' is no absolute path"]),
-        ({"launch_config_ranks_per_node": 0}, ["launch_config_ranks_per_node is 0", "set it to 1 or more"]),
+        ({"launch_config_ranks_per_node": -1}, ["launch_config_ranks_per_node is -1", "set it to 1 or more"]),
         ({"launch_config_ranks_per_node": 999}, ["999 ranks on", "set launch_config_ranks_per_node to at most"]),
         ({"preflight_free_disk_mb": 10**9}, ["1000000000 MB needed", "make room there"]),
         ({"preflight_memory_mb_per_rank": 10**9}, ["of memory for 2 ranks", "lower launch_config_ranks_per_node"]),
@@ -29,6 +31,8 @@ def refused(done, tmp_path, *texts):
         ({"base_model_source": ""}, ["base_model_source and base_model_hub_id are neither set"]),
         ({"base_model_hub_id": "a/b"}, ["base_model_source and base_model_hub_id are both set"]),
         ({"training_data_source": "/nowhere"}, ["the picture folder /nowhere does not exist"]),
+        ({"python_env_source": "floppy"}, ["python_env_source 'floppy' is unknown", "index, mirror or wheelhouse"]),
+        ({"python_env_source": "mirror"}, ["python_env_mirror_url '' is no URL", "set it to the URL"]),
         ({"python_env_torch_index": "somewhere"}, ["python_env_torch_index 'somewhere' is no index"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -105,7 +109,73 @@ def test_a_host_that_is_not_provisioned(playbook, tmp_path):
     refused(playbook("train.yml"), tmp_path, "env/native/bin/mpirun", "run ansible-playbook provision.yml")
 
 
-def test_more_hosts_than_this_version_trains_on(playbook, tmp_path):
-    """Not silently on the first of them."""
-    done = playbook("train.yml", "-i", "inventory/example", "--tags", "training")
-    refused(done, tmp_path, "group cluster holds 4 hosts, and this version trains on one", "keep one host")
+def cluster_of(tmp_path, primary, *workers):
+    """An inventory of these lines, with the settings that every cluster has."""
+    inventory = tmp_path / "hosts.ini"
+    groups = ["[primary]", *primary, "[workers]", *workers, "[cluster:children]", "primary", "workers"]
+    inventory.write_text("\n".join(groups))
+    return str(inventory)
+
+
+CLUSTER = {
+    "run_name": "x", "software_stack": "native", "run_user": "someone",
+    "base_model_name": "m", "training_data_name": "d",
+    "training_data_urls": ["https://nowhere.invalid/1.png"], "base_model_hub_id": "a/b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("primary", "workers", "texts"),
+    [
+        (["a"], ["a", "b"], ["a is listed under primary and under workers", "list each host once"]),
+        (
+            ["a ansible_host=198.51.100.1"], ["b ansible_host=198.51.100.1"],
+            ["a, b: the address 198.51.100.1 belongs to several hosts", "give each its own ansible_host"],
+        ),
+        (
+            ["a launch_config_ranks_per_node=4"], ["b launch_config_ranks_per_node=2"],
+            ["launch_config_ranks_per_node differs between the hosts (4, 2)", "set it once"],
+        ),
+    ],
+    ids=["listed twice", "same address", "uneven ranks"],
+)  # fmt: skip
+def test_a_bad_inventory(playbook, tmp_path, primary, workers, texts):
+    """Seen without asking a host."""
+    done = playbook("provision.yml", "-i", cluster_of(tmp_path, primary, *workers), **CLUSTER)
+    refused(done, tmp_path, *texts)
+    assert "Gather facts" not in done.stdout
+
+
+def test_a_cluster_needs_a_plain_user(playbook, tmp_path):
+    """Ranks do not run as root."""
+    done = playbook("provision.yml", "-i", cluster_of(tmp_path, ["a"], "b"), **(CLUSTER | {"run_user": "root"}))
+    refused(done, tmp_path, "run_user is root", "run_user: sdtune")
+
+
+def test_all_that_is_wrong_with_all_hosts_is_told_at_once(playbook, tmp_path):
+    """One host does not answer, one has no Python, one has not its address: one report, and nobody was touched."""
+    local = "ansible_connection=local ansible_python_interpreter"
+    inventory = cluster_of(
+        tmp_path, ["silent ansible_host=127.0.0.9 ansible_port=1"],
+        f"bare {local}=/no/python", f"lost {local}='{{{{ ansible_playbook_python }}}}' ansible_host=198.51.100.250",
+    )  # fmt: skip
+    refused(
+        playbook("provision.yml", "-i", inventory, **CLUSTER), tmp_path,
+        "silent: does not answer Ansible (ssh: connect to host 127.0.0.9 port 1", "try ansible silent -m ping",
+        "bare: does not answer Ansible (The module interpreter '/no/python' was not found.); install python3",
+        "lost: it cannot listen at 198.51.100.250", "set ansible_host, or cluster_address",
+    )  # fmt: skip
+
+
+def test_a_port_in_use(playbook, tmp_path):
+    """The ranks could not meet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = playbook("train.yml", launch_config_master_port=port)
+    refused(done, tmp_path, f"port {port}, where ranks meet, cannot be had (Address already in use); wait for the run")
+
+
+def test_a_limited_training(playbook, tmp_path):
+    """MPI would start ranks on all hosts of the node list."""
+    done = playbook("train.yml", "-i", "inventory/example", "--tags", "training", "--limit", "node1")
+    refused(done, tmp_path, "--limit leaves node2, node3, node4 out", "train without --limit")

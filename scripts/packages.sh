@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Distribution packages: names what is missing, installs it as root, else says what to type.
+# Usage: scripts/packages.sh COMMAND:PACKAGE ...   A package without a command is missing.
+set -euo pipefail
+
+missing=()
+for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+done
+((${#missing[@]})) || exit 0
+
+install="apt-get install --yes --no-install-recommends ${missing[*]}"
+if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "error: ${missing[*]} missing on this machine; as root: $install" >&2
+    exit 1
+fi
+echo "Installing from the distribution: ${missing[*]}"
+apt-get update --quiet --quiet
+DEBIAN_FRONTEND=noninteractive $install --quiet --quiet

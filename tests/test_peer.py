@@ -1,0 +1,35 @@
+"""The network test of preflight, without Ansible: one program, both ends on this machine."""
+
+import json
+import subprocess
+import sys
+import time
+
+from conftest import REPOSITORY
+
+PEER = (REPOSITORY / "roles/preflight/files/peer.py").read_text()
+
+
+def peer(*args: str) -> str:
+    """Run it as Ansible does, from standard input."""
+    return subprocess.run(
+        [sys.executable, "-", *args], input=PEER, capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()
+
+
+def test_a_listener_answers_and_goes_by_itself():
+    """It is found from the outside, tells the time, and does not outlive its time."""
+    port = peer("listen", "127.0.0.1", "2")
+    found = json.loads(peer("connect", f"a=127.0.0.1:{port}", "b=127.0.0.1:1"))
+    assert abs(found["a"]["skew"]) < 1
+    assert "refused" in found["b"]["error"]
+    time.sleep(2.5)
+    assert "refused" in json.loads(peer("connect", f"a=127.0.0.1:{port}"))["a"]["error"]
+
+
+def test_a_port_in_use_is_told():
+    """Only while somebody listens there."""
+    port = peer("listen", "127.0.0.1", "2")
+    assert peer("free", "127.0.0.1", port) == "Address already in use"
+    time.sleep(2.5)
+    assert peer("free", "127.0.0.1", port) == ""
