@@ -18,7 +18,7 @@ from torch.nn import functional as F
 BLOCK = 2**21
 """Weights, queries x keys, at a time: 4 MB in bf16."""
 SMALL = 256
-"""Up to so many keys the whole attention matrix is kept instead, as for cross-attention: a few MB, and faster."""
+"""Up to so many keys all heads are one block."""
 
 
 def _blocks(q: torch.Tensor, k: torch.Tensor) -> list[slice]:
@@ -72,6 +72,22 @@ class _Blockwise(torch.autograd.Function):
         return d_q[..., : q.shape[-1]], d_k, d_v
 
 
+class _Recomputed(torch.autograd.Function):
+    """The same for few keys, as in cross-attention: all heads at once, and the weights are a few MB to make again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        return torch.softmax(q @ k.transpose(1, 2), -1) @ v
+
+    @staticmethod
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        (q, k, v), [d_out] = ctx.saved_tensors, d_outs
+        weights = torch.softmax(q @ k.transpose(1, 2), -1)
+        d_logits = torch._softmax_backward_data(d_out @ v.transpose(1, 2), weights, -1, weights.dtype)
+        return d_logits @ k, d_logits.transpose(1, 2) @ q, weights.transpose(1, 2) @ d_out
+
+
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """softmax(scale * q k^T) v.
 
@@ -88,9 +104,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
     # The same number added to all logits of a query changes nothing, so keys may be taken about their mean: the logits
     # get smaller, and rounding them to bf16 costs less.
     k = k - k.mean(1, keepdim=True)
-    if k.shape[1] <= SMALL:
-        return torch.softmax(q @ k.transpose(1, 2), -1) @ v
-    out: torch.Tensor = _Blockwise.apply(q.contiguous(), k, v.contiguous())  # type: ignore[no-untyped-call]
+    function = _Recomputed if k.shape[1] <= SMALL else _Blockwise
+    out: torch.Tensor = function.apply(q.contiguous(), k, v.contiguous())  # type: ignore[no-untyped-call]
     return out
 
 

@@ -105,6 +105,8 @@ class TrainingArgs:
     """Type of the frozen weights; the learned rows, the noise and the loss are always float32."""
     attention: Literal["blockwise", "sdpa"] = "blockwise"
     """The UNet's attention: in blocks of matrix products, or torch's kernel. Same result but for rounding."""
+    convolution: Literal["winograd", "direct"] = "winograd"
+    """The UNet's 3x3 convolutions of large images: with fewer products, or the plain sum. Same but for rounding."""
     checkpointing_steps: int = 500
     """Optimizer steps between checkpoints; 0 writes none."""
     checkpoints_total_limit: int = 3

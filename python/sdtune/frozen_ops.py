@@ -2,20 +2,35 @@
 
 torch's convolution keeps its input for the gradient of its weights, which a frozen network never asks for; a gated GELU
 keeps three tensors, and a normalization followed by SiLU two, where one tells all. Together that is a third of what a
-step at 512 pixels holds. A convolution over an image that was just doubled in size meets every pixel several times;
-with the weights of those meetings added up beforehand it takes 4 products where it took 9.
+step at 512 pixels holds. Convolutions over large images are Winograd's, :mod:`sdtune.winograd`, with kernels that were
+transformed beforehand.
 """
 
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
+from sdtune.winograd import convolve, transform_kernels
+
+WINOGRAD_PIXELS = 1024
+"""Smallest image for Winograd's convolution; its kernels take 16 numbers for 9, and every pixel makes up for that."""
+LARGE_KERNELS = 2**20
+"""Weights of a convolution, from which on a small image's is one product."""
+RECOMPUTED_CHANNELS = 640
+"""A gated GELU of so many channels or less is made again for the backward pass, in a fiftieth of the step's time."""
 _OUTPUTS = (True, False, False)  # of the gradients of input, weight and bias, only the first
+
+
+def is_3x3(convolution: nn.Conv2d) -> bool:
+    """Whether it is the usual one, that leaves an image's size as it is."""
+    window = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    return window == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.groups == 1
 
 
 class _Convolution(torch.autograd.Function):
@@ -46,28 +61,79 @@ class _Convolution(torch.autograd.Function):
         return d_x, None, None, None, None, None, None
 
 
+def _patches(x: torch.Tensor) -> torch.Tensor:
+    """[b, c, h, w] -> [b * h * w, 9 * c]: what a 3x3 kernel sees at each place."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    b, h, w, c = padded.shape
+    image, row, column, channel = padded.stride()
+    seen = padded.as_strided((b, h - 2, w - 2, 3, 3, c), (image, row, column, row, column, channel))
+    return seen.reshape(-1, 9 * c)
+
+
+class _SmallConvolution(torch.autograd.Function):
+    """3x3 with padding 1 as one product: for small images and large kernels, which oneDNN would copy at each call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        matrix = weight.permute(0, 2, 3, 1).flatten(1)  # [out, 9 * in], as it lies in memory
+        ctx.save_for_backward(matrix)
+        b, _, h, w = x.shape
+        return F.linear(_patches(x), matrix, bias).view(b, h, w, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (matrix,), [d_out] = ctx.saved_tensors, d_outs
+        b, out, h, w = d_out.shape
+        d_seen = (d_out.permute(0, 2, 3, 1).reshape(-1, out) @ matrix).view(b, h, w, 3, 3, -1)
+        d_padded = d_seen.new_zeros(
+            b, h + 2, w + 2, d_seen.shape[-1], dtype=torch.promote_types(d_out.dtype, torch.float32)
+        )
+        for i in range(3):
+            for j in range(3):
+                d_padded[:, i : i + h, j : j + w] += d_seen[:, :, :, i, j]
+        return d_padded[:, 1:-1, 1:-1].to(d_out.dtype).permute(0, 3, 1, 2), None, None
+
+
 class _GatedGelu(torch.autograd.Function):
-    """a * gelu(b) of [..., 2 n] = (a, b); keeps the one tensor that it was given."""
+    """a * gelu(b) of (a, b) = x W^T + bias.
+
+    Keeps (a, b), or where that is large and quickly made again, x, which is an eighth of it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, both: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(both)
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        both = F.linear(x, weight, bias)
+        ctx.again = weight.shape[1] <= RECOMPUTED_CHANNELS
+        ctx.save_for_backward(x if ctx.again else both, weight, bias)
         a, b = both.chunk(2, dim=-1)
-        return a * F.gelu(b)
+        return F.gelu(b).mul_(a)
 
     @staticmethod
-    def backward(ctx: Any, *d_outs: torch.Tensor) -> torch.Tensor:
-        (both,) = ctx.saved_tensors
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kept, weight, bias = ctx.saved_tensors
+        both = F.linear(kept, weight, bias) if ctx.again else kept
         a, b = both.chunk(2, dim=-1)
         d_both = torch.empty_like(both)
         d_a, d_b = d_both.chunk(2, dim=-1)
-        torch.mul(d_outs[0], F.gelu(b), out=d_a)
-        d_b.copy_(torch.ops.aten.gelu_backward(d_outs[0] * a, b))
-        return d_both
+        # in place: at 512 pixels each of these is 10 MB, just when most is held
+        torch.ops.aten.gelu.out(b, out=d_a).mul_(d_outs[0])
+        torch.mul(d_outs[0], a, out=d_b)
+        torch.ops.aten.gelu_backward.grad_input(d_b, b, grad_input=d_b)
+        return d_both @ weight, None, None
 
 
 class _FrozenConv2d(nn.Conv2d):
+    kernels: torch.Tensor | None = None
+    """For Winograd's convolution, [4, 4, in, out], or [3, 3, in, out] where the image is doubled before."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.kernels is not None and len(self.kernels) == 4 and input.shape[2] % 2 == input.shape[3] % 2 == 0:
+            return convolve(input, self.kernels, self.bias)
+        if self.weight.numel() >= LARGE_KERNELS and is_3x3(self) and input[0, 0].numel() < WINOGRAD_PIXELS:
+            product: torch.Tensor = _SmallConvolution.apply(  # type: ignore[no-untyped-call]
+                input, self.weight, self.bias
+            )
+            return product
         out: torch.Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
@@ -76,7 +142,9 @@ class _FrozenConv2d(nn.Conv2d):
 
 class _FrozenGEGLU(GEGLU):  # type: ignore[misc]
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _GatedGelu.apply(self.proj(hidden_states))  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _GatedGelu.apply(  # type: ignore[no-untyped-call]
+            hidden_states, self.proj.weight, self.proj.bias
+        )
         return out
 
 
@@ -117,56 +185,24 @@ class _SiluOfTime(nn.SiLU):
         return input if input.dim() == 4 else super().forward(input)
 
 
-def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The 2x2 kernels that do to an image what a 3x3 kernel does to the image doubled by repeating its pixels.
-
-    Args:
-        weight: [out, in, 3, 3].
-
-    Returns:
-        [4 * out, in, 2, 2] of the same type: for the result's even and odd rows, within these even and odd columns.
-    """
-
-    def along(kernel: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-        first, middle, last = kernel.unbind(dim)
-        even, odd = (first, middle + last), (first + middle, last)
-        return torch.stack(even, dim), torch.stack(odd, dim)
-
-    wide = weight.float() if weight.dtype == torch.bfloat16 else weight
-    kernels = torch.cat([kernel for rows in along(wide, 2) for kernel in along(rows, 3)])
-    return kernels.to(weight.dtype, memory_format=torch.channels_last)
-
-
 class _FrozenUpsample2D(Upsample2D):  # type: ignore[misc]
-    _kernels: torch.Tensor | None = None  # added up when first needed
-
     def forward(self, hidden_states: torch.Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        batch, _, height, width = hidden_states.shape
-        if output_size is not None or height * width < 256:  # small images: reading the larger kernels costs the gain
+        if output_size is not None or self.conv.kernels is None:
             out: torch.Tensor = super().forward(hidden_states, output_size, *args, **kwargs)
             return out
-        if self._kernels is None:
-            self._kernels = subpixel_weight(self.conv.weight)
-        parts: torch.Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-            hidden_states, self._kernels, self.conv.bias.repeat(4), (1, 1), (1, 1), (1, 1), 1
-        )
-        parts = parts.view(batch, 2, 2, -1, height + 1, width + 1)  # row parity, column parity, out
-        rows = [torch.stack([parts[:, i, j, :, i : i + height, j : j + width] for j in (0, 1)], dim=-1) for i in (0, 1)]
-        doubled = torch.stack(rows, dim=-3)  # [batch, out, height, 2, width, 2]
-        return doubled.reshape(batch, -1, 2 * height, 2 * width).contiguous(memory_format=torch.channels_last)
+        return convolve(hidden_states, self.conv.kernels, self.conv.bias)
 
 
 def _doubles_then_convolves(up: Any) -> bool:
     if up.name != "conv" or up.norm is not None or not up.interpolate or not isinstance(up.conv, nn.Conv2d):
         return False
-    return up.conv.kernel_size == (3, 3) and up.conv.bias is not None
+    return up.conv.kernel_size == (3, 3) and up.conv.padding == (1, 1)
 
 
 def use_frozen_ops(network: nn.Module) -> None:
-    """Let the modules of a frozen ``network`` that can, keep or compute less.
+    """Let the modules of a frozen ``network`` that can, keep less for the backward pass.
 
-    The state dict stays the same: only the modules' classes change. So does the result, but that the doubled image's
-    kernels are rounded after they were added up.
+    The state dict stays the same, for only the modules' classes change; the result too, but for the rounding of sums.
     """
     for module in network.modules():
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
@@ -182,3 +218,38 @@ def use_frozen_ops(network: nn.Module) -> None:
             module.nonlinearity = _SiluOfTime()
         elif type(module) is Upsample2D and _doubles_then_convolves(module):
             module.__class__ = _FrozenUpsample2D
+
+
+def winograd_kernels(unet: UNet2DConditionModel, side: int, pixels: int = WINOGRAD_PIXELS) -> dict[str, torch.Tensor]:
+    """Transformed kernels of those convolutions of ``unet`` that are worth it, by the name of their module.
+
+    Args:
+        unet: with frozen operations.
+        side: of its latents.
+        pixels: that an image has to have.
+    """
+    last = len(unet.config.block_out_channels) - 1
+    kernels: dict[str, torch.Tensor] = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, _FrozenUpsample2D):  # 9 transformed kernels for 9 weights: they cost nothing
+            kernels[f"{name}.conv"] = transform_kernels(module.conv.weight, doubled=True)
+        elif (
+            type(module) is _FrozenConv2d
+            and f"{name.rpartition('.')[0]}.conv" not in kernels
+            and is_3x3(module)
+            and min(module.in_channels, module.out_channels) >= 64  # else the transforms are most of the work
+        ):
+            block, _, rest = name.partition(".")
+            level = last if block == "mid_block" else 0
+            if block in ("down_blocks", "up_blocks"):
+                number = int(rest.partition(".")[0])
+                level = number if block == "down_blocks" else last - number
+            if (side >> level) ** 2 >= pixels:
+                kernels[name] = transform_kernels(module.weight)
+    return kernels
+
+
+def use_winograd(unet: UNet2DConditionModel, kernels: dict[str, torch.Tensor]) -> None:
+    """Let the convolutions named in ``kernels``, see :func:`winograd_kernels`, use them."""
+    for name, tensor in kernels.items():
+        unet.get_submodule(name).kernels = tensor

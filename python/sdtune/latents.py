@@ -30,6 +30,12 @@ def release_free_memory() -> None:
         process.malloc_trim(0)
 
 
+def latent_side(model: Path, resolution: int) -> int:
+    """Side of the latents of a square picture of ``resolution`` pixels."""
+    config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
+    return resolution // int(2 ** (len(config["block_out_channels"]) - 1))
+
+
 Entry = tuple[int, bool]
 """A picture's number, and whether it is mirrored."""
 
@@ -71,7 +77,7 @@ class LatentCache:
         self._resolution, self._center_crop = resolution, center_crop
         self._rank, self._world_size, self._sum = rank, world_size, sum_over_ranks
         config = json.loads((self._model / "vae" / "config.json").read_text(encoding="utf-8"))
-        side = resolution // 2 ** (len(config["block_out_channels"]) - 1)
+        side = latent_side(self._model, resolution)
         self.shape: tuple[int, ...] = (config["latent_channels"], side, side)
         self.count = len(self._pictures)
         self.scaling_factor = float(config.get("scaling_factor", 0.18215))

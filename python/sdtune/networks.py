@@ -13,8 +13,9 @@ from sdtune.checkpoint import model_fingerprint
 from sdtune.config import Job
 from sdtune.embedding import LearnedEmbedding, add_placeholder, initializer_ids, install
 from sdtune.errors import BadInput
-from sdtune.frozen_ops import use_frozen_ops
-from sdtune.weights import default_cache, load_converted
+from sdtune.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
+from sdtune.latents import latent_side
+from sdtune.weights import default_cache, load_converted, map_tensors
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 
@@ -90,9 +91,13 @@ def load_frozen(job: Job) -> Frozen:
     )
     if job.training.attention == "blockwise":
         unet.set_attn_processor(BlockwiseProcessor())
+    use_frozen_ops(unet)
+    if job.training.convolution == "winograd":
+        side = latent_side(model, job.data.resolution)
+        kernels = map_tensors(lambda: winograd_kernels(unet, side), cache, f"unet-winograd-{side}", fingerprint, dtype)
+        use_winograd(unet, kernels)
     if job.software_stack == "ipex":
         unet = optimize_with_ipex(unet, dtype)
-    use_frozen_ops(unet)
     embedding = install(text_encoder, ids, start)
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     return Frozen(unet, text_encoder, tokenizer, scheduler, embedding, dtype)

@@ -125,6 +125,7 @@ def train(job: Job) -> dict[str, Any]:
             stack=job.software_stack,
             backend=t.backend if world_size > 1 else None,
             attention=t.attention,
+            convolution=t.convolution,
             seed=job.seed,
             mixed_precision=t.mixed_precision,
             pictures=len(pictures),

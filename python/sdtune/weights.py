@@ -42,12 +42,8 @@ def check_cache(folder: Path) -> None:
         raise BadInput(f"model.weights_cache: {nearest} cannot be written to by this user; name another folder")
 
 
-def _convert(module: nn.Module, target: Path, source: str) -> None:
-    """Write ``module``'s weights to ``target``, whole or not at all; 4-d ones with their channels last."""
-    tensors = {
-        name: (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).contiguous()
-        for name, tensor in module.state_dict().items()
-    }
+def _write(tensors: dict[str, torch.Tensor], target: Path, source: str) -> None:
+    """Whole or not at all."""
     needed = sum(tensor.nbytes for tensor in tensors.values())
     free = shutil.disk_usage(target.parent).free
     if free < 1.05 * needed:
@@ -63,21 +59,17 @@ def _convert(module: nn.Module, target: Path, source: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_converted(
-    load: Callable[[], M], make: Callable[[], M], cache: Path, name: str, fingerprint: str, dtype: torch.dtype
-) -> M:
-    """A frozen network whose weights are mapped from the cache, which is filled first if need be.
+def map_tensors(
+    make: Callable[[], dict[str, torch.Tensor]], cache: Path, name: str, fingerprint: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Tensors that are mapped from a file of the cache, which is made first if need be. They must not be written to.
 
     Args:
-        load: loads the network from its folder, in ``dtype``; called by one rank of a host, once.
-        make: makes the network from its configuration; its weights are thrown away.
+        make: computes them, all contiguous; called by one rank of a host, once.
         cache: folder of converted weights.
-        name: of the part, such as ``unet``.
-        fingerprint: of the model that ``load`` reads.
-        dtype: of the weights.
-
-    Returns:
-        The network in evaluation mode, without gradients. Its weights must not be written to.
+        name: of the file, such as ``unet``.
+        fingerprint: of the model that they are computed from.
+        dtype: of all of them.
 
     Raises:
         BadInput: the disk is full.
@@ -90,9 +82,41 @@ def load_converted(
         with target.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other ranks of this host wait here
             if not target.exists():
-                _convert(load(), target, fingerprint)
+                _write(make(), target, fingerprint)
+    mapped: dict[str, torch.Tensor] = load_file(target)
+    return mapped
+
+
+def load_converted(
+    load: Callable[[], M], make: Callable[[], M], cache: Path, name: str, fingerprint: str, dtype: torch.dtype
+) -> M:
+    """A frozen network whose weights are mapped from the cache, see :func:`map_tensors`.
+
+    Args:
+        load: loads the network from its folder, in ``dtype``.
+        make: makes the network from its configuration; its weights are thrown away.
+        cache: folder of converted weights.
+        name: of the part, such as ``unet``.
+        fingerprint: of the model that ``load`` reads.
+        dtype: of the weights.
+
+    Returns:
+        The network in evaluation mode, without gradients. Its weights must not be written to.
+
+    Raises:
+        BadInput: the disk is full.
+    """
+
+    def convert() -> dict[str, torch.Tensor]:
+        """Those with four dimensions with their channels last."""
+        return {
+            key: (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).contiguous()
+            for key, tensor in load().state_dict().items()
+        }
+
     with init_empty_weights():
         module = make()
-    mapped = {k: v.permute(0, 3, 1, 2) if v.dim() == 4 else v for k, v in load_file(target).items()}
+    tensors = map_tensors(convert, cache, name, fingerprint, dtype)
+    mapped = {k: v.permute(0, 3, 1, 2) if v.dim() == 4 else v for k, v in tensors.items()}
     module.load_state_dict(mapped, strict=True, assign=True)
     return module.requires_grad_(False).eval()

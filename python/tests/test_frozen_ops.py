@@ -1,16 +1,19 @@
 """Operations that keep less: the same numbers, fewer bytes."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from sdtune.frozen_ops import use_frozen_ops
+from sdtune import frozen_ops
+from sdtune.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
+
+TOYWORLD = Path(__file__).parents[2] / "toyworld" / "model"
 
 
 @pytest.mark.parametrize(
@@ -44,18 +47,81 @@ def test_gradients_of_a_residual_block_are_right():
     assert torch.autograd.gradcheck(block, tuple(x.requires_grad_() for x in inputs))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 20), (3, 5)], ids=["square", "odd", "small"])
-def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled(size):
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_small_convolution_with_large_kernels_is_one_product(monkeypatch, with_bias):
+    monkeypatch.setattr(frozen_ops, "LARGE_KERNELS", 1)
     torch.manual_seed(0)
-    up = Upsample2D(3, use_conv=True, out_channels=4).double().requires_grad_(False)
-    plain = copy.deepcopy(up)
-    use_frozen_ops(up)
-    assert type(up) is not type(plain)
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(up(x), plain(x))
-    direction = torch.randn(2, 4, 2 * size[0], 2 * size[1], dtype=torch.float64)
-    [got], [want] = (torch.autograd.grad(f(x), x, direction) for f in (up, plain))
-    torch.testing.assert_close(got, want)
+    module = nn.Conv2d(3, 5, 3, padding=1, bias=with_bias).double().requires_grad_(False)
+    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(module)
+    use_frozen_ops(module)
+    monkeypatch.setattr(frozen_ops, "_Convolution", None)  # the other way does not work any more
+    x = torch.randn(2, 3, 4, 7, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(module(x), plain(x))
+    assert torch.autograd.gradcheck(module, x)
+
+
+def test_what_is_kept_of_a_gated_gelu(monkeypatch):
+    """A wide one keeps what came out of its projection, a narrow one what went in; the gradients are the same."""
+    torch.manual_seed(0)
+    narrow = GEGLU(6, 24).double().requires_grad_(False)
+    use_frozen_ops(narrow)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        out = narrow(x)
+    assert (2, 3, 6) in kept
+    assert (2, 3, 48) not in kept
+    assert torch.autograd.gradcheck(narrow, x)
+    monkeypatch.setattr(frozen_ops, "RECOMPUTED_CHANNELS", 5)
+    torch.testing.assert_close(narrow(x), out)
+    assert torch.autograd.gradcheck(narrow, x)
+
+
+def test_convolutions_for_winograd_are_those_over_large_images(untrained_model):
+    """The embedded model's UNet has two levels; its first and last convolutions have too few channels."""
+    unet = UNet2DConditionModel.from_pretrained(untrained_model, subfolder="unet").eval().requires_grad_(False)
+    use_frozen_ops(unet)
+    sizes = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, i, o, name=name: sizes.update({name: i[0].shape[2]}))
+    inputs = (torch.randn(1, 4, 32, 32), torch.tensor([10]), torch.randn(1, 77, 128))
+    unet(*inputs)
+    wanted = {
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Conv2d) and frozen_ops.is_3x3(module) and sizes[name] == 32
+        if name not in ("conv_in", "conv_out", "up_blocks.0.upsamplers.0.conv")
+    }
+    kernels = winograd_kernels(unet, 32, pixels=32 * 32)
+    assert {name for name, tensor in kernels.items() if len(tensor) == 4} == wanted
+    assert {name for name, tensor in kernels.items() if len(tensor) == 3} == {"up_blocks.0.upsamplers.0.conv"}
+    before = unet(*inputs).sample
+    use_winograd(unet, kernels)
+    torch.testing.assert_close(unet(*inputs).sample, before, rtol=1e-4, atol=1e-5)
+
+
+def test_winograd_in_bf16_costs_a_trained_unet_little():
+    """Errors of prediction and gradient against float32: the direct sum's in bf16, and not twice of that."""
+    torch.manual_seed(0)
+    noisy, times = torch.randn(4, 4, 8, 8), torch.tensor([10, 300, 600, 900])
+    hidden, direction = torch.randn(4, 77, 128), torch.randn(4, 4, 8, 8)
+
+    def run(dtype, pixels=None):
+        unet = UNet2DConditionModel.from_pretrained(TOYWORLD, subfolder="unet", torch_dtype=dtype).eval()
+        unet.requires_grad_(False).to(memory_format=torch.channels_last)
+        use_frozen_ops(unet)
+        if pixels:
+            use_winograd(unet, winograd_kernels(unet, 8, pixels))
+        text = hidden.to(dtype).requires_grad_()
+        out = unet(noisy.to(dtype), times, text).sample
+        [gradient] = torch.autograd.grad(out, text, direction.to(dtype))
+        return out.detach().float(), gradient.float()
+
+    exact, direct, ours = run(torch.float32), run(torch.bfloat16), run(torch.bfloat16, pixels=16)
+    for want, theirs, got in zip(exact, direct, ours, strict=True):
+        assert 0 < (got - want).norm() < 1.6 * (theirs - want).norm()
 
 
 def kept_bytes(network, *inputs):
