@@ -2,8 +2,10 @@
 
 import subprocess
 
+import jinja2
 import pytest
 import yaml
+from conftest import REPOSITORY
 
 
 def configure(playbook, *args, **settings):
@@ -119,3 +121,63 @@ def test_ranks_fit_in_memory(playbook, provisioned):
         launch_config_memory_mb_per_rank=10**6,
     )  # fmt: skip
     assert "mpirun -f nodefile -n 1 -ppn 1 " in (provisioned / "runs/r/launch.sh").read_text()
+
+
+@pytest.mark.parametrize(("workers", "threads", "domain"), [(0, 28, 56), (1, 27, 56)])
+def test_pin_domains_hold_both_hyper_threads_of_each_core(playbook, provisioned, workers, threads, domain):
+    """Those of the threads that communicate too: four ranks fill two sockets of 56 cores."""
+    configure(
+        playbook, launch_config_ranks_per_node=0, _cluster_cores=112, _cluster_threads_per_core=2,
+        __launch_config_nodes={"stdout": "0-1"}, launch_config_memory_mb_per_rank=100,
+        launch_config_comm_workers=workers,
+    )  # fmt: skip
+    environment = (provisioned / "runs/r/env.sh").read_text()
+    assert f"export OMP_NUM_THREADS={threads}\n" in environment
+    assert f"export I_MPI_PIN_DOMAIN={domain}:compact\n" in environment
+
+
+@pytest.mark.parametrize(("usable", "cores"), [(224, "112"), (112, "112"), (16, "16")])
+def test_hyper_threads_are_no_cores(usable, cores):
+    """Two sockets of 56 cores with 224 hyper-threads; a batch system may allow less."""
+    rule = yaml.safe_load((REPOSITORY / "roles/cluster/vars/main.yml").read_text())["_cluster_cores"]
+    facts = {"processor_count": 2, "processor_cores": 56, "processor_nproc": usable}
+    assert jinja2.Template(rule).render(ansible_facts=facts) == cores
+
+
+def test_the_smallest_host_decides(playbook, provisioned, tmp_path):
+    """MPI starts as many ranks on each host; the report names the host that others wait for."""
+    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text(f"[primary]\nbig {host}.1\n[workers]\nsmall {host}.2\n[cluster:children]\nprimary\nworkers\n")
+    done = configure(
+        playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
+        training_data_name="concept", launch_config_interface="eth7",
+        launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
+        _cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the smallest host decides: small has 48 cores, others up to 112" in " ".join(done.stdout.split())
+    assert "mpirun -f nodefile -n 4 -ppn 2 " in (provisioned / "runs/r/launch.sh").read_text()
+    assert "export OMP_NUM_THREADS=24\n" in (provisioned / "runs/r/env.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"), [("data/concept", "pictures"), ("models/toyworld", "model")], ids=["pictures", "model"]
+)
+def test_files_that_changed_since_provisioning_are_refused(playbook, provisioned, folder, what):
+    """Missing, different or foreign: each is named, and no run begins."""
+    (provisioned / folder / "kept").write_text("as it was")
+    (provisioned / folder / "changed").write_text("as it was")
+    digest = "5a3ec1ed4eb2fd7d22e6b8f4a5b30a3b3c9e3d2a3cf5a3a9a9b0a1d7a0c1b2d3"
+    done = subprocess.run(
+        ["sha256sum", "changed", "kept"], cwd=provisioned / folder, capture_output=True, text=True, check=True
+    )
+    (provisioned / f"{folder}.sha256").write_text(done.stdout + f"{digest}  lost\n")
+    (provisioned / folder / "changed").write_text("otherwise")
+    (provisioned / folder / "foreign").touch()
+    done = configure(playbook)
+    assert done.returncode == 2
+    message = " ".join(done.stdout.split())
+    assert f"the {what} in {provisioned / folder} changed since provisioning" in message
+    assert "(missing, different or foreign: changed, foreign, lost); run ansible-playbook provision.yml" in message
+    assert not (provisioned / "runs").exists()

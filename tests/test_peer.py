@@ -1,10 +1,13 @@
 """The network test of preflight, without Ansible: one program, both ends on this machine."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 
+import pytest
 from conftest import REPOSITORY
 
 PEER = (REPOSITORY / "roles/preflight/files/peer.py").read_text()
@@ -33,3 +36,19 @@ def test_a_port_in_use_is_told():
     assert peer("free", "127.0.0.1", port) == "Address already in use"
     time.sleep(2.5)
     assert peer("free", "127.0.0.1", port) == ""
+
+
+def test_a_clock_that_differs_is_measured():
+    """A double of a host whose clock is an hour ahead."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"%f" % (time.time() + 3600))
+
+        ahead = threading.Thread(target=answer)
+        ahead.start()
+        found = json.loads(peer("connect", f"a=127.0.0.1:{server.getsockname()[1]}"))
+        ahead.join()
+    assert found["a"]["skew"] == pytest.approx(3600, abs=1)

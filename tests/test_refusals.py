@@ -1,8 +1,12 @@
 """Bad input is refused by name and with a remedy, before anything is touched."""
 
+import json
+import re
 import socket
 
 import pytest
+import yaml
+from conftest import REPOSITORY
 
 
 def refused(done, tmp_path, *texts):
@@ -179,3 +183,43 @@ def test_a_limited_training(playbook, tmp_path):
     """MPI would start ranks on all hosts of the node list."""
     done = playbook("train.yml", "-i", "inventory/example", "--tags", "training", "--limit", "node1")
     refused(done, tmp_path, "--limit leaves node2, node3, node4 out", "train without --limit")
+
+
+@pytest.mark.parametrize(
+    ("heard", "texts"),
+    [
+        ({"skew": -12.5}, ["its clock differs by 12.5 s from b", "set the clocks by NTP"]),
+        ({"skew": 5.1}, ["its clock differs by 5.1 s from b"]),
+        ({"error": "timed out"}, ["it does not reach b (timed out)", "let the hosts of the cluster reach each other"]),
+    ],
+    ids=["clock behind", "clock ahead", "closed"],
+)
+def test_what_the_hosts_hear_of_each_other(playbook, tmp_path, heard, texts):
+    """Hosts of the lab share one clock, so what they hear is a double."""
+    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
+    inventory = cluster_of(tmp_path, [f"a {host}.1"], f"b {host}.2")
+    double = {"__preflight_peers": {"stdout": json.dumps({"b": heard})}}
+    refused(playbook("provision.yml", "-i", inventory, "--tags", "preflight", **CLUSTER, **double), tmp_path, *texts)
+
+
+@pytest.mark.parametrize("builder", ["control", "primary"])
+def test_a_wheelhouse_that_lacks_a_wheel(playbook, tmp_path, pictures, model, builder):
+    """The wheel is named, and whose wheelhouse it is; the wheels that are there are not."""
+    wheels = tmp_path / ("work/wheelhouse" if builder == "primary" else "wheels")
+    wheels.mkdir(parents=True)
+    lock = (REPOSITORY / "roles/python_env/files/native.txt").read_text()
+    also = yaml.safe_load((REPOSITORY / "roles/intel_mpi/defaults/main.yml").read_text())["intel_mpi_packages"]
+    for name, version in re.findall(r"^([^=\s]+)==(\S+)$", "\n".join([lock, *also]), re.MULTILINE):
+        if name != "safetensors":
+            (wheels / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").touch()
+    done = playbook(
+        "provision.yml", "--tags", "python_env", python_env_source="wheelhouse", python_env_wheelhouse_download=False,
+        python_env_wheelhouse_builder=builder, python_env_wheelhouse=str(wheels), intel_mpi_packages=also,
+        base_model_source=str(model), training_data_source=str(pictures),
+    )  # fmt: skip
+    version = re.search(r"^safetensors==(\S+)", lock, re.MULTILINE)[1]
+    refused(
+        done,
+        tmp_path,
+        f"localhost: safetensors=={version} missing in the wheelhouse {wheels}; put the wheels for Python",
+    )
