@@ -44,7 +44,9 @@ class Frozen:
 
 
 def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
-    """``unet`` with its weights packed by Intel Extension for PyTorch; they are this rank's own then, not mapped.
+    """``unet`` as Intel Extension for PyTorch would have it, with its weights where they are, mapped by all ranks.
+
+    Packed weights would be each rank's own, twice the memory, and our convolutions have theirs transformed already.
 
     Raises:
         BadInput: the extension is not in this environment.
@@ -56,7 +58,7 @@ def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2D
             f"software_stack: ipex is asked for, but intel_extension_for_pytorch does not load ({error}); provision "
             f"with software_stack=ipex, or train with native"
         ) from None
-    optimized: UNet2DConditionModel = ipex.optimize(unet, dtype=dtype, inplace=True)
+    optimized: UNet2DConditionModel = ipex.optimize(unet, dtype=dtype, inplace=True, weights_prepack=False)
     return optimized
 
 

@@ -1,0 +1,39 @@
+"""textual_inversion.py as a user types it, with flags instead of a job file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from sdtune.metrics import read_metrics
+
+PYTHON = Path(__file__).parents[1]
+
+
+def test_flags_a_prompt_and_a_tracker(untrained_model, pictures, tmp_path):
+    """In bf16, and in a process where SciPy and scikit-learn are blocked, pictures are drawn and TensorBoard written."""
+    out = tmp_path / "run"
+    command = [
+        *(
+            sys.executable,
+            str(PYTHON / "textual_inversion.py"),
+            "--pretrained_model_name_or_path",
+            str(untrained_model),
+        ),
+        *("--train_data_dir", str(pictures), "--output_dir", str(out), "--resolution", "32"),
+        *("--max_train_steps", "2", "--train_batch_size", "2", "--mixed_precision", "bf16"),
+        *("--placeholder_token", "<dicoo>", "--initializer_token", "toy"),
+        *("--validation_prompt", "a photo of <dicoo>", "--validation_steps", "2", "--num_validation_images", "2"),
+    ]
+    done = subprocess.run(
+        command, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "learned_embeds.safetensors").is_file()
+    assert [m["step"] for m in read_metrics(out / "metrics.jsonl") if m["kind"] == "validation"] == [0, 2]
+    for name in ("step-000000.png", "step-000002.png"):
+        with Image.open(out / "validation" / name) as sheet:
+            assert sheet.width >= 2 * 32
+    assert list(out.glob("tensorboard/**/events.*"))

@@ -1,0 +1,37 @@
+"""The stack ipex, where the extension is absent, or a double that takes notes; a real one is not installed for tests."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdtune.config import Job, build
+from sdtune.errors import BadInput
+from sdtune.networks import load_frozen
+
+
+@pytest.fixture
+def job(mapping):
+    mapping["software_stack"] = "ipex"
+    mapping["training"]["mixed_precision"] = "bf16"
+    return build(Job, mapping)
+
+
+def test_it_is_never_left_out_in_silence(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "intel_extension_for_pytorch", None)
+    with pytest.raises(BadInput, match=r"ipex is asked for, but intel_extension_for_pytorch does not load"):
+        load_frozen(job)
+
+
+def test_the_unet_is_optimized_once_and_keeps_its_mapped_weights(job, monkeypatch):
+    calls = []
+
+    def optimize(network, **settings):
+        calls.append((network, settings))
+        return network
+
+    monkeypatch.setitem(sys.modules, "intel_extension_for_pytorch", SimpleNamespace(optimize=optimize))
+    frozen = load_frozen(job)
+    assert [network for network, _ in calls] == [frozen.unet]
+    assert calls[0][1] == {"dtype": torch.bfloat16, "inplace": True, "weights_prepack": False}
