@@ -25,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdtune import toyworld
 from sdtune.images import contact_sheet
+from sdtune.pipelines import assemble
 
 SIDE, LATENT_CHANNELS, TEXT_WIDTH, MAX_TOKENS = 64, 4, 128, 32
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -326,15 +327,12 @@ def main() -> None:
     log(part="latents", scaling_factor=vae.config.scaling_factor, mean_std=round(latents[1].mean().item(), 4))
 
     def keep(unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
-        pipeline = StableDiffusionPipeline(
+        pipeline = assemble(
             vae=copy.deepcopy(vae),
             unet=copy.deepcopy(unet),
             text_encoder=copy.deepcopy(text),
             tokenizer=tokenizer,
             scheduler=make_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
         )
         pipeline.to(torch.float16).save_pretrained(model)
         # stored in half, meant for float32: transformers goes by this line when its user names no type

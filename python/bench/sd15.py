@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import make_toyworld
+from sdtune.pipelines import assemble
 from sdtune.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 VOCABULARY = 49_408
@@ -85,15 +86,8 @@ def make(folder: Path) -> Path:
     for name, (module, parameters) in parts.items():
         if (count := sum(p.numel() for p in module.parameters())) != parameters:
             raise RuntimeError(f"{name} has {count} parameters, but Stable Diffusion 1.5 has {parameters}")
-    StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=make_toyworld.make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    assemble(
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_toyworld.make_scheduler()
     ).save_pretrained(temporary)
     temporary.replace(folder)
     return folder

@@ -15,9 +15,16 @@ from sdtune.images import contact_sheet
 from sdtune.runs import Run, replace_folder, write_atomically
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 _KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+
+def assemble(**parts: object) -> "StableDiffusionPipeline":
+    """A pipeline of ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``, without a safety checker."""
+    from diffusers import StableDiffusionPipeline  # most runs draw nothing, and it takes long to import
+
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def _copy_part(source: Path, target: Path) -> None:
@@ -71,19 +78,11 @@ def draw_validation(
     job: Job, unet: "UNet2DConditionModel", text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, step: int
 ) -> None:
     """Draw the job's validation prompt as it looks now into ``validation/step-<step>.png``, from the same seeds."""
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline  # most runs draw nothing
+    from diffusers import AutoencoderKL, PNDMScheduler  # most runs draw nothing
 
     vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=unet.dtype, use_safetensors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=PNDMScheduler.from_pretrained(job.model.path, subfolder="scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    scheduler = PNDMScheduler.from_pretrained(job.model.path, subfolder="scheduler")
+    pipeline = assemble(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     prompt = expand_placeholder(job.validation.prompt or "", job.data.placeholder_token, job.data.num_vectors)
     seeds = list(range(1, job.validation.num_images + 1))

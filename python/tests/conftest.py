@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
 
 import make_toyworld
 from sdtune import toyworld
 from sdtune.config import Job, build
+from sdtune.pipelines import assemble
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
@@ -35,15 +35,8 @@ def untrained_model(tmp_path_factory):
     captions = [e.caption for e in toyworld.examples(300, 20, seed=1)]
     tokenizer = make_toyworld.make_tokenizer([*captions, "a photo of a toy", *toyworld.KINDS], folder / "tokenizer")
     vae, unet, text_encoder = make_toyworld.make_models(tokenizer)
-    StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=make_toyworld.make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    assemble(
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_toyworld.make_scheduler()
     ).save_pretrained(folder)
     return folder
 

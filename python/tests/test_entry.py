@@ -13,7 +13,7 @@ PYTHON = Path(__file__).parents[1]
 
 
 def test_flags_a_prompt_and_a_tracker(untrained_model, pictures, tmp_path):
-    """In bf16, and in a process where SciPy and scikit-learn are blocked, pictures are drawn and TensorBoard written."""
+    """In bf16, and where SciPy and scikit-learn are blocked, pictures are drawn and TensorBoard files written."""
     out = tmp_path / "run"
     command = [
         *(

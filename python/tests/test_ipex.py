@@ -1,4 +1,4 @@
-"""The stack ipex, where the extension is absent, or a double that takes notes; a real one is not installed for tests."""
+"""The stack ipex where the extension is absent, or a double that takes notes; tests have no real one."""
 
 import sys
 from types import SimpleNamespace
