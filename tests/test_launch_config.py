@@ -1,6 +1,7 @@
 """The launch files, rendered by the role into a run folder."""
 
 import subprocess
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -25,7 +26,6 @@ def test_the_files(playbook, provisioned):
     assert job["training"]["learning_rate"] == 1e-3
     assert float(job["training"]["adam_epsilon"]) == 1e-8  # YAML 1.1 reads 1e-08 as text; the program does not
     assert job["training"]["world_size"] == 2
-    assert job["training"]["mixed_precision"] == "bf16"
     assert job["openvino"] == {"batch_size": 1, "height": 128, "width": None, "num_images_per_prompt": 1}
     accelerate = yaml.safe_load((run / "accelerate.yaml").read_text())
     assert (accelerate["num_processes"], accelerate["num_machines"], accelerate["machine_rank"]) == (2, 1, 0)
@@ -34,6 +34,20 @@ def test_the_files(playbook, provisioned):
     subprocess.run(["shellcheck", "--shell=bash", *scripts], check=True)
     launched = subprocess.run([run / "launch.sh", "--x"], capture_output=True, text=True, check=True, cwd="/")
     assert launched.stdout == f"mpirun -f nodefile -n 2 -ppn 2 {run}/rank.sh --x\n"
+
+
+def test_the_precision(playbook, provisioned):
+    """auto is what this processor has instructions for; what is asked for by name stays."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    here = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "no"
+    for asked, expected in (("auto", here), ("bf16", "bf16"), ("no", "no")):
+        done = configure(playbook, training_mixed_precision=asked)
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = provisioned / "runs/r"
+        assert yaml.safe_load((run / "job.yaml").read_text())["training"]["mixed_precision"] == expected
+        assert yaml.safe_load((run / "accelerate.yaml").read_text())["mixed_precision"] == expected
+        told = "in bf16" if expected == "bf16" else "in float32, as localhost without instructions for bf16"
+        assert (told in " ".join(done.stdout.split())) == (asked == "auto")
 
 
 def test_a_second_time_changes_nothing(playbook, provisioned):
@@ -50,7 +64,7 @@ def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
         f"[workers]\na {host}.1\nc {host}.3\n[primary]\nb {host}.2\n[cluster:children]\nworkers\nprimary\n"
     )
     settings = {"software_stack": "native", "base_model_name": "toyworld", "training_data_name": "concept"}
-    ranks = {"launch_config_interface": "eth7", "launch_config_ranks_per_node": 2}
+    ranks = {"launch_config_interface": "eth7", "launch_config_ranks_per_node": 2, "training_mixed_precision": "no"}
     done = configure(playbook, "-i", str(inventory), "--limit", "b", **settings, **ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     run = provisioned / "runs/r"
