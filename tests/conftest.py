@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -11,12 +12,24 @@ REPOSITORY = Path(__file__).parents[1]
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 
 
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture
 def playbook(tmp_path):
     """Call ansible-playbook at the root of the repository; settings become extra variables over inventory/local."""
 
     def run(*args: str, **settings: object) -> subprocess.CompletedProcess[str]:
-        variables = {"work_dir": str(tmp_path / "work"), "artifacts_dir": str(tmp_path / "artifacts"), **settings}
+        variables = {
+            "work_dir": str(tmp_path / "work"),
+            "artifacts_dir": str(tmp_path / "artifacts"),
+            "launch_config_master_port": free_port(),  # a run on this machine may hold the usual one
+            **settings,
+        }
         return subprocess.run(
             ["ansible-playbook", *args, "--extra-vars", json.dumps(variables)],
             cwd=REPOSITORY,
