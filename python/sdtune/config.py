@@ -153,9 +153,13 @@ class ValidationArgs:
     reference_caption: str | None = None
     """The best description you can write, such as ``yellow rabbit``: the learned word is held against its loss."""
     prompt: str | None = None
-    """Draw this prompt at every validation into ``validation/``; None draws nothing."""
+    """Draw this prompt into ``validation/`` before the first step and after the last; None draws nothing."""
+    prompt_steps: int = 0
+    """Optimizer steps between drawings of ``prompt`` while training; 0 draws none between the first and the last."""
     num_images: int = 4
-    """Pictures of ``prompt``."""
+    """Pictures of ``prompt``, every time of the same seeds, shared out over the ranks."""
+    guidance_scale: float = 7.5
+    """Weight of ``prompt`` against no prompt."""
     early_stopping_patience: int = 0
     """Stop after so many validations in a row without a better loss; 0 never stops early."""
     early_stopping_min_delta: float = 0.0
@@ -176,6 +180,7 @@ class ValidationArgs:
             0 <= self.early_stopping_min_delta < 1,
             f"validation.early_stopping_min_delta: {self.early_stopping_min_delta} is not between 0 and 1",
         )
+        _require(self.prompt_steps >= 0, f"validation.prompt_steps: {self.prompt_steps} is negative")
         _require(self.num_images >= 1, f"validation.num_images: {self.num_images} is less than 1")
 
 
@@ -337,7 +342,9 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "train_data_dir": ("data", "path"),
     "num_vectors": ("data", "num_vectors"),
     "validation_prompt": ("validation", "prompt"),
+    "validation_prompt_steps": ("validation", "prompt_steps"),
     "num_validation_images": ("validation", "num_images"),
+    "validation_guidance_scale": ("validation", "guidance_scale"),
     "validation_steps": ("validation", "steps"),
     "validation_triples": ("validation", "triples"),
     "reference_caption": ("validation", "reference_caption"),

@@ -1,9 +1,11 @@
-"""Contact sheets: many pictures on one, each with its caption."""
+"""Pictures to look at: contact sheets, many pictures on one with their captions, and small copies."""
 
+import shutil
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 def contact_sheet(
@@ -30,3 +32,14 @@ def contact_sheet(
         for k, words in enumerate(textwrap.wrap(caption, max(8, cell // 6))[:3]):
             draw.text((x, y + cell + 2 + k * line), words, fill="black", font=font)
     return sheet
+
+
+def save_small(pictures: Sequence[Path], folder: Path, side: int = 512, most: int = 24) -> None:
+    """Copies of the first ``most`` pictures, upright and at most ``side`` pixels a side; ``folder`` is replaced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for i, path in enumerate(pictures[:most]):
+        with Image.open(path) as opened:
+            copy = ImageOps.exif_transpose(opened).convert("RGB")
+        copy.thumbnail((side, side))
+        copy.save(folder / f"{i:03d}.jpg", quality=92)

@@ -12,10 +12,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdtune.config import Job
 from sdtune.embedding import add_placeholder, expand_placeholder
 from sdtune.images import contact_sheet
-from sdtune.runs import Run, replace_folder, write_atomically
+from sdtune.runs import replace_folder, write_atomically
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+    from sdtune.networks import Frozen
 
 _KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -73,23 +75,41 @@ def draw(pipeline: "DiffusionPipeline", prompts: list[str], seeds: list[int], **
     return pictures
 
 
+def seeds_of_rank(count: int, rank: int, world_size: int) -> list[int]:
+    """Which of the seeds 1 to ``count`` a rank draws: spread out, so that few of them fall on one host."""
+    return [seed for seed in range(1, count + 1) if (seed - 1) * world_size // count == rank]
+
+
 @torch.no_grad()
-def draw_validation(
-    job: Job, unet: "UNet2DConditionModel", text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, step: int
-) -> None:
-    """Draw the job's validation prompt as it looks now into ``validation/step-<step>.png``, from the same seeds."""
+def draw_validation(job: Job, frozen: "Frozen", seeds: list[int]) -> list[tuple[int, Image.Image]]:
+    """Draw the job's validation prompt as it looks now: one picture for each of ``seeds``, with its seed."""
+    if not seeds:
+        return []
     from diffusers import AutoencoderKL, PNDMScheduler  # most runs draw nothing
 
+    unet = frozen.unet
     vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=unet.dtype, use_safetensors=True)
     scheduler = PNDMScheduler.from_pretrained(job.model.path, subfolder="scheduler")
-    pipeline = assemble(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+    pipeline = assemble(
+        vae=vae, unet=unet, text_encoder=frozen.text_encoder, tokenizer=frozen.tokenizer, scheduler=scheduler
+    )
     pipeline.set_progress_bar_config(disable=True)
     prompt = expand_placeholder(job.validation.prompt or "", job.data.placeholder_token, job.data.num_vectors)
-    seeds = list(range(1, job.validation.num_images + 1))
-    size = {"height": job.data.resolution, "width": job.data.resolution}
+    options = {
+        "height": job.data.resolution,
+        "width": job.data.resolution,
+        "num_inference_steps": 25,
+        "guidance_scale": job.validation.guidance_scale,
+    }
     # the float32 rows make the text encoder pass for a float32 one, so the pipeline hands the bf16 UNet float32 latents
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=unet.dtype == torch.bfloat16):
-        pictures = [draw(pipeline, [prompt], [seed], num_inference_steps=25, **size)[0] for seed in seeds]
-    folder = Run(job.run_dir).validation
-    folder.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, [f"seed {s}" for s in seeds], columns=4).save(folder / f"step-{step:06d}.png")
+        return [(seed, draw(pipeline, [prompt], [seed], **options)[0]) for seed in seeds]
+
+
+def save_validation(folder: Path, step: int, drawn: list[tuple[int, Image.Image]]) -> None:
+    """Write the pictures to ``folder/step-<step>/seed-<seed>.png``, and all on one sheet to ``step-<step>.png``."""
+    target = folder / f"step-{step:06d}"
+    target.mkdir(parents=True, exist_ok=True)
+    for seed, picture in drawn:
+        picture.save(target / f"seed-{seed}.png")
+    contact_sheet([p for _, p in drawn], [f"seed {s}" for s, _ in drawn], columns=4).save(f"{target}.png")

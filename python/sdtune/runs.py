@@ -8,8 +8,8 @@ from typing import Any
 
 from sdtune.errors import BadInput
 
-_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "images")
-_PROGRESS = ("metrics.jsonl", "checkpoints", "validation", "tensorboard")
+_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "images", "report.html")
+_PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
 
 
 class Run:
@@ -23,6 +23,9 @@ class Run:
         self.openvino = self.folder / "openvino"
         self.images = self.folder / "images"
         self.validation = self.folder / "validation"
+        self.concept = self.folder / "concept"
+        self.report = self.folder / "report.html"
+        self.job = self.folder / "job.yaml"
         self.checkpoints = self.folder / "checkpoints"
         self.finished = self.folder / "finished.json"
 

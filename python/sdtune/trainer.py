@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
 from sdtune.checkpoint import Progress, load_checkpoint, save_checkpoint
-from sdtune.config import Job
+from sdtune.config import Job, to_mapping
 from sdtune.data import Draw, Sampler, list_pictures, sample_numbers
 from sdtune.embedding import expand_placeholder, save_rows
 from sdtune.errors import BadInput, TrainingFailed
+from sdtune.hosts import RankTimes, describe_hosts, revision
+from sdtune.images import save_small
 from sdtune.joining import check_together, start_accelerator
 from sdtune.latents import LatentCache
 from sdtune.metrics import Metrics, describe_host, peak_rss_bytes, reset_peak_rss
 from sdtune.networks import denoising_losses, load_frozen
-from sdtune.pipelines import draw_validation, save_full_pipeline
+from sdtune.pipelines import draw_validation, save_full_pipeline, save_validation, seeds_of_rank
 from sdtune.runs import Run
 from sdtune.templates import caption_templates
 from sdtune.validation import Validator, make_triples
@@ -116,10 +119,14 @@ def train(job: Job) -> dict[str, Any]:
         run.clear(keep_progress=t.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
     metrics = Metrics(run.metrics, progress.step, accelerator) if is_main else None
-    if metrics is not None and progress.step == 0:
+    hosts = describe_hosts(rank, world_size)
+    if metrics is not None:
+        save_small(pictures, run.concept)
         metrics.write(
-            "start",
+            "resume" if progress.step else "start",
+            **({"step": progress.step} if progress.step else {}),
             run_name=job.run_name,
+            revision=revision(),
             world_size=world_size,
             global_batch=global_batch,
             stack=job.software_stack,
@@ -131,7 +138,10 @@ def train(job: Job) -> dict[str, Any]:
             pictures=len(pictures),
             start_s=time.perf_counter() - begun,
             **describe_host(),
+            hosts=hosts,
+            job=to_mapping(job),
         )
+    times = RankTimes()
 
     validator: Validator | None = None
     if v.steps > 0:
@@ -148,12 +158,28 @@ def train(job: Job) -> dict[str, Any]:
             metrics.write("validation", step=progress.step, loss=loss, gap_closed=share)
             closed = "" if share is None else f", {100 * share:.0f} % of the gap to the reference caption"
             tqdm.write(f"step {progress.step}: validation loss {loss:.5f}{closed}")
-            if v.prompt is not None:
-                draw_validation(job, frozen.unet, frozen.text_encoder, frozen.tokenizer, progress.step)
         accelerator.wait_for_everyone()
+
+    def gather_times() -> None:
+        if times.steps > 0:
+            found = times.gather(accelerator)
+            if metrics is not None:
+                metrics.write("ranks", step=progress.step, **found)
+
+    drawn_steps: set[int] = set()
+
+    def draw_prompt() -> None:
+        if v.prompt is None or progress.step in drawn_steps:
+            return
+        drawn_steps.add(progress.step)
+        mine = draw_validation(job, frozen, seeds_of_rank(v.num_images, rank, world_size))
+        drawn = gather_object(mine)
+        if is_main:
+            save_validation(run.validation, progress.step, drawn)
 
     if progress.step == 0:
         validate()
+        draw_prompt()
     elif validator is not None:
         validator.measure(word)
 
@@ -198,6 +224,7 @@ def train(job: Job) -> dict[str, Any]:
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - began
+        times.add(step_s - sync_s, sync_s)
         progress.step += 1
         progress.samples += global_batch
         if metrics is not None:
@@ -219,12 +246,17 @@ def train(job: Job) -> dict[str, Any]:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
         if validator is not None and (progress.step % v.steps == 0 or progress.step == t.max_train_steps):
+            gather_times()
             validate()
             stopped_early = 0 < v.early_stopping_patience <= progress.stale
+        if v.prompt_steps and progress.step % v.prompt_steps == 0:
+            draw_prompt()
         if is_main and t.checkpointing_steps and progress.step % t.checkpointing_steps == 0:
             save_checkpoint(run.checkpoints, progress, rows, optimizer, schedule, who, t.checkpoints_total_limit)
 
     bar.close()
+    gather_times()
+    draw_prompt()
     if is_main and stopped_early:
         print(f"stopped at step {progress.step}: {progress.stale} validations in a row brought nothing")
     facts: dict[str, Any] = {

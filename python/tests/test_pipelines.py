@@ -49,7 +49,9 @@ def trained(tmp_path_factory):
 
 def test_validation_pictures_are_drawn_before_and_after(trained):
     names = sorted(p.name for p in Run(trained.run_dir).validation.iterdir())
-    assert names == ["step-000000.png", "step-000008.png"]
+    assert names == ["step-000000", "step-000000.png", "step-000008", "step-000008.png"]
+    before, after = (Run(trained.run_dir).validation / step / "seed-1.png" for step in ("step-000000", "step-000008"))
+    assert before.read_bytes() != after.read_bytes()
 
 
 def test_diffusers_loads_the_learned_word(trained):
