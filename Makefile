@@ -19,7 +19,7 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-.PHONY: help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools
+.PHONY: help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
@@ -37,7 +37,7 @@ demo: control-node
 	$(PLAY) train.yml -e training_overwrite=true
 	$(PLAY) generate.yml
 	@echo
-	@echo 'Look at artifacts/demo/: images/ (contact_sheet.png first), learned_embeds.safetensors, metrics.jsonl'
+	@echo 'Open artifacts/demo/report.html: what was learned, and how. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
 
 test: lint molecule pytest
 
@@ -54,7 +54,7 @@ molecule: dev-tools lab-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" molecule test --all 2>&1 | tee .cache/molecule.log
 	! grep 'Missing playbook' .cache/molecule.log # which molecule takes for success
 
-pytest: dev-tools lab-tools $(TEST_STAMP)
+pytest: dev-tools lab-tools browser $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q tests
 	cd python && PATH="$(TEST_ENV)/bin:$$PATH" $(TEST_PYTHON) -m pytest
 
@@ -83,6 +83,9 @@ control-node:
 
 dev-tools:
 	@scripts/control-node.sh requirements-dev.txt
+
+browser:
+	@scripts/packages.sh chromium:chromium
 
 lab-tools:
 	@scripts/packages.sh debootstrap:debootstrap ip:iproute2 tc:iproute2 unshare:util-linux

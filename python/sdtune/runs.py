@@ -24,6 +24,7 @@ class Run:
         self.images = self.folder / "images"
         self.validation = self.folder / "validation"
         self.concept = self.folder / "concept"
+        self.packages = self.folder / "packages"
         self.report = self.folder / "report.html"
         self.job = self.folder / "job.yaml"
         self.checkpoints = self.folder / "checkpoints"

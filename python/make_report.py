@@ -1,0 +1,31 @@
+"""Make the page of a run, or one page that compares several.
+
+python make_report.py runs/demo                                     # runs/demo/report.html
+python make_report.py --compare runs/a runs/b runs/c                # runs/comparison.html
+"""
+
+import argparse
+from pathlib import Path
+
+from sdtune import cli
+
+
+def main() -> None:
+    """Parse, make, say where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="*", help="folder of a run")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of the runs to compare")
+    parser.add_argument("--output", type=Path, help="the page; default: report.html in the run's folder")
+    args = parser.parse_args()
+    if bool(args.run) == bool(args.compare) or len(args.run) > 1:
+        parser.error("give the folder of one run, or --compare with the folders of several")
+    from sdtune.report.page import write_comparison, write_report
+
+    if args.compare:
+        print(write_comparison(args.compare, args.output))
+    else:
+        print(write_report(args.run[0], args.output))
+
+
+if __name__ == "__main__":
+    cli.run(main)
