@@ -196,7 +196,7 @@ def step_time(run: RunRecord) -> Chart | None:
         edges = [*(b[0] for b in bins), bins[-1][1]]
         colors = (_SERIES[0], _SERIES[1], _SERIES[2], _THEME["muted"])
         lower = [0.0] * len(edges)
-        for i, (part, color, hatch) in enumerate(zip(PARTS, colors, (None, "//", None, "...."), strict=True)):
+        for i, (part, color, hatch) in enumerate(zip(PARTS, colors, (None, "//", None, None), strict=True)):
             if means[i] < 0.001 * whole:
                 continue
             heights = [b[2][i] for b in bins]

@@ -98,6 +98,20 @@ def _by_prompt(images: list[Drawn]) -> dict[str, list[Drawn]]:
     return found
 
 
+def _alike(hosts: list[dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Hosts that differ in nothing but their names and the numbers of their ranks, together: (names, the first)."""
+    found: list[tuple[list[str], dict[str, Any], dict[str, Any]]] = []
+    for host in hosts:
+        facts = {**host, "host": None, "ranks": len(host["ranks"])}
+        for names, _, known in found:
+            if known == facts:
+                names.append(host["host"])
+                break
+        else:
+            found.append(([host["host"]], host, facts))
+    return [(names, host) for names, host, _ in found]
+
+
 def _settings(run: RunRecord) -> list[tuple[str, str]]:
     """The job as lines of section.key and value."""
     flat = []
@@ -150,6 +164,7 @@ def write_report(folder: str | Path, output: Path | None = None) -> Path:
         embedded=embed(shown),
         charts=[c for c in (charts.learning(run), charts.step_time(run), charts.ranks(run)) if c is not None],
         slow=slow,
+        hosts=_alike(run.hosts),
         settings=_settings(run),
         repeat=_repeat(run),
         precision={"no": "in float32"}.get(run.start["mixed_precision"], f"in {run.start['mixed_precision']}"),
