@@ -91,6 +91,6 @@ lab-tools:
 	@scripts/packages.sh debootstrap:debootstrap ip:iproute2 tc:iproute2 unshare:util-linux
 
 $(TEST_STAMP): roles/python_env/files/native.txt requirements-test.txt | dev-tools
-	$(PLAY) provision.yml --tags python_env,gperftools,intel_mpi -e work_dir=$(TEST_WORK)
+	PIP_COMPILE=0 $(PLAY) provision.yml --tags python_env,gperftools,intel_mpi -e work_dir=$(TEST_WORK)
 	$(TEST_PYTHON) -m pip install --quiet --no-deps --require-hashes --requirement requirements-test.txt
 	touch $@

@@ -17,7 +17,8 @@ stamp=.venv/.$lock-$(sha256sum "$lock" | cut --characters=1-16)
 if [[ ! -e $stamp ]] || ! .venv/bin/python -c '' 2>/dev/null; then
     echo "Making .venv from $lock"
     .venv/bin/python -c '' 2>/dev/null || python3 -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --require-hashes --requirement "$lock"
+    # Not compiled: of the tens of thousands of files a few are ever imported, and those are compiled then.
+    .venv/bin/python -m pip install --quiet --no-compile --require-hashes --requirement "$lock"
     rm --force .venv/."$lock"-*
     touch "$stamp"
 fi

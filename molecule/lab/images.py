@@ -20,6 +20,7 @@ PACKAGES = (
 )
 
 # Run inside the new root. Nothing of this machine may stay in it: debootstrap copies its resolver and name.
+# pip compiles nothing that it installs, which is two thirds of its time; Python compiles what it imports.
 CUSTOMISE = r"""
 set -eu
 useradd --create-home --shell /bin/bash admin
@@ -28,6 +29,7 @@ chmod 0440 /etc/sudoers.d/admin
 rm --force /etc/ssh/ssh_host_*
 : > /etc/resolv.conf
 printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+printf '[install]\ncompile = false\n' > /etc/pip.conf
 chmod 0755 /usr/sbin/policy-rc.d
 rm --recursive --force /etc/hostname /var/cache/apt/archives/*.deb /var/lib/apt/lists/* /var/log/*.log
 """
