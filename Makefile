@@ -19,7 +19,7 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-.PHONY: help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser
+.PHONY: help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster by hand (HOSTS=2, NAME=other); make lab-down removes them'
+	@echo 'make quickstart-test  do in a lab, on a clean clone, what README.md says of clusters (15 minutes)'
 	@echo 'make clean     remove what make made, but for artifacts/'
 
 # The demo may be typed again and again, so it allows its own run to be overwritten; a bare train.yml does not.
@@ -63,6 +64,9 @@ lab: dev-tools lab-tools
 
 lab-down:
 	@$(LAB) down $(NAME)
+
+quickstart-test: dev-tools lab-tools
+	HOSTS=$(HOSTS) $(BIN)/python tests/quickstart.py
 
 toyworld: control-node $(TEST_STAMP)
 	$(TEST_PYTHON) python/make_toyworld.py --out toyworld
