@@ -56,7 +56,7 @@ molecule: dev-tools lab-tools $(TEST_STAMP)
 	! grep 'Missing playbook' .cache/molecule.log # which molecule takes for success
 
 pytest: dev-tools lab-tools browser $(TEST_STAMP)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q tests
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile tests
 	cd python && PATH="$(TEST_ENV)/bin:$$PATH" $(TEST_PYTHON) -m pytest
 
 lab: dev-tools lab-tools
