@@ -12,7 +12,7 @@ TEST_WORK := $(CURDIR)/.cache/test
 TEST_ENV := $(TEST_WORK)/env/native
 TEST_PYTHON := $(TEST_ENV)/bin/python
 TEST_STAMP := $(TEST_ENV)/.test-tools
-BENCH_PRELOAD := --preload $(TEST_ENV)/lib/libiomp5.so:$(TEST_WORK)/lib/libtcmalloc.so
+BENCH_PRELOAD := --preload $(TEST_ENV)/lib/libiomp5.so:$(TEST_WORK)/lib/native/libtcmalloc.so
 
 # A lab: hosts on this machine, to try a cluster by hand.
 LAB := $(BIN)/python molecule/lab/lab.py

@@ -71,7 +71,7 @@ def provisioned(tmp_path):
     While there is a file python.refuse beside it, python prints it and fails, as the check of a job would.
     """
     work = tmp_path / "work"
-    files = ("env/native/lib/libiomp5.so", "lib/libtcmalloc.so", "models/toyworld.sha256", "data/concept.sha256")
+    files = ("env/native/lib/libiomp5.so", "lib/native/libtcmalloc.so", "models/toyworld.sha256", "data/concept.sha256")
     for name in files:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).touch()

@@ -195,3 +195,74 @@ def test_files_that_changed_since_provisioning_are_refused(playbook, provisioned
     assert f"the {what} in {provisioned / folder} changed since provisioning" in message
     assert "(missing, different or foreign: changed, foreign, lost); run ansible-playbook provision.yml" in message
     assert not (provisioned / "runs").exists()
+
+
+def two_hosts(playbook, tmp_path, **settings):
+    """Run the role for two hosts, a and b, that share this machine's disk."""
+    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text(f"[primary]\na {host}.1\n[workers]\nb {host}.2\n[cluster:children]\nprimary\nworkers\n")
+    return configure(
+        playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
+        training_data_name="concept", launch_config_interface="lo", launch_config_ranks_per_node=1, **settings,
+    )  # fmt: skip
+
+
+def test_the_packages_of_each_host_are_recorded(playbook, provisioned, tmp_path):
+    """In the run folder of the primary. What lists them is a double."""
+    done = two_hosts(playbook, tmp_path, _launch_config_list_packages="printf 'torch==1\\nnumpy==2\\n'")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lists = {path.name: path.read_text() for path in (provisioned / "runs/r/packages").iterdir()}
+    assert lists == {"a.txt": "torch==1\nnumpy==2\n", "b.txt": "torch==1\nnumpy==2\n"}
+
+
+def test_hosts_whose_packages_differ_do_not_start(playbook, provisioned, tmp_path):
+    """Host and packages are named, and no run begins. What lists them is a double."""
+    lists = {"a": "torch==1 numpy==2", "b": "torch==1+cpu numpy==2 more==3"}
+    listing = f"printf '%s\\n' {{{{ {lists}[inventory_hostname] }}}}"
+    done = two_hosts(playbook, tmp_path, _launch_config_list_packages=listing)
+    assert done.returncode == 2
+    message = " ".join(done.stdout.split())
+    assert "b: it has torch==1+cpu, more==3 where a has torch==1; ranks that differ" in message
+    assert "run ansible-playbook provision.yml" in message
+    assert not (provisioned / "runs").exists()
+
+
+def test_packages_are_listed_as_pip_and_conda_do(provisioned):
+    """The real listing, of an environment whose pip is a double."""
+    constants = yaml.safe_load((REPOSITORY / "roles/launch_config/vars/main.yml").read_text())
+    prefix = provisioned / "env/native"
+    (prefix / "bin/python").write_text("#!/bin/sh\necho torch==1\n")
+    listing = ["bash", "-c", constants["_launch_config_list_packages"], str(prefix)]
+    assert subprocess.run(listing, capture_output=True, text=True, check=True).stdout == "torch==1\n"
+    (prefix / "conda-meta").mkdir()
+    for name in ("gperftools-2.17.2-h65a8314_0", "libgcc-ng-14.2.0-h69a702a_1"):
+        (prefix / f"conda-meta/{name}.json").touch()
+    done = subprocess.run(listing, capture_output=True, text=True, check=True)
+    assert done.stdout == "torch==1\ngperftools=2.17.2=h65a8314_0\nlibgcc-ng=14.2.0=h69a702a_1\n"
+
+
+def test_the_environment_of_oneccl(playbook, provisioned):
+    """Its workers get cores of their own; without it nothing is said of it."""
+    for name in ("bin/python", "bin/mpirun", "lib/libiomp5.so"):
+        (provisioned / "env/ipex" / name).parent.mkdir(parents=True, exist_ok=True)
+        (provisioned / "env/ipex" / name).symlink_to(provisioned / "env/native" / name)
+    (provisioned / "lib/ipex").symlink_to(provisioned / "lib/native")
+    done = configure(
+        playbook, software_stack="ipex", training_backend="ccl", launch_config_ranks_per_node=1,
+        _cluster_cores=28, __launch_config_nodes={"stdout": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = provisioned / "runs/r"
+    subprocess.run(["shellcheck", "--shell=bash", run / "env.sh"], check=True)
+    script = f". {run}/env.sh; env -0"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env={"PATH": "/usr/bin"})
+    variables = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
+    assert {k: v for k, v in variables.items() if k.startswith("CCL_")} == {
+        "CCL_ROOT": f"{provisioned}/env/ipex", "CCL_PROCESS_LAUNCHER": "hydra", "CCL_ATL_TRANSPORT": "ofi",
+        "CCL_WORKER_COUNT": "1", "CCL_WORKER_AFFINITY": "auto", "CCL_KVS_IFACE": "lo",
+    }  # fmt: skip
+    assert variables["OMP_NUM_THREADS"] == "27"
+    assert yaml.safe_load((run / "job.yaml").read_text())["training"]["backend"] == "ccl"
+    configure(playbook)
+    assert "CCL_" not in (run / "env.sh").read_text()

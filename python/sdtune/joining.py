@@ -9,6 +9,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import gather_object
 
+from sdtune.backends import check_backend, load_backend
 from sdtune.checkpoint import identity
 from sdtune.checks import check_job, check_world_size, launched_world_size
 from sdtune.config import Job
@@ -64,10 +65,9 @@ def start_accelerator(job: Job) -> Accelerator:
     if path := os.environ.get(CONFIG_VARIABLE):
         read_accelerate_config(path)
     if launched_world_size() > 1:
-        try:
-            PartialState(cpu=True, backend=job.training.backend)
-        except ValueError as error:
-            raise BadInput(f"training.backend: {job.training.backend!r} is not in this environment ({error})") from None
+        load_backend(job.training.backend)
+        PartialState(cpu=True, backend=job.training.backend)
+        check_backend(job.training.backend)
     trackers = None if job.training.report_to == "none" else job.training.report_to
     accelerator = Accelerator(cpu=True, log_with=trackers, project_dir=job.run_dir)
     # without cpu=True, or its launcher's variables, Accelerate would start N separate runs; that must never pass

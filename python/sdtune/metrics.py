@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from sdtune.processor import instruction_set, preloaded
 from sdtune.runs import write_atomically
 
 
@@ -62,7 +63,8 @@ def describe_host() -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": instruction_set(),
+        "preloaded": preloaded(),
         "threads_per_rank": torch.get_num_threads(),
     }
 

@@ -129,7 +129,7 @@ def train(job: Job) -> dict[str, Any]:
             revision=revision(),
             world_size=world_size,
             global_batch=global_batch,
-            stack=job.software_stack,
+            software_stack=job.software_stack,
             backend=t.backend if world_size > 1 else None,
             attention=t.attention,
             convolution=t.convolution,

@@ -1,0 +1,34 @@
+"""What ranks exchange tensors over. The one that was asked for, or none: no library may take another in silence."""
+
+import importlib
+
+import torch
+
+from sdtune.errors import BadInput
+
+_REMEDY = "provision with the training_backend that you train with, or take gloo"
+
+
+def load_backend(name: str) -> None:
+    """Make torch.distributed know the backend ``name``.
+
+    Raises:
+        BadInput: this environment does not have it.
+    """
+    if name == "ccl":
+        try:
+            importlib.import_module("oneccl_bindings_for_pytorch")
+        except (ImportError, OSError) as error:
+            raise BadInput(f"training.backend: 'ccl' does not load in this environment ({error}); {_REMEDY}") from None
+    elif not torch.distributed.is_backend_available(name):
+        raise BadInput(f"training.backend: {name!r} is not in this torch ({torch.__version__}); {_REMEDY}")
+
+
+def check_backend(name: str) -> None:
+    """Refuse ranks that met over another backend than ``name``.
+
+    Raises:
+        BadInput: says over which.
+    """
+    if (taken := torch.distributed.get_backend()) != name:
+        raise BadInput(f"training.backend: {name!r} is asked for, but the ranks met over {taken!r}; {_REMEDY}")
