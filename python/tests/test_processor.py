@@ -1,0 +1,35 @@
+"""What is said of the host."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdtune import processor
+from tests.conftest import PYTHON
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu sse2", "none of AVX2, AVX-512, AMX"),
+        ("fpu avx avx2", "AVX2"),
+        ("avx2 avx512f avx512bw", "AVX-512"),
+        ("avx2 avx512f avx512_bf16", "AVX-512-BF16"),
+        ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "AMX"),
+    ],
+)
+def test_the_instruction_set_is_the_best_that_there_is(flags, name):
+    cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n\nprocessor\t: 1\nflags\t\t: {flags}\n"
+    assert processor.instruction_set(cpuinfo) == name
+
+
+def test_preloaded_libraries_are_those_that_are_mapped():
+    """A library in LD_PRELOAD that is not there is not mapped, and so not named."""
+    openmp = Path(sys.prefix) / "lib/libiomp5.so"
+    code = "from sdtune.processor import preloaded; print(preloaded())"
+    for library, expected in ((openmp, [str(openmp.resolve())]), (openmp.with_name("libiomp5-lost.so"), [])):
+        env = {"LD_PRELOAD": str(library), "PYTHONPATH": str(PYTHON)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(expected)

@@ -1,0 +1,95 @@
+"""oneccl, on this machine: torch and the wheel of the bindings are doubles. Tests reach no registry of the real one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wheel_double import make_index, make_wheel
+
+LOADS = "import torch\n__version__ = '2.8.0+cpu'\n"
+BROKEN = "raise ImportError('libccl.so.1: cannot open shared object file')\n"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment that has a torch 2.8.0 of one line."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+    wheel = make_wheel(folder, "torch", "2.8.0", {"torch/__init__.py": "__version__ = '2.8.0'\n"})
+    subprocess.run([folder / "env/bin/pip", "install", "--quiet", "--no-index", wheel], check=True)
+    return folder / "env"
+
+
+@pytest.fixture
+def settings(tmp_path, environment):
+    """Variables for that environment, without bindings; oneCCL itself is an empty wheel."""
+    python = environment / "bin/python"
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "oneccl_bind_pt"], check=True)
+    make_wheel(tmp_path / "oneccl", "oneccl_cpu", "2021.15.2")
+    return {
+        "software_stack": "ipex",
+        "training_backend": "ccl",
+        "oneccl_prefix": str(environment),
+        "oneccl_source_pip_args": ["--no-index", "--find-links", str(tmp_path / "oneccl")],
+    }
+
+
+def bindings(folder: Path, version: str = "2.8.0+cpu", code: str = LOADS) -> Path:
+    """A folder that has a double of the bindings' wheel."""
+    make_wheel(folder, "oneccl_bind_pt", version, {"oneccl_bindings_for_pytorch/__init__.py": code})
+    return folder
+
+
+def provision(playbook, settings, **more):
+    """The role alone."""
+    done = playbook("provision.yml", "--tags", "oneccl", **settings, **more)
+    return done, " ".join((done.stdout + done.stderr).split())
+
+
+def test_from_a_folder_of_wheels_and_from_an_index(playbook, tmp_path, settings, environment):
+    """Installed once; a second time, whatever the source, changes nothing."""
+    wheels = bindings(tmp_path / "wheels")
+    done, said = provision(playbook, settings, oneccl_wheels=str(wheels))
+    assert done.returncode == 0, said
+    assert next(environment.glob("lib/python3*/site-packages/oneccl_bind_pt-2.8.0+cpu.dist-info")).is_dir()
+    index = make_index(tmp_path / "index", wheels)
+    done, said = provision(playbook, settings, oneccl_index_url=index)
+    assert "changed=0" in done.stdout, said
+    subprocess.run([environment / "bin/pip", "uninstall", "--quiet", "--yes", "oneccl_bind_pt"], check=True)
+    done, said = provision(playbook, settings, oneccl_index_url=index)
+    assert done.returncode == 0, said
+    assert next(environment.glob("lib/python3*/site-packages/oneccl_bind_pt-2.8.0+cpu.dist-info")).is_dir()
+
+
+def test_bindings_that_cannot_be_had(playbook, tmp_path, settings):
+    """Host, wheel and index are named; nothing else is taken."""
+    (tmp_path / "index").mkdir()
+    url = (tmp_path / "index").as_uri() + "/"
+    done, said = provision(playbook, settings, oneccl_index_url=url)
+    assert done.returncode == 2
+    assert f"localhost: oneccl_bind_pt==2.8.0 cannot be had from {url} (" in said
+    assert "No matching distribution" in said or "Could not find a version" in said
+    assert "or take training_backend=gloo" in said
+
+
+def test_bindings_that_do_not_load(playbook, tmp_path, settings):
+    """The loader's own words are shown."""
+    wheels = bindings(tmp_path / "wheels", code=BROKEN)
+    done, said = provision(playbook, settings, oneccl_wheels=str(wheels))
+    assert done.returncode == 2
+    assert f"localhost: oneccl_bind_pt==2.8.0 from {wheels} does not load (ImportError: libccl.so.1" in said
+
+
+@pytest.mark.parametrize("where", ["folder", "index"])
+def test_bindings_for_another_torch(playbook, tmp_path, settings, where):
+    """Refused by the inventory alone."""
+    wheels = bindings(tmp_path / "wheels", "2.7.0+cpu")
+    more = {"oneccl_wheels": str(wheels)} if where == "folder" else {"oneccl_bindings": "oneccl_bind_pt==2.7.0"}
+    done, said = provision(playbook, settings, **more)
+    assert done.returncode == 2
+    assert {
+        "folder": f"{wheels} on this machine holds no wheel of oneccl_bind_pt==2.8.0 (oneccl_bind_pt-2.7.0+cpu-",
+        "index": "oneccl_bindings oneccl_bind_pt==2.7.0 is for another torch than the 2.8.0 of the stack ipex",
+    }[where] in said
+    assert "Gather facts" not in said
