@@ -6,6 +6,8 @@ the role python_env asks of conda, and nothing else. The installer knows the fla
 
     conda --version
     conda env create --quiet --prefix FOLDER --file environment.yml
+
+`conda_double.py double FOLDER` makes them all, for molecule.
 """
 
 import argparse
@@ -16,9 +18,8 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Mapping
-from importlib import resources
+from importlib.metadata import distribution
 from pathlib import Path
 
 import rattler
@@ -68,15 +69,15 @@ def make_channel(channel: Path) -> Path:
     home = f"home = {interpreter.parent}\ninclude-system-site-packages = false\nversion = {MINOR}\n"
     links = {f"bin/{name}": str(interpreter) for name in ("python", "python3", f"python{MINOR}")}
     package(channel, "python", PYTHON, {"pyvenv.cfg": home.encode(), **links})
-    bundled = next(p for p in resources.files("ensurepip").joinpath("_bundled").iterdir() if p.name.startswith("pip-"))
-    with zipfile.ZipFile(io.BytesIO(bundled.read_bytes())) as wheel:
-        files = {
-            f"lib/python{MINOR}/site-packages/{name}": wheel.read(name)
-            for name in wheel.namelist()
-            if not name.endswith("/")
-        }
+    # the pip of this environment, whatever made it
+    installed = distribution("pip")
+    files = {
+        f"lib/python{MINOR}/site-packages/{file}": Path(file.locate()).read_bytes()
+        for file in installed.files or []
+        if ".." not in file.parts and file.suffix != ".pyc"
+    }
     script = b'#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
-    package(channel, "pip", bundled.name.split("-")[1], {**files, "bin/pip": script}, (f"python {MINOR}.*",))
+    package(channel, "pip", installed.version, {**files, "bin/pip": script}, (f"python {MINOR}.*",))
     library = next(path for path in LIBRARIES if path.exists()).read_bytes()
     for version in ("2.17.2", "2.18.1"):
         package(
@@ -119,15 +120,28 @@ async def create(prefix: Path, file: Path) -> None:
         await rattler.install(records, prefix, cache_dir=cache, show_progress=False)
 
 
+def make(folder: Path) -> None:
+    """Channel, installer, and what python_env_conda_packages asks of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    channel = make_channel(folder / "channel")
+    (folder / "packages.json").write_text(json.dumps(packages(channel)))
+    make_installer(folder / "miniforge.sh")
+
+
 def main() -> None:
     """The client."""
     parser = argparse.ArgumentParser(prog="conda")
     parser.add_argument("--version", action="version", version="conda 26.1.1 (a double)")
-    env = parser.add_subparsers(required=True).add_parser("env").add_subparsers(required=True).add_parser("create")
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("double").add_argument("folder", type=Path)
+    env = commands.add_parser("env").add_subparsers(required=True).add_parser("create")
     env.add_argument("--quiet", action="store_true")
     env.add_argument("--prefix", type=Path, required=True)
     env.add_argument("--file", type=Path, required=True)
     args = parser.parse_args()
+    if "folder" in args:
+        make(args.folder)
+        return
     if args.prefix.exists():
         sys.exit(f"CondaValueError: prefix already exists: {args.prefix}")
     asyncio.run(create(args.prefix, args.file))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from sdtune.processor import instruction_set, preloaded
+from sdtune.processor import instruction_set, libraries
 from sdtune.runs import write_atomically
 
 
@@ -64,7 +64,7 @@ def describe_host() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "instruction_set": instruction_set(),
-        "preloaded": preloaded(),
+        "libraries": libraries(),
         "threads_per_rank": torch.get_num_threads(),
     }
 

@@ -25,10 +25,10 @@ def test_the_instruction_set_is_the_best_that_there_is(flags, name):
     assert processor.instruction_set(cpuinfo) == name
 
 
-def test_preloaded_libraries_are_those_that_are_mapped():
+def test_the_libraries_are_those_that_are_mapped():
     """A library in LD_PRELOAD that is not there is not mapped, and so not named."""
     openmp = Path(sys.prefix) / "lib/libiomp5.so"
-    code = "from sdtune.processor import preloaded; print(preloaded())"
+    code = "from sdtune.processor import libraries; print(libraries())"
     for library, expected in ((openmp, [str(openmp.resolve())]), (openmp.with_name("libiomp5-lost.so"), [])):
         env = {"LD_PRELOAD": str(library), "PYTHONPATH": str(PYTHON)}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
