@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     "resume_from_checkpoint",
     "resume_reshard",
     "save_as_full_pipeline",
+    "stall_timeout",
 )
 # what resume_reshard allows to differ: how a global batch is cut into ranks, micro-steps and batches
 _RESHARDED = ("world_size", "train_batch_size", "gradient_accumulation_steps")

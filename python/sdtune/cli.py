@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from sdtune.errors import BadInput, TrainingFailed
+from sdtune.errors import BadInput, Stopped, TrainingFailed
 
 # the libraries' remarks about what they load would bury ours; a user who wants them sets these to "info"
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; exit with 2 for bad input, with 1 for a failure, and with what was wrong on standard error."""
+    """Call ``main``; exit with 2 for bad input, 1 for a failure, and what was wrong on standard error; 3 when stopped."""
     try:
         main()
     except (BadInput, TrainingFailed) as error:
@@ -24,6 +24,9 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, TrainingFailed) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, BadInput) else 1
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        code = 3
     except Exception:  # noqa: BLE001 - shown in full, and the process ends
         traceback.print_exc()
         code = 1

@@ -115,13 +115,21 @@ class TrainingArgs:
     """``auto`` (the newest whole checkpoint, or a new start where none is), ``latest``, or a name; None starts anew."""
     resume_reshard: bool = False
     """Let a resumed run have another number of ranks or another batch than its checkpoint."""
+    stall_timeout: int = 1800
+    """Seconds that a rank waits for the others before it gives up."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
     """Tracker, beside metrics.jsonl."""
     save_as_full_pipeline: bool = True
     """Write a whole pipeline that knows the word, beside the learned rows."""
 
     def __post_init__(self) -> None:
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoints_total_limit"):
+        for name in (
+            "max_train_steps",
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "checkpoints_total_limit",
+            "stall_timeout",
+        ):
             _require(getattr(self, name) >= 1, f"training.{name}: {getattr(self, name)} is less than 1")
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"training.{name}: {getattr(self, name)} is not between 0 and 1")
@@ -353,6 +361,8 @@ _FLAGS: dict[str, tuple[str, str]] = {
     **{f.name: ("data", f.name) for f in dataclasses.fields(DataArgs) if f.name not in ("path", "num_vectors")},
     **{f.name: ("training", f.name) for f in dataclasses.fields(TrainingArgs)},
 }
+# Said at the moment of starting, not part of what the run is: leave to overwrite, and how to go on after a failure.
+_AT_START = ("overwrite", "resume_from_checkpoint", "resume_reshard", "world_size", "gradient_accumulation_steps")
 _SECTIONS: dict[str, type] = {
     "": Job,
     "model": ModelArgs,
@@ -407,15 +417,16 @@ def to_mapping(job: Job | GenerationJob) -> dict[str, Any]:
 def training_job(argv: Sequence[str] | None, description: str) -> tuple[Job, argparse.Namespace]:
     """Parse the command line of ``textual_inversion.py``: ``--job FILE``, or flags, and ``--check``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", help="job file (YAML); excludes all flags but --check and --overwrite")
+    parser.add_argument("--job", help=f"job file (YAML); excludes all flags but --check, --{', --'.join(_AT_START)}")
     parser.add_argument("--check", action="store_true", help="look at the job and its inputs, then stop")
     add_job_flags(parser)
     flags = parser.parse_args(argv)
     if flags.job is None:
         return job_from_flags(flags), flags
-    # --overwrite is leave given at the moment of starting, not part of what the run is
-    also = [f"--{flag}" for flag in _FLAGS if flag != "overwrite" and getattr(flags, flag) is not None]
+    given = {flag: getattr(flags, flag) for flag in _FLAGS if getattr(flags, flag) is not None}
+    also = [f"--{flag}" for flag in given if flag not in _AT_START]
     if also:
         raise BadInput(f"--job and {also[0]} exclude each other: change the value in the job file")
     job = read_yaml(flags.job, Job)
-    return (job if flags.overwrite is None else dataclasses.replace(job, overwrite=flags.overwrite)), flags
+    overwrite = given.pop("overwrite", job.overwrite)
+    return dataclasses.replace(job, overwrite=overwrite, training=dataclasses.replace(job.training, **given)), flags

@@ -7,3 +7,7 @@ class BadInput(Exception):
 
 class TrainingFailed(Exception):
     """Training stopped because going on would be wrong (a loss that is not a number, say). Exit code 1."""
+
+
+class Stopped(Exception):
+    """Training stopped because it was asked to, after a checkpoint. Exit code 3."""

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def read_accelerate_config(path: str | Path) -> None:
     if not config.use_cpu:
         raise BadInput(f"the Accelerate config {path} does not say use_cpu: true; this trains on CPUs")
     launched = launched_world_size()
-    if config.num_processes != launched:
+    # its supervisor may go on without a host that was lost, and tells the ranks so
+    if launched not in (config.num_processes, int(os.environ.get("SDTUNE_WORLD_SIZE") or 0)):
         raise BadInput(
             f"the Accelerate config {path} says num_processes: {config.num_processes}, but {launched} ranks were "
             f"started; run train.yml again, which writes it, or start launch.sh in the run folder"
@@ -66,7 +68,9 @@ def start_accelerator(job: Job) -> Accelerator:
         read_accelerate_config(path)
     if launched_world_size() > 1:
         load_backend(job.training.backend)
-        PartialState(cpu=True, backend=job.training.backend)
+        # torch's own is half an hour: so long would ranks wait for one that never comes, or never answers
+        timeout = timedelta(seconds=job.training.stall_timeout)
+        PartialState(cpu=True, backend=job.training.backend, timeout=timeout)
         check_backend(job.training.backend)
     trackers = None if job.training.report_to == "none" else job.training.report_to
     accelerator = Accelerator(cpu=True, log_with=trackers, project_dir=job.run_dir)

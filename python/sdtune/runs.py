@@ -29,6 +29,8 @@ class Run:
         self.job = self.folder / "job.yaml"
         self.checkpoints = self.folder / "checkpoints"
         self.finished = self.folder / "finished.json"
+        self.stop = self.folder / "stop"
+        """Whoever makes this file asks the run to stop after its next step."""
 
     def check_writable(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse a finished run, checkpoints that would be lost, and a folder that cannot be written to.

@@ -15,7 +15,7 @@ from sdtune.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sdtune.config import Job, to_mapping
 from sdtune.data import Draw, Sampler, list_pictures, sample_numbers
 from sdtune.embedding import expand_placeholder, save_rows
-from sdtune.errors import BadInput, TrainingFailed
+from sdtune.errors import BadInput, Stopped, TrainingFailed
 from sdtune.hosts import RankTimes, describe_hosts, revision
 from sdtune.images import save_small
 from sdtune.joining import check_together, start_accelerator
@@ -72,6 +72,7 @@ def train(job: Job) -> dict[str, Any]:
     Raises:
         BadInput: the job cannot be done; nothing was written.
         TrainingFailed: the loss is not a number any more.
+        Stopped: someone asked for it, see :attr:`sdtune.runs.Run.stop`; a checkpoint was written.
     """
     begun = time.perf_counter()
     accelerator = start_accelerator(job)
@@ -187,8 +188,8 @@ def train(job: Job) -> dict[str, Any]:
         total=t.max_train_steps, initial=progress.step, disable=None if is_main else True, unit="step", smoothing=0.1
     )
     reset_peak_rss()
-    stopped_early = False
-    while progress.step < t.max_train_steps and not stopped_early:
+    stopped_early = asked_to_stop = False
+    while progress.step < t.max_train_steps and not stopped_early and not asked_to_stop:
         began = time.perf_counter()
         encoded = batches.encode(range(progress.samples, progress.samples + global_batch))
         encode_s = time.perf_counter() - began
@@ -210,10 +211,13 @@ def train(job: Job) -> dict[str, Any]:
             forward_s, backward_s = forward_s + backward - forward, backward_s + time.perf_counter() - backward
 
         synced = time.perf_counter()
-        if world_size > 1:
-            rows.grad = accelerator.reduce(rows.grad, "mean")
-        sync_s = time.perf_counter() - synced
+        asked_to_stop = is_main and run.stop.exists()
         assert rows.grad is not None
+        if world_size > 1:  # one more number goes along: all ranks stop after the same step, without another exchange
+            flag = rows.grad.new_tensor([float(asked_to_stop)])
+            mean = accelerator.reduce(torch.cat([rows.grad.flatten(), flag]), "mean")
+            rows.grad, asked_to_stop = mean[:-1].view_as(rows), mean[-1].item() > 0
+        sync_s = time.perf_counter() - synced
         if not bool(rows.grad.isfinite().all()):
             raise TrainingFailed(
                 f"the gradient is not finite at step {progress.step + 1}; see the other ranks' messages"
@@ -238,7 +242,7 @@ def train(job: Job) -> dict[str, Any]:
                 forward_s=forward_s,
                 backward_s=backward_s,
                 sync_s=sync_s,
-                sync_bytes=rows.nbytes if world_size > 1 else 0,
+                sync_bytes=rows.nbytes + rows.itemsize if world_size > 1 else 0,
                 world_size=world_size,
                 encoded=encoded,
                 encode_s=encode_s,
@@ -251,11 +255,20 @@ def train(job: Job) -> dict[str, Any]:
             stopped_early = 0 < v.early_stopping_patience <= progress.stale
         if v.prompt_steps and progress.step % v.prompt_steps == 0:
             draw_prompt()
-        if is_main and t.checkpointing_steps and progress.step % t.checkpointing_steps == 0:
+        due = t.checkpointing_steps and progress.step % t.checkpointing_steps == 0
+        if is_main and (due or asked_to_stop):
             save_checkpoint(run.checkpoints, progress, rows, optimizer, schedule, who, t.checkpoints_total_limit)
 
     bar.close()
     gather_times()
+    if asked_to_stop and progress.step < t.max_train_steps and not stopped_early:
+        if metrics is not None:
+            metrics.write("stopped", step=progress.step)
+            metrics.close()
+            run.stop.unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        raise Stopped(f"stopped on request after step {progress.step}, for which there is a checkpoint")
     draw_prompt()
     if is_main and stopped_early:
         print(f"stopped at step {progress.step}: {progress.stale} validations in a row brought nothing")

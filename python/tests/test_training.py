@@ -73,7 +73,7 @@ def test_ranks_and_accumulation_equal_one_larger_batch(mapping, tmp_path, split)
     torch.testing.assert_close(rows_of(other), rows_of(one), rtol=1e-4, atol=1e-6)
     steps = [m for m in read_metrics(Run(other.run_dir).metrics) if m["kind"] == "step"]
     size = other.training.world_size
-    assert {(m["world_size"], m["sync_bytes"]) for m in steps} == {(size, 4 * 128 if size > 1 else 0)}
+    assert {(m["world_size"], m["sync_bytes"]) for m in steps} == {(size, 4 * 129 if size > 1 else 0)}
 
 
 def test_validation_is_the_same_on_any_number_of_ranks(mapping, tmp_path):

@@ -1,0 +1,179 @@
+"""Follow a run until it ends, on a line that tells how far it is. Ctrl-C, or a dead control node, leaves the run alone.
+
+Asks the host now and then with sdtune/runstate.py, which is fed to the host's own Python; each question waits there for the
+end of the run, so that this is noticed at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import time
+from pathlib import Path
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+DOCUMENTATION = """
+name: follow_run
+short_description: Follow a run until it ends
+options:
+  run_dir: {description: Folder of the run on the host., type: path, required: true}
+  python: {description: The host's own Python., type: path, required: true}
+  script: {description: runstate.py on the control node., type: path, required: true}
+  reconnect_timeout: {description: Seconds that a host which does not answer is asked again., type: int, default: 120}
+"""
+_TERMINAL_SECONDS = 1.0
+_LINES_SECONDS = 5.0  # where lines do not replace each other, such as in a log
+_QUIET_SECONDS = 60.0  # a line at least so often there
+
+display = Display()
+
+
+def span(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def describe(seen: dict) -> str:
+    """How far the run is, in one line."""
+    state, progress = seen["state"], seen["progress"]
+    name = state.get("run_name", "the run")
+    if state.get("state") == "waiting":
+        return f"{name}: waiting for {', '.join(state.get('waiting_for', []))} to come back"
+    parts = []
+    if "step" in progress:
+        most = progress.get("max_steps")
+        parts.append(f"step {progress['step']}{f'/{most}' if most else ''}")
+        parts.append(f"loss {progress['loss']:.4f}")
+    else:
+        parts.append("starting" if "validation" not in progress else "first steps")
+    if validation := progress.get("validation"):
+        parts.append(f"validation {validation['loss']:.4f}")
+    if "step" in progress:
+        parts += [f"{progress['step_s']:.3g} s/step", f"{progress['images_per_s']:.3g} images/s"]
+        if "eta_s" in progress:
+            parts.append(f"ETA {span(progress['eta_s'])}")
+    if state.get("attempt", 1) > 1:
+        parts.append(f"attempt {state['attempt']}")
+    if state.get("stopping"):
+        parts.append("stopping")
+    return f"{name}: {', '.join(parts)}"
+
+
+def failure_line(failure: dict) -> str:
+    """One attempt that failed."""
+    checkpoint = failure.get("checkpoint")
+    kept = "no checkpoint" if checkpoint is None else f"newest checkpoint: step {checkpoint}"
+    reached = f" at step {failure['step']}" if failure.get("step") else ""
+    return f"attempt {failure['attempt']} ended{reached}: {failure['why']} ({kept})"
+
+
+def on_terminal() -> bool:
+    """Whether what this process's parent, ansible-playbook, prints is read by a person at a terminal."""
+    if os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    try:  # a worker's own standard output leads nowhere
+        output = os.stat(f"/proc/{os.getppid()}/fd/1")  # noqa: PTH116 - follows a link of the kernel's
+    except OSError:
+        return False
+    return stat.S_ISCHR(output.st_mode) and os.major(output.st_rdev) in (4, 136)  # a console, a pseudo-terminal
+
+
+class ActionModule(ActionBase):
+    """See above."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
+        """Follow; the result holds what was seen last, and the job's failure is the task's."""
+        result = super().run(tmp, task_vars)
+        if self._task.check_mode:
+            return {**result, "skipped": True}
+        arguments = self._task.args
+        self._script = Path(arguments["script"]).read_bytes()
+        self._patience = float(arguments.get("reconnect_timeout", 120))
+        self._live = on_terminal()
+        self._command = f"{shlex.quote(arguments['python'])} - look {shlex.quote(arguments['run_dir'])}"
+        seen = self._follow()
+        state = seen["state"]
+        result.update(changed=True, state=state, progress=seen["progress"])
+        name = (task_vars or {}).get("inventory_hostname", "the primary")
+        if state.get("state") not in ("finished", "stopped"):
+            result.update(failed=True, msg=self._say_failed(name, arguments["run_dir"], seen))
+        return result
+
+    def _follow(self) -> dict:
+        printed, failures, last = 0.0, 0, ("", 0)
+        seen = self._ask(0)
+        while True:
+            news = seen["state"].get("failures", [])
+            for failure in news[failures:]:
+                self._print(f"{seen['state'].get('run_name')}: {failure_line(failure)}")
+            going = seen["supervised"]
+            line, progress = describe(seen), seen["progress"]
+            tenth = 10 * progress.get("step", 0) // (progress.get("max_steps") or 10**9)
+            mark = (str(progress.get("validation")), tenth, seen["state"].get("state"), len(news))
+            if self._live and going:
+                display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
+            elif mark != last or time.monotonic() - printed > _QUIET_SECONDS:
+                if "step" in progress or mark[2:] != last[2:]:
+                    self._print(line)
+                printed = time.monotonic()
+            failures, last = len(news), mark
+            if not going:
+                if self._live:
+                    display.display("", screen_only=True)
+                return seen
+            seen = self._ask(_TERMINAL_SECONDS if self._live else _LINES_SECONDS)
+
+    def _print(self, line: str) -> None:
+        display.display(f"{chr(13)}{chr(27)}[K{line}" if self._live else line)
+
+    def _ask(self, wait: float) -> dict:
+        """One look; a host that does not answer is asked again for a while."""
+        end, told = time.monotonic() + self._patience, False
+        while True:
+            try:
+                done = self._low_level_execute_command(f"{self._command} {wait}", in_data=self._script)
+                lost = done["rc"] == 255
+                why = (done["stderr"] or done["stdout"]).strip().split("\n")[-1]
+            except AnsibleConnectionFailure as error:
+                lost, done, why = True, {}, str(error.message).strip().split("\n")[-1]
+            if not lost:
+                if done["rc"]:
+                    raise AnsibleError(f"the run cannot be looked at: {why}")
+                return json.loads(done["stdout"][done["stdout"].index("{") :])
+            if time.monotonic() > end:
+                raise AnsibleConnectionFailure(
+                    f"the primary has not answered for {self._patience:.0f} s ({why}); the run is left alone: "
+                    f"type the same again to follow it"
+                )
+            if not told:
+                self._print("the primary does not answer; trying again")
+                told = True
+            time.sleep(2)
+
+    def _say_failed(self, name: str, run_dir: str, seen: dict) -> str:
+        state = seen["state"]
+        failures = state.get("failures", [])
+        if seen["lost"] or state.get("state") not in ("failed",):
+            checkpoint = seen["progress"].get("checkpoint")
+            kept = "no checkpoint" if checkpoint is None else f"the newest checkpoint is of step {checkpoint}"
+            return f"{name}: the supervisor of the run died, and the job with it ({kept}); logs are in {run_dir}/logs"
+        many = len(failures) > 1
+        text = [f"{name}: the run failed: {state.get('reason')}"]
+        text += [failure_line(failure) for failure in failures] if many else []
+        if failures:
+            text += [f"all logs are in {run_dir}/logs; it said last", *failures[-1]["lines"]]
+            if failures[-1].get("checkpoint") is not None and failures[-1]["exit_code"] != 2:
+                text.append(
+                    f"go on from step {failures[-1]['checkpoint']} with -e training_resume_from_checkpoint=auto, "
+                    f"and let it do so by itself with training_max_restarts"
+                )
+        return "\n".join(text)
