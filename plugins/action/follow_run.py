@@ -1,7 +1,7 @@
 """Follow a run until it ends, on a line that tells how far it is. Ctrl-C, or a dead control node, leaves the run alone.
 
-Asks the host now and then with sdtune/runstate.py, which is fed to the host's own Python; each question waits there for the
-end of the run, so that this is noticed at once.
+Asks the host now and then with sdtune/runstate.py, which is fed to the host's own Python; each question waits there for
+the end of the run, so that this is noticed at once.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; exit with 2 for bad input, 1 for a failure, and what was wrong on standard error; 3 when stopped."""
+    """Call ``main``; exit with 2 for bad input, 1 for a failure, and a word on standard error; with 3 when stopped."""
     try:
         main()
     except (BadInput, TrainingFailed) as error:

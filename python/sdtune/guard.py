@@ -1,8 +1,8 @@
 """The guard of one rank: tells the supervisor that it lives and when it ended, and ends it when the supervisor is gone.
 
-``rank.sh`` starts one beside each rank, in a session of its own, when a supervisor started the job. Both ends send a line
-now and then; whoever hears nothing for ``timeout`` seconds gives the other up. So a host that was cut off ends its ranks by
-itself, which nobody could tell it to do. A guard imports no more than it needs: it costs a few megabytes and no time.
+``rank.sh`` starts one beside each rank, in a session of its own, when a supervisor started the job. Both ends send a
+line now and then; whoever hears nothing for ``timeout`` seconds gives the other up. So a host that was cut off ends its
+ranks by itself, which nobody could tell it to do. A guard costs a few megabytes and no time.
 """
 
 import json
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 WHERE = "SDTUNE_SUPERVISOR"
-"""``address:port`` of the supervisor, ``seconds`` of its timeout, and the token that tells its guards from strangers."""
+"""``address:port`` of the supervisor, ``seconds`` of its timeout, and the token that tells guards from strangers."""
 RUN = "SDTUNE_RUN"
 """The run folder, in the environment of every process that the supervisor starts: what :func:`sweep` goes by."""
 
@@ -115,14 +115,14 @@ class Guard:
     def watch(self) -> None:
         """Until the rank ends."""
         heard, every = time.monotonic(), min(2.0, self.timeout / 5)
-        due, pending = time.monotonic(), b""
+        due, pending, connection = time.monotonic(), b"", self.connection.fileno()
         while True:
-            readable, _, _ = select.select([self.connection, self.rank_end], [], [], max(0.0, due - time.monotonic()))
+            readable, _, _ = select.select([connection, self.rank_end], [], [], max(0.0, due - time.monotonic()))
             try:
                 if self.rank_end in readable:
                     self.say(gone=True)
                     return
-                if self.connection in readable:
+                if connection in readable:
                     data = self.connection.recv(4096)
                     if not data:
                         self.end("the supervisor is gone")

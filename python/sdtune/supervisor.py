@@ -1,9 +1,10 @@
 """Stands behind a run on the primary: starts it, notices when it dies or hangs, ends it everywhere, starts it again.
 
-It outlives the connection that started it, holds the run's lock, and says in ``state.json`` what it does. A guard beside
-each rank (:mod:`sdtune.guard`) is its eye and its hand on the other hosts. Needs nothing but the standard library.
+It outlives the connection that started it, holds the run's lock, and says in ``state.json`` what it does. A guard
+beside each rank (:mod:`sdtune.guard`) is its eye and its hand on the other hosts.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -32,7 +33,9 @@ _KILLED = re.compile(r"RANK (\d+) PID \d+|KILLED BY SIGNAL: (\d+)")
 # where a rank is that waits for others
 _WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
 # what a rank says when another one left; never the first cause
-_ECHO = re.compile(r"[Cc]onnection (closed|reset|refused|was)|Broken pipe|timed out|Timed out|gloo|DistNetworkError|TCPStore")
+_ECHO = re.compile(
+    r"[Cc]onnection (closed|reset|refused|was)|Broken pipe|timed out|Timed out|gloo|DistNetworkError|TCPStore"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +221,7 @@ class Attempt:
 
     def _read_output(self) -> None:
         assert self.process.stdout is not None
-        data = self.process.stdout.read()
-        if data is None:
-            return
+        data = os.read(self.process.stdout.fileno(), 65_536)
         if not data:
             self.selector.unregister(self.process.stdout)
             return
@@ -289,7 +290,9 @@ class Attempt:
         stopped = [rank for rank, peer in sorted(self.peers.items()) if peer.state in ("T", "t")]
         absent = sorted(set(range(self.world_size)) - set(self.peers))
         stacks = {rank: _traceback(list(lines)) for rank, lines in self.output.items() if rank is not None}
-        alone = sorted(r for r, text in stacks.items() if text and "Stack" in text[0] and not _WAITS.search("".join(text)))
+        alone = sorted(
+            r for r, text in stacks.items() if text and "Stack" in text[0] and not _WAITS.search("".join(text))
+        )
         for ranks, how in (
             (stopped, "is stopped, as by SIGSTOP"),
             (absent, "never joined"),
@@ -367,10 +370,8 @@ class Attempt:
         for measure in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + _ENDING
             if self.process.poll() is None:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, measure)
-                except ProcessLookupError:
-                    pass
             while time.monotonic() < end and (
                 self.process.poll() is None or any(not peer.gone for peer in self.peers.values() if self._near(peer))
             ):
@@ -404,7 +405,9 @@ def _killed_ranks(told: list[str]) -> list[tuple[int, int]]:
 
 def _traceback(lines: list[str]) -> list[str]:
     """From the last traceback on; without one the last lines."""
-    starts = [i for i, line in enumerate(lines) if line.startswith(("Traceback (most", "Current thread", "Fatal Python"))]
+    starts = [
+        i for i, line in enumerate(lines) if line.startswith(("Traceback (most", "Current thread", "Fatal Python"))
+    ]
     return lines[starts[-1] :] if starts else lines[-15:]
 
 
@@ -427,6 +430,7 @@ class Supervisor:
             attempt_started=self.began,
             max_restarts=self.plan.max_restarts,
             hosts=list(self.plan.hosts),
+            ranks_per_node=self.plan.ranks_per_node,
             failures=[],
         )
         self.stop_request: dict[str, float] | None = None
@@ -449,6 +453,9 @@ class Supervisor:
             return f"it was asked to stop and made no step for {self.stop_request['within']:.0f} s"
         return None
 
+    def _asked_to_stop(self) -> bool:
+        return self.stop_request is not None
+
     def supervise(self) -> int:
         """Run to the end.
 
@@ -467,7 +474,7 @@ class Supervisor:
             if outcome.code == 0 or finished:
                 note = {} if outcome.code == 0 else {"note": f"after the last file was written, {outcome.why}"}
                 return self._close(0, "finished", exit_code=0, **note)
-            if self.stop_request is not None:
+            if self._asked_to_stop():
                 clean = any(x["kind"] == "stopped" for x in runstate.tail_of(self.run / "metrics.jsonl")[-1:])
                 reason = "on request" if clean else f"on request, but not cleanly: {outcome.why}"
                 return self._close(3, "stopped", exit_code=outcome.code, reason=reason)
@@ -487,10 +494,10 @@ class Supervisor:
             if self.ended_by or not outcome.again or number > self.plan.max_restarts:
                 return self._close(BAD_INPUT if outcome.code == BAD_INPUT else 1, "failed", reason=outcome.why)
             absent = self._wait_for_hosts(dict(self.plan.hosts))
-            if self.stop_request is not None:
+            if self._asked_to_stop():
                 return self._close(3, "stopped", reason="on request, while it waited for lost hosts")
-            if self.ended_by:
-                return self._close(1, "failed", reason=self.ended_by)
+            if ended := self._interrupted():
+                return self._close(1, "failed", reason=ended)
             if absent and self.plan.on_host_loss != "continue":
                 return self._close(1, "failed", reason=f"{outcome.why}; {', '.join(absent)} did not come back")
             hosts = {name: address for name, address in self.plan.hosts.items() if name not in absent}
@@ -520,10 +527,7 @@ class Supervisor:
 
     def _again(self, hosts: dict[str, str]) -> list[str]:
         """Arguments of the next attempt: go on from the newest checkpoint that this run has written."""
-        if self._begun():
-            arguments = ["--resume_from_checkpoint", "auto"]
-        else:
-            arguments = list(self.arguments)
+        arguments = ["--resume_from_checkpoint", "auto"] if self._begun() else list(self.arguments)
         if len(hosts) < len(self.plan.hosts):
             before, now = (len(some) * self.plan.ranks_per_node for some in (self.plan.hosts, hosts))
             arguments += ["--world_size", str(now), "--resume_reshard"]
@@ -538,7 +542,7 @@ class Supervisor:
         absent = list(hosts)
         while True:
             absent = [name for name in absent if not self._reaches(hosts[name])]
-            if not absent or time.monotonic() >= end or self._interrupted() or self.stop_request is not None:
+            if not absent or time.monotonic() >= end or self._interrupted() or self._asked_to_stop():
                 return absent
             self.state.write(state="waiting", waiting_for=absent)
             time.sleep(1)

@@ -1,0 +1,283 @@
+"""The supervisor and its guards, over a double of mpirun: sleepers in place of ranks, all on this host."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdtune import guard, runstate, supervisor
+
+PYTHON = Path(__file__).parents[1]
+SUPERVISE = PYTHON / "supervise.py"
+
+# launch.sh and mpirun in one: two ranks, each with its guard; what a rank does is up to the test
+LAUNCH = f"""#!/bin/bash
+echo "arguments: $*"
+export SDTUNE_RUN=$PWD
+exec 9>.lock
+flock --nonblock 9 || exit 2
+rank() {{
+    local self=$BASHPID
+    export PMI_RANK=$1
+    {sys.executable} {SUPERVISE} guard "$self" $$ &
+    exec > >(sed --unbuffered "s/^/[$1] /") 2>&1
+    exec setpriv --pdeathsig KILL {sys.executable} rank.py "$PMI_RANK" "${{@:2}}"
+}}
+(rank 0 "$@") & first=$!
+(rank 1 "$@") & second=$!
+code=0
+wait -n "$first" "$second" || code=$?
+[ "$code" = 0 ] || {{ kill -9 "$first" "$second" 2>/dev/null; exit "$code"; }}
+wait "$first" "$second"
+"""
+RANK = """
+import json, os, sys, time
+rank, arguments = int(sys.argv[1]), sys.argv[2:]
+def step(n):
+    if rank == 0:
+        with open("metrics.jsonl", "a") as f:
+            line = {"kind": "step", "step": n, "time": time.time(), "loss": 1.0, "step_s": 0.1, "images_per_s": 1}
+            f.write(json.dumps(line) + chr(10))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder; the test writes what a rank does."""
+    folder = tmp_path / "runs" / "r"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "launch.sh").write_text(LAUNCH)
+    (folder / "launch.sh").chmod(0o755)
+    (folder / "job.yaml").write_text("training:\n  max_train_steps: 9\n")
+    yield folder
+    guard.sweep(str(folder))
+
+
+def plan(run, rank, **settings):
+    """Write what the supervisor has to know, and what a rank does."""
+    facts = {
+        "hosts": {"here": "127.0.0.1"},
+        "ranks_per_node": 2,
+        "gradient_accumulation_steps": 1,
+        "stall_timeout": 30,
+        "start_timeout": 30,
+        "host_timeout": 5,
+        "host_wait": 1,
+        "max_restarts": 0,
+        "on_host_loss": "fail",
+    }
+    (run / "supervisor.json").write_text(json.dumps(facts | settings))
+    (run / "rank.py").write_text(RANK + rank)
+
+
+def start(run, *arguments):
+    return subprocess.Popen([sys.executable, SUPERVISE, "run", run, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def pid_of(run, rank):
+    """PID of a rank that runs rank.py."""
+
+    def look():
+        for pid in guard.marked(str(run)):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if command[1:3] == [b"rank.py", str(rank).encode()]:
+                return pid
+        return None
+
+    return wait_for(look)
+
+
+def guards_of(run):
+    """PIDs of both guards, once they are connected to the supervisor."""
+
+    def look():
+        found = []
+        for pid in guard.marked(str(run)):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if b"guard" in command and any(
+                    "socket" in str(x.readlink()) for x in Path(f"/proc/{pid}/fd").iterdir()
+                ):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found if len(found) == 2 else None
+
+    found = wait_for(look)
+    time.sleep(0.5)  # for the supervisor to hear of them
+    return found
+
+
+def nothing_left(run, seconds=15):
+    wait_for(lambda: not guard.marked(str(run)), seconds)
+
+
+def test_a_run_that_finishes(run):
+    plan(run, "step(1); open('finished.json', 'w').close()")
+    assert start(run).wait(30) == 0
+    seen = runstate.look(run)
+    assert (seen["state"]["state"], seen["supervised"], seen["finished"]) == ("finished", False, True)
+    assert seen["progress"]["step"] == 1
+    assert not (run / ".reserve").exists()
+    nothing_left(run)
+
+
+def test_a_rank_that_raises_is_named_with_its_traceback(run):
+    plan(run, "time.sleep(1)\nif rank == 1: raise KeyError('surprise')\ntime.sleep(60)")
+    assert start(run).wait(30) == 1
+    (failure,) = runstate.read_state(run)["failures"]
+    assert failure["why"] == "rank 1 on here: KeyError: 'surprise'"
+    assert failure["lines"][0].startswith("Traceback")
+    nothing_left(run)
+
+
+def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
+    plan(run, "step(1)\nif '--resume_from_checkpoint' not in arguments: time.sleep(60)", max_restarts=1)
+    process = start(run, "--overwrite")
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    pid = pid_of(run, 1)
+    guards_of(run)
+    os.kill(pid, signal.SIGKILL)
+    assert process.wait(30) == 0
+    state = runstate.read_state(run)
+    assert (state["state"], state["attempt"]) == ("finished", 2)
+    assert state["failures"][0]["rank"] == 1
+    said = (run / "logs/launch.log").read_text()
+    assert "arguments: --overwrite\n" in said
+    assert "arguments: --resume_from_checkpoint auto\n" in said
+    nothing_left(run)
+
+
+def test_what_the_program_refuses_is_not_tried_again(run):
+    plan(run, "print('error: the loss is nan'); sys.exit(1)", max_restarts=5)
+    assert start(run).wait(30) == 1
+    state = runstate.read_state(run)
+    assert state["attempt"] == 1
+    assert state["reason"].endswith("error: the loss is nan")
+
+
+def test_a_stopped_rank_is_a_stall_with_its_name(run):
+    plan(run, "step(1); time.sleep(60)", stall_timeout=4)
+    process = start(run)
+    pid = pid_of(run, 1)
+    guards_of(run)
+    os.kill(pid, signal.SIGSTOP)
+    assert process.wait(30) == 1
+    assert "rank 1 on here is stopped" in runstate.read_state(run)["reason"]
+    nothing_left(run)
+
+
+def test_a_silent_guard_is_a_lost_host(run):
+    plan(run, "step(1); time.sleep(60)", host_timeout=2)
+    process = start(run)
+    for pid in guards_of(run):
+        os.kill(pid, signal.SIGSTOP)
+    assert process.wait(40) == 1
+    assert "here has not been heard of for 2 s" in runstate.read_state(run)["reason"]
+    nothing_left(run)
+
+
+def test_guards_end_their_ranks_when_the_supervisor_is_gone(run):
+    plan(run, "step(1); time.sleep(60)")
+    process = start(run)
+    guards_of(run)
+    process.kill()
+    process.wait()
+    nothing_left(run, seconds=5)
+    assert runstate.look(run)["lost"]
+    assert "the supervisor is gone" in (run / "logs/rank-0.log").read_text()
+
+
+def test_a_run_that_makes_no_step_is_stopped_all_the_same(run):
+    plan(run, "step(1); time.sleep(60)")
+    process = start(run)
+    pid_of(run, 1)
+    runstate.ask_to_stop(run, within=1)
+    assert process.wait(30) == 3
+    state = runstate.read_state(run)
+    assert (state["state"], "not cleanly" in state["reason"]) == ("stopped", True)
+    nothing_left(run)
+
+
+def test_a_second_supervisor_is_refused_and_a_second_start_attaches(run):
+    plan(run, "step(1); time.sleep(60)")
+    start_command = [sys.executable, SUPERVISE, "start", run]
+    first = subprocess.run(start_command, capture_output=True, text=True, check=True)
+    assert json.loads(first.stdout)["did"] == "started"
+    pid = runstate.read_state(run)["pid"]
+    second = start(run)
+    assert second.wait(20) == 1
+    assert "another supervisor is at work" in second.stderr.read()
+    again = subprocess.run(start_command, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["did"] == "attached"
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not runstate.is_locked(run / runstate.SUPERVISOR_LOCK))
+    assert "ended by SIGTERM" in runstate.read_state(run)["reason"]
+    nothing_left(run)
+
+
+def test_a_run_that_was_started_by_hand_is_left_alone(run):
+    plan(run, "")
+    holder = subprocess.Popen(["flock", run / ".lock", "sleep", "60"])
+    wait_for(lambda: runstate.look(run)["by_hand"])
+    done = subprocess.run([sys.executable, SUPERVISE, "start", run], capture_output=True, text=True, check=False)
+    holder.kill()
+    assert done.returncode == 2
+    assert "started by hand" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        (2, ["--resume_from_checkpoint", "auto"]),
+        (
+            1,
+            ["--resume_from_checkpoint", "auto", "--world_size", "2", "--resume_reshard",
+             "--gradient_accumulation_steps", "2"],
+        ),
+    ],
+)  # fmt: skip
+def test_fewer_hosts_make_the_same_samples_in_more_steps(run, hosts, expected):
+    plan(run, "", hosts={"a": "127.0.0.1", "b": "127.0.0.2"})
+    one = supervisor.Supervisor(run, [])
+    (run / "metrics.jsonl").write_text("")
+    assert one._again(dict(list(one.plan.hosts.items())[:hosts])) == expected
+
+
+def test_the_state_is_written_on_a_full_disk_too(run, monkeypatch):
+    plan(run, "")
+    state = supervisor.StateFile(run, state="running")
+    real = Path.open
+
+    def full(path, *args, **kwargs):
+        if path.name.endswith(".tmp") and state.reserve.exists():
+            raise OSError(28, "No space left on device")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    state.write(state="failed")
+    assert runstate.read_state(run)["state"] == "failed"
+
+
+def test_what_failed_first_is_told_from_its_echoes():
+    told = ["=   RANK 3 PID 77 RUNNING AT b", "=   KILLED BY SIGNAL: 9 (Killed)", "=   RANK 0 PID 1 RUNNING AT a"]
+    assert supervisor._killed_ranks(told) == [(3, 9)]
+    lines = ["x", "Traceback (most recent call last):", "  File", "RuntimeError: [gloo] Connection closed by peer"]
+    assert supervisor._traceback(lines) == lines[1:]
+    assert supervisor._ECHO.search(lines[-1])
