@@ -1,8 +1,8 @@
 """``metrics.jsonl``: one JSON object a line, written by rank 0, each line at once; and the same in a tracker.
 
 Kinds of object: ``start`` and ``resume`` (what runs where), ``step`` (one an optimizer step), ``validation`` (loss on
-fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.hosts.RankTimes`), ``stopped``
-(the last line of a run that was asked to stop).
+fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.hosts.RankTimes`),
+``stopped`` (the last line of a run that was asked to stop).
 ``time`` is the Unix time of writing; other times are seconds, of rank 0 unless they are lists. ``step_s`` is the whole
 step; ``forward_s``, ``backward_s`` and ``sync_s`` (all-reduce, and waiting for the slowest rank) are parts of it;
 ``encode_s``, for pictures that the step showed for the first time, is not.

@@ -150,6 +150,26 @@ def stop_after(mapping, tmp_path, steps, **training):
     (Run(job.run_dir).folder / "finished.json").unlink()
 
 
+def test_two_ranks_that_are_asked_to_stop_do_so_together_and_go_on_to_the_same_bits(mapping, tmp_path):
+    options = {"world_size": 2, "max_train_steps": 2, "train_batch_size": 1}
+    whole = changed(mapping, tmp_path / "whole", training=options)
+    run_ranks(write_job(tmp_path / "whole.yaml", whole), 2)
+    cut = changed(mapping, tmp_path / "cut", training={**options, "resume_from_checkpoint": "auto"})
+    run = Run(cut.run_dir)
+    run.folder.mkdir()
+    run.stop.touch()
+    ranks = start_ranks(write_job(tmp_path / "cut.yaml", cut), 2)
+    printed = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [3, 3], printed
+    assert "stopped on request after step 1" in printed[1]
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000001"]
+    assert read_metrics(run.metrics)[-1]["kind"] == "stopped"
+    assert not run.finished.exists()
+    assert not run.stop.exists()
+    run_ranks(tmp_path / "cut.yaml", 2)
+    assert torch.equal(rows_of(cut), rows_of(whole))
+
+
 def test_auto_goes_on_or_starts_anew_and_latest_insists(mapping, tmp_path):
     options = {"checkpointing_steps": 2, "resume_from_checkpoint": "auto"}
     whole = changed(mapping, training={**options, "max_train_steps": 4})
