@@ -19,7 +19,7 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-.PHONY: help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: faults help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
@@ -61,6 +61,13 @@ pytest: dev-tools lab-tools browser $(TEST_STAMP)
 
 lab: dev-tools lab-tools
 	@$(LAB) up $(NAME) --hosts $(HOSTS) --mirror
+
+# All faults of docs/reliability.md; CI makes the quicker half (molecule/faults).
+faults: dev-tools lab-tools
+	@$(LAB) up faults --hosts 2 --mirror
+	PATH="$(BIN):$$PATH" ansible-playbook -i inventory/lab-faults provision.yml
+	PATH="$(BIN):$$PATH" $(BIN)/python molecule/faults/faults.py faults --all
+	@$(LAB) down faults
 
 lab-down:
 	@$(LAB) down $(NAME)

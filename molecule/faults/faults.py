@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+"""Make what goes wrong in a run, on the hosts of a provisioned lab, and measure what becomes of it.
+
+    faults.py LAB [--inventory DIR] [--all] [--only NAME ...]
+
+Prints one line of Markdown a fault, as in docs/reliability.md. Exit code 1 when any of it was not as it should be.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAB = [sys.executable, str(REPOSITORY / "molecule/lab/lab.py")]
+WORK = "/home/sdtune/sdtune"
+RUN = f"{WORK}/runs/faults"
+PYTHON = f"{WORK}/env/native/bin/python"
+CODE = f"{WORK}/sdtune/python"
+PLAN = {"stall_timeout": 10, "start_timeout": 180, "host_timeout": 8, "host_wait": 20, "max_restarts": 0,
+        "on_host_loss": "fail"}  # fmt: skip
+
+
+class Cluster:
+    """Two hosts of a lab, node1 the primary."""
+
+    def __init__(self, lab: str, inventory: Path) -> None:
+        self.lab, self.inventory = lab, inventory
+        self.began = 0.0
+
+    def execute(self, host: str, *argv: str, user: bool = False, check: bool = True) -> str:
+        """Run a command on a host, as root or as the user of the run."""
+        become = ["setpriv", "--reuid=sdtune", "--regid=sdtune", "--init-groups", "env", "HOME=/home/sdtune"]
+        done = subprocess.run(
+            [*LAB, "exec", self.lab, host, "--", *(become if user else []), *argv],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{host}: {argv}: {done.stderr}"
+        return done.stdout
+
+    def link(self, host: str, to: str) -> None:
+        """Pull the network cable, or put it back."""
+        subprocess.run([*LAB, "link", self.lab, host, to], check=True, capture_output=True)
+
+    def playbook(self, name: str, **variables: object) -> subprocess.Popen[str]:
+        """Type a playbook; it runs on."""
+        settings = f"@{Path(__file__).parent}/vars/main.yml"
+        more = json.dumps({"run_name": "faults", **variables})
+        return subprocess.Popen(
+            ["ansible-playbook", "-i", self.inventory, "-e", settings, "-e", more, name],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )  # fmt: skip
+
+    def look(self, wait: float = 0) -> dict[str, Any]:
+        """The run as the primary sees it."""
+        found: dict[str, Any] = json.loads(
+            self.execute("node1", PYTHON, f"{CODE}/sdtune/runstate.py", "look", RUN, str(wait), user=True)
+        )
+        return found
+
+    def start(self, **plan: object) -> None:
+        """Start the run anew, as train.yml does once it has written the files, and wait for a checkpoint."""
+        script = (
+            "import json, sys; p, new = sys.argv[1], json.loads(sys.argv[2]); d = json.load(open(p)); d.update(new);"
+            "json.dump(d, open(p, 'w'))"
+        )
+        self.execute("node1", PYTHON, "-c", script, f"{RUN}/supervisor.json", json.dumps(PLAN | plan), user=True)
+        self.execute("node1", PYTHON, f"{CODE}/supervise.py", "start", RUN, "--overwrite", user=True)
+        self.wait_for_step(7)
+
+    def wait_for_step(self, step: int, attempt: int = 1) -> dict[str, Any]:
+        """Wait until the run has made this step in this attempt."""
+
+        def there(seen: dict[str, Any]) -> bool:
+            assert seen["supervised"], seen["state"]
+            return bool(seen["progress"].get("step", 0) >= step and seen["state"]["attempt"] >= attempt)
+
+        return self.wait_for(there, 240)
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+        """Look until the condition holds."""
+        end = time.monotonic() + seconds
+        while True:
+            seen = self.look()
+            if condition(seen):
+                return seen
+            assert time.monotonic() < end, seen
+            time.sleep(0.3)
+
+    def wait_for_end(self, seconds: float) -> dict[str, Any]:
+        """Wait until nobody works for the run any more."""
+        return self.wait_for(lambda seen: not seen["supervised"], seconds)
+
+    def rank(self, host: str) -> str:
+        """PID of the rank on a host, as the host counts."""
+        status = json.loads(self.execute(host, PYTHON, f"{CODE}/sdtune/runstate.py", "host", RUN, "0.01", user=True))
+        return str(status["ranks"][0]["pid"])
+
+    def processes(self, host: str) -> str:
+        """All processes of the user of the run."""
+        return self.execute(host, "pgrep", "--euid", "sdtune", "--list-full", check=False)
+
+    def nothing_left(self, seconds: float = 5) -> float:
+        """Seconds until no host has a process of the run's user."""
+        began = time.monotonic()
+        while left := "".join(map(self.processes, ("node1", "node2"))):
+            assert time.monotonic() - began < seconds, left
+            time.sleep(0.2)
+        return time.monotonic() - began
+
+    @contextlib.contextmanager
+    def fault(self) -> Iterator[None]:
+        """Note when it happened."""
+        yield
+        self.began = time.time()
+
+    def row(self, what: str, seen: dict[str, Any], *, lost: str = "", left: str = "nothing") -> str:
+        """One line of the table."""
+        failures = seen["state"]["failures"]
+        words = failures[0]["why"] if failures else seen["state"].get("reason", seen["state"]["state"])
+        noticed = f"{failures[0]['time'] - self.began:.1f} s" if failures else "-"
+        if not lost and failures:
+            lost = str(failures[0]["step"] - failures[0]["checkpoint"])
+        return f"| {what} | {words} | {noticed} | {lost or '0'} | {left} |"
+
+
+def rank_killed(cluster: Cluster) -> str:
+    """SIGKILL; the run goes on by itself."""
+    cluster.start(max_restarts=1)
+    with cluster.fault():
+        cluster.execute("node2", "kill", "-KILL", cluster.rank("node2"))
+    seen = cluster.wait_for_step(8, attempt=2)
+    assert "rank 1 on node2 was killed by signal 9" in seen["state"]["failures"][0]["why"], seen
+    return cluster.row("a rank killed (SIGKILL), one restart", seen)
+
+
+def host_processes_killed(cluster: Cluster) -> str:
+    """All processes of the user of the run on a host, the guard too."""
+    cluster.start()
+    with cluster.fault():
+        cluster.execute("node2", "pkill", "-KILL", "--euid", "sdtune")
+    seen = cluster.wait_for_end(60)
+    assert "node2" in seen["state"]["reason"], seen
+    cluster.nothing_left()
+    return cluster.row("all processes of a host killed", seen)
+
+
+def rank_stopped(cluster: Cluster) -> str:
+    """A hang, as the others see it."""
+    cluster.start()
+    with cluster.fault():
+        cluster.execute("node2", "kill", "-STOP", cluster.rank("node2"))
+    seen = cluster.wait_for_end(90)
+    assert "rank 1 on node2 is stopped" in seen["state"]["reason"], seen
+    cluster.nothing_left()
+    return cluster.row("a rank hangs (SIGSTOP)", seen)
+
+
+def link_down_for_good(cluster: Cluster) -> str:
+    """The host ends its ranks by itself."""
+    cluster.start(max_restarts=1, host_wait=3)
+    with cluster.fault():
+        cluster.link("node2", "down")
+    try:
+        seen = cluster.wait_for_end(120)
+        assert "node2 has not been heard of" in seen["state"]["failures"][0]["why"], seen
+        assert "node2 did not come back" in seen["state"]["reason"], seen
+        after = cluster.nothing_left(30)
+    finally:
+        cluster.link("node2", "up")
+    return cluster.row("network cut for good", seen, left=f"nothing, on the cut host too ({after:.0f} s later)")
+
+
+def link_down_continue(cluster: Cluster) -> str:
+    """The run goes on without the host."""
+    cluster.start(max_restarts=1, host_wait=3, on_host_loss="continue")
+    with cluster.fault():
+        cluster.link("node2", "down")
+    try:
+        seen = cluster.wait_for_step(8, attempt=2)
+        assert seen["state"]["hosts"] == ["node1"], seen
+        assert seen["progress"]["world_size"] == 1, seen
+    finally:
+        cluster.link("node2", "up")
+    return cluster.row("network cut for good, on_host_loss: continue", seen)
+
+
+def link_down_a_minute(cluster: Cluster) -> str:
+    """The run waits for the host and goes on with it."""
+    cluster.start(max_restarts=1, host_wait=120)
+    with cluster.fault():
+        cluster.link("node2", "down")
+    time.sleep(60)
+    cluster.link("node2", "up")
+    seen = cluster.wait_for_step(8, attempt=2)
+    assert seen["progress"]["world_size"] == 2, seen
+    return cluster.row("network cut for 60 s, one restart", seen)
+
+
+def disk_full(cluster: Cluster) -> str:
+    """On the primary, whose run folder gets a small disk of its own."""
+    small = f"cp -a {RUN} /run/faults && mount -t tmpfs -o size=40m /dev/small {RUN} && cp -a /run/faults/. {RUN}"
+    cluster.execute("node1", "sh", "-c", f"{small} && chown sdtune: {RUN} && rm -rf /run/faults")
+    try:
+        cluster.start(max_restarts=1)
+        with cluster.fault():
+            cluster.execute("node1", "sh", "-c", f"cat /dev/zero > {RUN}/filler 2>/dev/null || true")
+        seen = cluster.wait_for_end(120)
+        cluster.nothing_left()
+        assert "No space left on device" in seen["state"]["failures"][0]["why"], seen
+        assert "make room" in seen["state"]["reason"], seen
+        checkpoints = cluster.execute("node1", "ls", "-A", f"{RUN}/checkpoints").split()
+        assert f"step-{seen['progress']['checkpoint']:06}" in checkpoints, "those from before are there"
+    finally:
+        cluster.execute("node1", "umount", "--lazy", RUN)
+    return cluster.row("disk full during a checkpoint", seen)
+
+
+def torn_checkpoint(cluster: Cluster) -> str:
+    """The newest is cut; the run goes on from the one before."""
+    cluster.start(max_restarts=1)
+    cluster.wait_for(lambda seen: (seen["progress"]["checkpoint"] or 0) >= 10, 60)
+    with cluster.fault():
+        script = f"p=$(ls -d {RUN}/checkpoints/step-* | tail -n 1) && truncate -s 100 $p/state.safetensors && echo $p"
+        torn = cluster.execute("node1", "sh", "-c", f"kill -KILL {cluster.rank('node1')}; sleep 0.3; {script}")
+    seen = cluster.wait_for_step(8, attempt=2)
+    said = cluster.execute("node1", "cat", f"{RUN}/logs/launch.log")
+    assert f"checkpoint {torn.strip()} is torn; skipped" in said, said
+    return cluster.row("newest checkpoint torn, rank killed", seen, lost="those since the checkpoint before")
+
+
+def supervisor_killed(cluster: Cluster) -> str:
+    """The job goes with it."""
+    cluster.start()
+    with cluster.fault():
+        cluster.execute("node1", "kill", "-KILL", str(cluster.look()["state"]["pid"]))
+    after = cluster.nothing_left(15)
+    seen = cluster.look()
+    assert seen["lost"], seen
+    return (
+        f"| the supervisor killed | the supervisor of the run died, and the job with it | {after:.1f} s | - | nothing |"
+    )
+
+
+def control_node_killed(cluster: Cluster) -> str:
+    """SIGKILL of ansible-playbook in the middle; two more at the same time follow the same run; stop.yml ends it."""
+    first = cluster.playbook("train.yml", training_overwrite=True)
+    end = time.monotonic() + 300
+    while (seen := cluster.look())["progress"].get("step", 0) < 7 or not seen["supervised"]:
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < end, seen
+        time.sleep(0.5)
+    os.killpg(first.pid, signal.SIGKILL)
+    before = cluster.look()
+    two = [cluster.playbook("train.yml", training_overwrite=True) for _ in range(2)]
+    cluster.wait_for_step(before["progress"]["step"] + 30)
+    time.sleep(45 if os.cpu_count() == 2 else 20)  # both follow by now
+    stop = cluster.playbook("stop.yml")
+    said = stop.communicate(timeout=180)[0]
+    assert stop.returncode == 0, said
+    assert "has stopped on request; go on from step" in " ".join(said.split()), said
+    for process in two:
+        words = " ".join(process.communicate(timeout=180)[0].split())
+        assert "is going on and is followed" in words, words
+        assert "the run was stopped on request" in words, words
+        assert process.returncode == 2
+    after = cluster.look()
+    assert after["state"]["started"] == before["state"]["started"], "one supervisor all along"
+    assert after["state"]["attempt"] == 1
+    cluster.nothing_left()
+    return (
+        "| control node killed (SIGKILL), two train.yml at once, stop.yml | `is going on and is followed`; "
+        "`has stopped on request` | - | 0 | nothing |"
+    )
+
+
+# What CI makes; the others take a minute more each, or differ in a detail: `make faults`.
+QUICK = [control_node_killed, rank_killed, rank_stopped, link_down_for_good, disk_full]
+SLOW = [host_processes_killed, link_down_continue, link_down_a_minute, torn_checkpoint, supervisor_killed]
+
+
+def main() -> None:
+    """Make the faults, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lab")
+    parser.add_argument("--inventory", type=Path)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[])
+    options = parser.parse_args()
+    cluster = Cluster(options.lab, options.inventory or REPOSITORY / "inventory" / f"lab-{options.lab}")
+    cases = [case for case in QUICK + SLOW if not options.only or case.__name__ in options.only]
+    if not options.all and not options.only:
+        cases = QUICK
+    failed = []
+    print("| fault | the user reads | noticed after | steps lost | left behind |\n|---|---|---|---|---|")
+    for case in cases:
+        began = time.monotonic()
+        try:
+            print(case(cluster), f"<!-- {time.monotonic() - began:.0f} s -->", flush=True)
+        except (AssertionError, subprocess.SubprocessError, IndexError, KeyError):
+            failed.append(case.__name__)
+            print(f"{case.__name__}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+        finally:  # the next one begins with nothing going on
+            for host in ("node1", "node2"):
+                cluster.execute(host, "pkill", "-KILL", "--euid", "sdtune", check=False)
+    if failed:
+        sys.exit(f"not as it should be: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
