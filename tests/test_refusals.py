@@ -48,6 +48,24 @@ def test_a_bad_setting(playbook, tmp_path, pictures, model, settings, texts):
     refused(playbook("provision.yml", **(good | settings)), tmp_path, *texts)
 
 
+@pytest.mark.parametrize(
+    ("runs", "texts"),
+    [
+        ("a", ["training_runs is no list of dictionaries", "write one a run"]),
+        (["a"], ["training_runs is no list of dictionaries"]),
+        ([{"training_learning_rate": 1e-3}], ["training_runs has an entry without a run_name"]),
+        ([{"run_name": "../a"}], ["training_runs has an entry without a run_name"]),
+        ([{"run_name": "a"}, {"run_name": "a"}], ["training_runs names a, a", "a name of its own"]),
+        ([{"run_name": "a", "training_rate": 1}], ["training_runs sets training_rate, which no run has"]),
+        ([{"run_name": "a", "work_dir": "/x"}], ["training_runs sets work_dir, which no run has"]),
+    ],
+)
+def test_bad_runs(playbook, tmp_path, pictures, model, runs, texts):
+    """Of several runs, before the first of them."""
+    done = playbook("train.yml", base_model_source=str(model), training_data_source=str(pictures), training_runs=runs)
+    refused(done, tmp_path, *texts)
+
+
 def test_a_model_without_unet(playbook, tmp_path, pictures, model):
     """The part that is missing is named."""
     (model / "unet/config.json").unlink()
