@@ -1,5 +1,6 @@
 """The pages: what the templates are given, and where the result goes."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from sdtune.errors import BadInput
 from sdtune.report import charts
@@ -21,11 +23,19 @@ MOST_BYTES = 5_000_000
 _ROWS, _DRAWN = 6, 48
 
 
+def _keep_units(value: Any) -> Any:
+    """No line break between a figure and its unit."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return re.sub(r"(?<=\d) (?=(?:%|ms|s|min|h|B|kB|MB|GB|TB)(?!\w))", "\N{NO-BREAK SPACE}", value)
+    return value
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("sdtune.report"),
         autoescape=True,  # names, prompts and captions are whatever a user typed
         undefined=StrictUndefined,
+        finalize=_keep_units,
         trim_blocks=True,
         lstrip_blocks=True,
     )
