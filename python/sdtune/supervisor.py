@@ -51,7 +51,7 @@ class Plan:
     stall_timeout: float
     """Seconds without a line in metrics.jsonl after which the job counts as hung."""
     start_timeout: float
-    """The same for the first line of an attempt: ranks have to start, join and load."""
+    """The same until the first step of an attempt: ranks have to start, join, load, and validate."""
     host_timeout: float
     """Seconds without a sign of life after which a host counts as lost."""
     host_wait: float
@@ -164,7 +164,8 @@ class Attempt:
         os.set_blocking(self.process.stdout.fileno(), False)
         self.selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
         self.progressed = time.monotonic()
-        self.mark, self.made_progress = self._mark(), False
+        self.began = time.time()
+        self.mark, self.made_step = self._mark(), False
 
     # --- what is heard ---------------------------------------------------------------------------------------------
 
@@ -264,7 +265,8 @@ class Attempt:
             self._listen(_TICK)
             now = time.monotonic()
             if (mark := self._mark()) != self.mark:
-                self.mark, self.progressed, self.made_progress = mark, now, True
+                self.mark, self.progressed = mark, now
+                self.made_step = self.made_step or "step" in runstate.progress(self.run, self.began)
             why = interrupted() or self._silent_host(now) or self._stall(now)
         outcome = self._judge(why)
         outcome.deaf = self.end()
@@ -278,7 +280,7 @@ class Attempt:
         return None
 
     def _stall(self, now: float) -> str | None:
-        if now - self.progressed <= (self.plan.stall_timeout if self.made_progress else self.plan.start_timeout):
+        if now - self.progressed <= (self.plan.stall_timeout if self.made_step else self.plan.start_timeout):
             return None
         for peer in self.peers.values():  # where do they hang? faulthandler answers through mpirun
             if not peer.gone:
