@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 _PARTS = ("text_encoder", "unet", "vae")
-# Live activations, as multiples of one full-resolution feature map; read off the peaks of bench/generation.py.
+# Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
+# cannot fit, and what they let through may still be too much.
 _UNET_MAPS = 12
 _DECODER_MAPS = 4
 _INTERPRETER = 700_000_000  # Python with torch, diffusers and OpenVINO loaded
