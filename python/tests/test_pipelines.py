@@ -292,6 +292,7 @@ def test_learning_lowers_the_validation_loss(tmp_path):
                 "train_batch_size": 8,
                 "learning_rate": 5e-3,
                 "save_as_full_pipeline": False,
+                **PRECISION,
             },
             "validation": {"steps": 40, "triples": 64, "reference_caption": "yellow toy"},
         },
