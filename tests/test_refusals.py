@@ -199,6 +199,13 @@ def test_a_port_in_use(playbook, tmp_path):
     refused(done, tmp_path, f"port {port}, where ranks meet, cannot be had (Address already in use); wait for the run")
 
 
+def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
+    """Training before provisioning: the remedy is told, not sudo's words."""
+    done = playbook("train.yml", run_user="nobody-made-him")
+    words = "the user nobody-made-him, who runs the job, does not exist; run ansible-playbook provision.yml"
+    refused(done, tmp_path, words)
+
+
 def test_a_limited_training(playbook, tmp_path):
     """MPI would start ranks on all hosts of the node list."""
     done = playbook("train.yml", "-i", "inventory/example", "--tags", "training", "--limit", "node1")
