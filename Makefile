@@ -40,7 +40,9 @@ demo: control-node
 	@echo
 	@echo 'Open artifacts/demo/report.html: what was learned, and how. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
 
-test: lint molecule pytest
+# Side by side, so that both cores have work: molecule often waits for hosts, and pytest for one playbook.
+test: lint lab-tools browser
+	$(MAKE) --jobs=2 --output-sync=line molecule pytest
 
 lint: dev-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" ansible-lint
