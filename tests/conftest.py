@@ -29,11 +29,13 @@ def playbook(tmp_path):
     What comes back looks like subprocess's, and knows the events and their summaries (play.Played) too.
     """
 
+    port = free_port()  # a run on this machine may hold the usual one
+
     def run(*args: str, **settings: object) -> SimpleNamespace:
         variables = {
             "work_dir": str(tmp_path / "work"),
             "artifacts_dir": str(tmp_path / "artifacts"),
-            "launch_config_master_port": free_port(),  # a run on this machine may hold the usual one
+            "launch_config_master_port": port,
             **settings,
         }
         done = play(*args, "--extra-vars", json.dumps(variables), timeout=300)
