@@ -19,21 +19,6 @@ def provision(playbook, pictures, model):
     return run
 
 
-def test_nothing_is_left_and_it_can_be_provisioned_again(playbook, provision, tmp_path):
-    """Parents that were missing are ours too; a second provisioning notes nothing anew."""
-    work = tmp_path / "deep/down/work"
-    for _ in range(2):
-        provision(work_dir=str(work))
-        assert (work / "models/toyworld/unet/config.json").exists()
-        assert provision(work_dir=str(work)).played.hosts("changed") == {}
-        done = playbook("teardown.yml", work_dir=str(work), teardown_confirm=True)
-        assert done.returncode == 0, done.stdout
-        assert "nothing of it is left" in done.stdout
-        assert not work.exists()
-    assert not (tmp_path / "deep").exists()
-    assert playbook("teardown.yml", work_dir=str(work), teardown_confirm=True).played.hosts("changed") == {}
-
-
 def test_what_was_there_before_stays(playbook, provision, tmp_path):
     """A folder that we were pointed at, a model that the user had put there, files beside ours; runs too."""
     work = tmp_path / "work"
