@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from sdtune.errors import BadInput, Stopped, TrainingFailed
+from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
 
 # the libraries' remarks about what they load would bury ours; a user who wants them sets these to "info"
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
@@ -19,9 +19,9 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main``; exit with 2 for bad input, 1 for a failure, and a word on standard error; with 3 when stopped."""
     try:
         main()
-    except (BadInput, TrainingFailed) as error:
+    except (BadInput, TrainingFailed, DrawingFailed) as error:
         # under mpirun every rank of a host finds the same mistake in the job: one line a host will do
-        if isinstance(error, TrainingFailed) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
+        if not isinstance(error, BadInput) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, BadInput) else 1
     except Stopped as stopped:

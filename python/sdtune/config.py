@@ -20,6 +20,17 @@ import yaml
 from sdtune.errors import BadInput
 
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
+    "pndm": ("PNDMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+"""What a generation job may name: diffusers' class, and what it is told beside the model's own schedule."""
 T = TypeVar("T")
 
 
@@ -194,7 +205,7 @@ class ValidationArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVINOArgs:
-    """The static shape of the OpenVINO copy."""
+    """The OpenVINO copy: its shape and its weights."""
 
     batch_size: int = 1
     """Prompts drawn at once."""
@@ -204,10 +215,21 @@ class OpenVINOArgs:
     """Pixels; None: the resolution of training."""
     num_images_per_prompt: int = 1
     """Pictures per prompt drawn at once."""
+    dynamic_shapes: bool = False
+    """Leave all shapes open instead: any batch and size, slower."""
+    weights: Literal["fp16", "fp32", "int8", "hybrid"] = "fp16"
+    """Type of the stored weights. ``int8``: weights only; ``hybrid``: the UNet's convolutions compute in int8 too."""
+    calibration_samples: int = 100
+    """UNet evaluations of the concept's own prompts that ``hybrid`` is calibrated on."""
+    likeness_images: int = 2
+    """Pictures that an int8 copy is held against the float32 pipeline's by; 0 compares none."""
+    likeness_steps: int = 25
+    """Their denoising steps."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_images_per_prompt"):
+        for name in ("batch_size", "num_images_per_prompt", "calibration_samples", "likeness_steps"):
             _require(getattr(self, name) >= 1, f"openvino.{name}: {getattr(self, name)} is less than 1")
+        _require(self.likeness_images >= 0, f"openvino.likeness_images: {self.likeness_images} is negative")
         for name in ("height", "width"):
             side = getattr(self, name)
             _require(side is None or (side > 0 and side % 8 == 0), f"openvino.{name}: {side} is not a multiple of 8")
@@ -258,12 +280,42 @@ class GenerationJob:
     num_inference_steps: int = 25
     """Denoising steps."""
     guidance_scale: float = 7.5
-    """Weight of the prompt against no prompt."""
+    """Weight of the prompt against the negative one; at 1 and below there is no guidance, and half the work."""
+    guidance_start: float = 0.0
+    """Guide from this share of the steps on; outside of the interval a step costs half (arXiv 2404.07724)."""
+    guidance_stop: float = 1.0
+    """Guide up to this share of the steps."""
+    scheduler: str | None = None
+    """One of :data:`SCHEDULERS`; None: the model's own."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """What the OpenVINO copy computes in. f32 draws the same bits on every host of one kind of CPU."""
+    tiny_autoencoder: str | None = None
+    """Folder of an AutoencoderTiny in diffusers layout that decodes instead of the model's own: a preview."""
+    height: int | None = None
+    """Pixels, where the shape is not fixed by the copy; None: the resolution of training."""
+    width: int | None = None
+    """Pixels, where the shape is not fixed by the copy; None: the resolution of training."""
+    processes: int = 0
+    """Processes that draw side by side, each bound to cores of its own; 0: one for every memory node (NUMA)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.prompts), "prompts is empty; give at least one, such as: a photo of a <dicoo>")
+        _require(all(p.strip() for p in self.prompts), "prompts holds an empty prompt; leave it out")
         _require(bool(self.seeds), "seeds is empty; give at least one number")
         _require(self.num_inference_steps >= 1, f"num_inference_steps: {self.num_inference_steps} is less than 1")
+        _require(self.processes >= 0, f"processes: {self.processes} is negative")
+        _require(
+            0 <= self.guidance_start < self.guidance_stop <= 1,
+            f"guidance_start and guidance_stop: {self.guidance_start} to {self.guidance_stop} is no part of 0 to 1; "
+            f"take such as 0 and 0.6, or a guidance_scale of 1 for no guidance at all",
+        )
+        _require(
+            self.scheduler is None or self.scheduler in SCHEDULERS,
+            f"scheduler: {self.scheduler!r} is not one of {', '.join(SCHEDULERS)}",
+        )
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            _require(side is None or (side > 0 and side % 8 == 0), f"{name}: {side} is not a multiple of 8")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -11,3 +11,7 @@ class TrainingFailed(Exception):
 
 class Stopped(Exception):
     """Training stopped because it was asked to, after a checkpoint. Exit code 3."""
+
+
+class DrawingFailed(Exception):
+    """A process that draws ended with an error of its own, which it has printed. Exit code 1."""

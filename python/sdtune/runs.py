@@ -8,7 +8,7 @@ from typing import Any
 
 from sdtune.errors import BadInput
 
-_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "images", "report.html")
+_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html")
 _PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
 
 
@@ -22,6 +22,7 @@ class Run:
         self.pipeline = self.folder / "pipeline"
         self.openvino = self.folder / "openvino"
         self.images = self.folder / "images"
+        self.drawn = self.folder / "drawn"
         self.validation = self.folder / "validation"
         self.concept = self.folder / "concept"
         self.packages = self.folder / "packages"

@@ -44,6 +44,7 @@ def test_defaults_fill_what_is_not_said():
         (with_("data", placeholder_token="my toy"), "has to be one word"),
         (with_("openvino", height=100), "openvino.height: 100 is not a multiple of 8"),
         (with_("openvino", batch_size=0), "openvino.batch_size: 0 is less than 1"),
+        (with_("openvino", weights="int3"), "'int3' is not one of fp16, fp32, int8, hybrid"),
         ({**MINIMAL, "run_name": "../x"}, "run_name: '../x' may only hold"),
         ([1], "is not a mapping"),
     ],
@@ -69,6 +70,25 @@ def test_files_that_are_no_jobs(tmp_path):
 def test_a_generation_needs_prompts():
     with pytest.raises(BadInput, match="prompts is empty"):
         build(GenerationJob, {"run_dir": "/r"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scheduler": "magic"}, "scheduler: 'magic' is not one of pndm, ddim, dpmsolver++"),
+        ({"height": 100}, "height: 100 is not a multiple of 8"),
+        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is no part of 0 to 1"),
+        ({"guidance_stop": 1.5}, "0.0 to 1.5 is no part of 0 to 1"),
+        ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
+        ({"processes": -1}, "processes: -1 is negative"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
+        ({"prompts": [" "]}, "prompts holds an empty prompt"),
+        ({"seeds": []}, "seeds is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_generation_is_named(values, message):
+    with pytest.raises(BadInput, match=message.replace("+", r"\+")):
+        build(GenerationJob, {"run_dir": "/r", "prompts": ["x"], **values})
 
 
 def test_flags_of_the_well_known_script():

@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,16 +13,17 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdtune import openvino
+from sdtune import exporting, generation, memory, openvino
 from sdtune.checks import check_job
-from sdtune.config import GenerationJob, Job, build
-from sdtune.embedding import load_rows
+from sdtune.config import GenerationJob, Job, OpenVINOArgs, build
+from sdtune.drawing import GuidanceInterval, likeness
+from sdtune.embedding import load_rows, save_rows
 from sdtune.errors import BadInput
 from sdtune.generation import generate
 from sdtune.pipelines import save_full_pipeline
 from sdtune.runs import Run
 from sdtune.trainer import train
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_job
 
 # torch's tracer remarks on every shape that the export makes static
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -29,7 +32,7 @@ MODEL = REPOSITORY / "toyworld" / "model"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A short real run on the embedded model with a word of two vectors, exported for two prompts at once."""
+    """A short real run on the embedded model with a word of two vectors, exported for five prompts at once."""
     job = build(
         Job,
         {
@@ -39,11 +42,13 @@ def trained(tmp_path_factory):
             "data": {"path": str(REPOSITORY / "toyworld" / "concept"), "resolution": 64, "num_vectors": 2},
             "training": {"max_train_steps": 8, "train_batch_size": 4, "learning_rate": 5e-3},
             "validation": {"steps": 8, "triples": 16, "prompt": "a photo of a <dicoo>", "num_images": 1},
-            "openvino": {"batch_size": 2},
+            "openvino": {"batch_size": 5},
         },
     )
     train(job)
-    assert openvino.export(job) == openvino.shape_of(job)
+    done = exporting.export(job)
+    assert done.shape == openvino.shape_of(job)
+    assert done.likeness is None
     return job
 
 
@@ -84,35 +89,102 @@ def test_no_file_of_a_run_can_hold_code(trained):
     assert [p for p in files if not (p.name == "openvino_model.bin" and p.with_suffix(".xml").exists())] == []
 
 
-def test_the_openvino_copy_is_static_after_reload(trained):
-    pipeline = openvino.load_static(Run(trained.run_dir).openvino, compile_models=False)
-    shapes = {
+def ports(pipeline):
+    return {
         f"{name}.{port.any_name}": list(port.get_partial_shape().to_shape())
         for name, model in pipeline.ov_models.items()
         for port in model.inputs
     }
-    assert shapes["unet.sample"] == [4, 4, 8, 8]  # two prompts, guided and not
-    assert shapes["vae_decoder.latent_sample"] == [2, 4, 8, 8]
-    assert openvino.static_shape(pipeline).batch_size == 2
 
 
-def test_a_dynamic_copy_is_refused(trained, tmp_path):
+def test_the_openvino_copy_is_static_after_reload(trained):
+    pipeline = openvino.load(Run(trained.run_dir).openvino)
+    assert ports(pipeline) == {
+        "unet.sample": [10, 4, 8, 8],  # five prompts, guided and not
+        "unet.timestep": [1],
+        "unet.encoder_hidden_states": [10, 32, 128],
+        "text_encoder.input_ids": [5, 32],
+        "vae_decoder.latent_sample": [5, 4, 8, 8],
+        "vae_encoder.sample": [5, 3, 64, 64],
+    }
+    assert openvino.static_shape(pipeline) == openvino.shape_of(trained)
+
+
+def test_five_prompts_make_five_pictures_as_optimum_loads_it(trained):
+    """No word about shapes in the call, and none is lost."""
     from optimum.intel import OVStableDiffusionPipeline
 
-    dynamic = OVStableDiffusionPipeline.from_pretrained(Run(trained.run_dir).openvino, compile=False)
+    pipeline = OVStableDiffusionPipeline.from_pretrained(Run(trained.run_dir).openvino)
+    assert ports(pipeline) == ports(openvino.load(Run(trained.run_dir).openvino))
+    prompts = [f"a <dicoo> <dicoo>_1 in the {place}" for place in ("snow", "sea", "wood", "sun", "dark")]
+    pictures = pipeline(prompts, num_inference_steps=2).images
+    assert len({picture.tobytes() for picture in pictures}) == 5
+
+
+def test_openvino_genai_draws_the_same(trained):
+    """From the same folder, through the tokenizer that was exported too."""
+    import openvino_genai
+
+    run = Run(trained.run_dir)
+    pipeline = openvino_genai.Text2ImagePipeline(str(run.openvino))
+    pipeline.reshape(1, 64, 64, 4.0)
+    pipeline.compile("CPU", INFERENCE_PRECISION_HINT="f32")
+    drawn = pipeline.generate(
+        "a photo of a <dicoo> <dicoo>_1, yellow",
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        height=64,
+        width=64,
+        generator=openvino_genai.TorchGenerator(1),
+    )
+    asked = generation_job(
+        trained, prompts=["a photo of a <dicoo>, yellow"], num_inference_steps=10, guidance_scale=4.0
+    )
+    ratio, _ = likeness([Image.fromarray(np.array(drawn.data)[0])], [Image.open(generate(asked)[0])])
+    assert ratio > 30
+
+
+def test_a_copy_of_another_run_is_refused(trained, tmp_path):
+    shutil.copytree(trained.run_dir, tmp_path / "other")
+    save_rows(tmp_path / "other" / "learned_embeds.safetensors", "<dicoo>", torch.ones(2, 128))
+    with pytest.raises(BadInput, match="was exported from another run"):
+        generate(generation_job(trained, run_dir=str(tmp_path / "other")))
+
+
+def test_a_dynamic_copy_is_refused_where_a_static_one_was_promised(trained, tmp_path):
+    from optimum.intel import OVStableDiffusionPipeline
+
+    dynamic = OVStableDiffusionPipeline.from_pretrained(
+        Run(trained.run_dir).openvino, compile=False, dynamic_shapes=True
+    )
     dynamic.save_pretrained(tmp_path / "dynamic")
     with pytest.raises(BadInput, match="is dynamic; export the run again"):
-        openvino.load_static(tmp_path / "dynamic")
+        openvino.load(tmp_path / "dynamic")
 
 
-def generation(trained, **values):
+def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, tmp_path):
+    shutil.copytree(trained.run_dir, tmp_path / "int8", ignore=shutil.ignore_patterns("openvino"))
+    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "likeness_steps": 4}
+    job = replace(trained, run_dir=str(tmp_path / "int8"), openvino=build(OpenVINOArgs, asked))
+    done = exporting.export(job)
+    assert done.shape is None
+    ratio, difference = done.likeness
+    assert 15 < ratio < 80
+    assert difference > 0
+    sizes = [(Run(j.run_dir).openvino / "unet" / "openvino_model.bin").stat().st_size for j in (job, trained)]
+    assert sizes[0] < 0.7 * sizes[1]
+    files = generate(generation_job(job, width=96))
+    assert Image.open(files[0]).size == (96, 64)
+
+
+def generation_job(trained, **values):
     defaults = {"run_dir": trained.run_dir, "prompts": ["a photo of a <dicoo>"], "num_inference_steps": 3}
     return build(GenerationJob, {**defaults, **values})
 
 
 def test_pictures_tell_how_they_were_made(trained, capsys):
     prompts = ["a photo of a <dicoo>", "a photo of a toy", "a <dicoo> in the snow"]
-    files = generate(generation(trained, prompts=prompts, seeds=[1, 2]))
+    files = generate(generation_job(trained, prompts=prompts, seeds=[1, 2]))
     assert [f.name for f in files][:2] == ["0000-seed1.png", "0001-seed2.png"]
     assert len(files) == 7
     assert files[-1].name == "contact_sheet.png"
@@ -120,31 +192,121 @@ def test_pictures_tell_how_they_were_made(trained, capsys):
     assert facts["prompt"] == "a <dicoo> in the snow"
     assert (json.loads(facts["seed"]), json.loads(facts["num_inference_steps"])) == (2, 3)
     assert "warning: the prompt 'a photo of a toy' does not hold the learned word <dicoo>" in capsys.readouterr().out
-    assert not list(Run(trained.run_dir).folder.glob(".*"))
+    assert [p.name for p in Run(trained.run_dir).folder.glob(".*")] == [".drawing.lock"]
+
+
+def pixels(job, index=0):
+    return np.asarray(Image.open(generate(job)[index]), float)
 
 
 def test_a_picture_does_not_depend_on_what_is_drawn_with_it(trained):
-    def picture(seeds):
-        file = next(f for f in generate(generation(trained, seeds=seeds)) if f.name.endswith("seed7.png"))
-        return np.asarray(Image.open(file), float)
+    assert (
+        np.abs(pixels(generation_job(trained, seeds=[7])) - pixels(generation_job(trained, seeds=[1, 7]), 1)).max() <= 1
+    )
 
-    assert np.abs(picture([7]) - picture([1, 7])).mean() < 2
+
+def test_a_batch_is_the_same_bits_whoever_draws_it(trained):
+    """All at once, and batch by batch with a process each, as hosts do: 7 pictures are two batches of five."""
+    job = generation_job(trained, seeds=[1, 2, 3, 4, 5, 6, 7])
+    at_once = {f.name: f.read_bytes() for f in generate(job)}
+    file = write_job(Run(job.run_dir).folder / "generation.yaml", job)
+    program = [sys.executable, str(REPOSITORY / "python" / "generate_images.py"), "--job", str(file)]
+    checked = subprocess.run([*program, "--check"], capture_output=True, text=True, check=True)
+    batches = json.loads(checked.stdout)["batches"]
+    assert sorted(name for names in batches for name in names) == sorted(set(at_once) - {"contact_sheet.png"})
+    early = subprocess.run([*program, "--finish"], capture_output=True, text=True, check=False)
+    assert early.returncode == 2
+    assert "lacks 0000-seed1.png" in early.stderr
+    for number in range(len(batches)):
+        subprocess.run([*program, "--draw", str(number)], check=True)
+    subprocess.run([*program, "--finish"], check=True)
+    assert {f.name: f.read_bytes() for f in Run(job.run_dir).images.iterdir()} == at_once
 
 
 def test_both_sources_draw_the_same(trained):
-    def picture(source):
-        job = generation(trained, source=source, seeds=[3], guidance_scale=2.0)
-        return np.asarray(Image.open(generate(job)[0]), float)
+    both = [pixels(generation_job(trained, source=s, seeds=[3], guidance_scale=2.0)) for s in ("openvino", "pipeline")]
+    assert np.abs(both[0] - both[1]).mean() < 1
 
-    # the copy computes in bfloat16 where it can, and guidance enlarges the difference
-    assert np.abs(picture("openvino") - picture("pipeline")).mean() < 8
+
+@pytest.mark.parametrize("source", ["openvino", "pipeline"])
+def test_without_guidance_a_picture_takes_half_the_rows(trained, source):
+    """An interval that no step falls into draws what guidance of 1 draws, and the metadata tells them apart."""
+    none = generation_job(trained, source=source, num_inference_steps=4, guidance_scale=1.0)
+    never = replace(none, guidance_scale=5.0, guidance_start=0.99)
+    assert np.abs(pixels(none) - pixels(never)).max() <= 1
+    assert json.loads(Image.open(generate(never)[0]).text["guidance_interval"]) == [0.99, 1.0]
+
+
+def test_an_interval_leaves_rows_out_and_lets_the_guided_steps_be(trained):
+    pipeline = StableDiffusionPipeline.from_pretrained(Run(trained.run_dir).pipeline, torch_dtype=torch.float32)
+    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent"}
+    full = pipeline("a toy", generator=torch.Generator().manual_seed(1), **options).images
+    interval = GuidanceInterval(pipeline, 0.0, 1.0)
+    same = pipeline("a toy", generator=torch.Generator().manual_seed(1), **options).images
+    assert torch.allclose(same, full, atol=1e-4)
+    assert interval.rows == 2 * 5  # PNDM evaluates once more than asked
+    del pipeline.unet.forward
+    part = GuidanceInterval(pipeline, 0.0, 0.5)
+    part.begin()
+    pipeline("a toy", generator=torch.Generator().manual_seed(1), **options)
+    assert part.rows == 2 * 3 + 2
+
+
+@pytest.mark.parametrize(("name", "cls"), [("dpmsolver++", "DPMSolverMultistepScheduler"), ("lcm", "LCMScheduler")])
+def test_schedulers_by_name(trained, capsys, name, cls):
+    files = generate(generation_job(trained, scheduler=name))
+    assert Image.open(files[0]).text["scheduler"] == cls
+    assert ("distilled" in capsys.readouterr().out) == (name == "lcm")
+
+
+def test_a_tiny_autoencoder_decodes_previews(trained, tmp_path):
+    """A double: its weights are random."""
+    from diffusers import AutoencoderTiny
+
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(**widths).save_pretrained(tmp_path / "tiny")
+    files = generate(generation_job(trained, tiny_autoencoder=str(tmp_path / "tiny")))
+    assert Image.open(files[0]).text["decoder"] == "tiny"
+    assert Image.open(files[0]).size == (64, 64)
 
 
 def test_generation_without_a_run_is_refused(tmp_path, trained):
-    with pytest.raises(BadInput, match=r"learned_embeds\.safetensors does not exist; train the run first"):
+    with pytest.raises(BadInput, match="holds no OpenVINO pipeline; export the run first"):
         generate(GenerationJob(run_dir=str(tmp_path), prompts=["x"]))
-    with pytest.raises(BadInput, match="is no guidance"):
-        generate(generation(trained, guidance_scale=1.0))
+    with pytest.raises(BadInput, match=r"learned_embeds\.safetensors does not exist; train the run first"):
+        generate(GenerationJob(run_dir=str(tmp_path), prompts=["x"], source="pipeline"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompts": ["a <cat>"]}, r"does not know <cat> \(in 'a <cat>'\); it has learned <dicoo>"),
+        ({"height": 128}, "is static, with a height of 64, not 128"),
+        ({"tiny_autoencoder": "/nowhere"}, "tiny_autoencoder: /nowhere holds no AutoencoderTiny"),
+    ],
+)
+def test_what_the_run_cannot_draw_is_refused(trained, values, message):
+    with pytest.raises(BadInput, match=message):
+        generation.plan(generation_job(trained, **values))
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_starts(trained, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 500_000_000)  # a double
+    with pytest.raises(BadInput, match=r"need about 0\.\d GB of memory, and 0\.5 GB are free"):
+        generation.plan(generation_job(trained))
+    monkeypatch.setattr(exporting, "available", lambda: 500_000_000)
+    with pytest.raises(BadInput, match=r"openvino\.batch_size: 5 x 1 pictures of 64 x 64 pixels at once need about"):
+        exporting.check(trained)
+
+
+def test_a_shape_that_the_unet_cannot_halve_is_refused(trained):
+    with pytest.raises(BadInput, match=r"openvino\.height: 72 is not a multiple of 16, .*; take 64 or 80"):
+        exporting.check(replace(trained, openvino=OpenVINOArgs(height=72)))
+
+
+def test_two_do_not_draw_for_one_run_at_once(trained):
+    with generation.alone(Run(trained.run_dir)), pytest.raises(BadInput, match="are being drawn on this host already"):
+        generate(generation_job(trained))
 
 
 def test_the_embedded_model_accepts_its_default_job(tmp_path):

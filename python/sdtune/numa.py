@@ -1,0 +1,53 @@
+"""Which cores this process may use, by memory node (NUMA), one for each physical core."""
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+_SYSTEM = Path("/sys/devices/system")
+
+
+def parse_ranges(text: str) -> list[int]:
+    """The numbers of text such as ``0-3,8``."""
+    numbers: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def _first_siblings(cpus: set[int], system: Path) -> list[int]:
+    """One CPU of each physical core among ``cpus``."""
+    kept = []
+    for cpu in sorted(cpus):
+        file = system / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        siblings = parse_ranges(file.read_text()) if file.is_file() else [cpu]
+        if cpu == min(cpus.intersection(siblings), default=cpu):
+            kept.append(cpu)
+    return kept
+
+
+def memory_nodes(system: Path = _SYSTEM) -> list[list[int]]:
+    """The physical cores of each memory node that this process may use; one node where the kernel names none."""
+    allowed = os.sched_getaffinity(0)
+    nodes = []
+    for folder in sorted((system / "node").glob("node[0-9]*"), key=lambda p: int(p.name[4:])):
+        cpus = allowed.intersection(parse_ranges((folder / "cpulist").read_text()))
+        if cpus:
+            nodes.append(_first_siblings(cpus, system))
+    return nodes or [_first_siblings(allowed, system)]
+
+
+def shares_of_cores(processes: int, system: Path = _SYSTEM) -> list[list[int]]:
+    """The cores of each of ``processes`` processes, none of which crosses memory nodes where that can be helped.
+
+    0 processes: one for every memory node. More processes than cores: some share one.
+    """
+    nodes = memory_nodes(system)
+    if processes == 0:
+        return nodes
+    cores = [core for node in nodes for core in node]
+    if processes >= len(cores):
+        return [[cores[i % len(cores)]] for i in range(processes)]
+    bounds = [round(i * len(cores) / processes) for i in range(processes + 1)]
+    return [cores[a:b] for a, b in pairwise(bounds)]
