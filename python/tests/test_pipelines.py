@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sdtune import exporting, generation, memory, openvino
 from sdtune.checks import check_job
 from sdtune.config import GenerationJob, Job, OpenVINOArgs, build
-from sdtune.drawing import GuidanceInterval, likeness
+from sdtune.drawing import GuidanceInterval
 from sdtune.embedding import load_rows, save_rows
 from sdtune.errors import BadInput
 from sdtune.generation import generate
