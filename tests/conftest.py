@@ -1,14 +1,17 @@
 """Run playbooks as a user types them, on this machine and in a work_dir of the test's own."""
 
 import json
-import os
 import socket
-import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+sys.path.append(str(REPOSITORY / "scripts"))
+from play import play  # noqa: E402 - the door for programs, and so ours
+
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 
 
@@ -21,24 +24,20 @@ def free_port() -> int:
 
 @pytest.fixture
 def playbook(tmp_path):
-    """Call ansible-playbook at the root of the repository; settings become extra variables over inventory/local."""
+    """Play what lies at the root of the repository; settings become extra variables over inventory/local.
 
-    def run(*args: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    What comes back looks like subprocess's, and knows the events and their summaries (play.Played) too.
+    """
+
+    def run(*args: str, **settings: object) -> SimpleNamespace:
         variables = {
             "work_dir": str(tmp_path / "work"),
             "artifacts_dir": str(tmp_path / "artifacts"),
             "launch_config_master_port": free_port(),  # a run on this machine may hold the usual one
             **settings,
         }
-        return subprocess.run(
-            ["ansible-playbook", *args, "--extra-vars", json.dumps(variables)],
-            cwd=REPOSITORY,
-            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = play(*args, "--extra-vars", json.dumps(variables), timeout=300)
+        return SimpleNamespace(returncode=done.rc, stdout=done.stdout, stderr="", played=done)
 
     return run
 

@@ -10,11 +10,12 @@ from conftest import REPOSITORY
 
 
 def refused(done, tmp_path, *texts):
-    """The playbook failed, said these texts, and installed nothing."""
-    message = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 2, message
+    """A task failed, and said these texts; nothing was changed or installed."""
+    assert done.returncode == 2, done.stdout
+    message = " ".join(" ".join(done.played.failures()).split())
     for text in texts:
         assert text in message
+    assert done.played.hosts("changed") == {}
     assert not (tmp_path / "work/env").exists()
     assert not (tmp_path / "artifacts").exists()
 

@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""Run a playbook for a program: a scheduler, CI, a test. Events come as JSON lines on standard output.
+
+    scripts/play.py train.yml -i inventory/mine -e run_name=night | jq .
+    >>> done = play("train.yml", "-i", "inventory/mine", on_event=print); done.rc
+
+Arguments after the playbook are ansible-playbook's; paths are relative to the root of the repository. Events are named
+as ansible-runner names them, and told in a few words. The last is {"event": "end", "rc": ..., "status": ...}. The exit
+code is that rc: 0 only when all went well, ansible-playbook's own otherwise, 254 when it was cancelled (by SIGINT or
+SIGTERM) or took longer than it may, 255 when somebody killed it.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+try:
+    import ansible_runner  # type: ignore[import-untyped]
+except ImportError:
+    sys.exit("error: ansible-runner is not installed here; type `make control-node`, then . .venv/bin/activate")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+Event = dict[str, Any]
+
+# What a program acts on; a task that is skipped or only begins on a host is none of it.
+_TOLD = (
+    "playbook_on_play_start", "playbook_on_task_start", "playbook_on_stats",
+    "runner_on_ok", "runner_on_failed", "runner_on_unreachable", "runner_retry",
+    "runner_item_on_ok", "runner_item_on_failed",
+)  # fmt: skip
+_STATS = ("ok", "changed", "failures", "dark", "rescued", "ignored")
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of a playbook."""
+
+    rc: int
+    """The exit code: 0 only when all went well."""
+    status: str
+    """successful, failed, canceled or timeout."""
+    stdout: str
+    """What a user would have seen."""
+    events: list[Event] = field(repr=False)
+
+    def hosts(self, stat: str) -> dict[str, int]:
+        """Tasks of each host that were ok, changed, failures, dark (unreachable), rescued or ignored, unless none."""
+        found: dict[str, int] = next((e[stat] for e in reversed(self.events) if e["event"] == "playbook_on_stats"), {})
+        return found
+
+    def failures(self) -> list[str]:
+        """What was said of each task that failed and of each host that did not answer."""
+        return [
+            e["msg"] for e in self.events
+            if e["event"] in ("runner_on_failed", "runner_on_unreachable") and not e["ignored"]
+        ]  # fmt: skip
+
+
+def _brief(event: Event) -> Event | None:
+    """An event of ansible-runner in a few words; None when it is not for programs."""
+    name, data = event["event"], event.get("event_data", {})
+    brief: Event = {"event": name, "time": event["created"]}
+    if name in ("verbose", "error", "warning", "deprecated", "system_warning"):
+        text = event["stdout"].strip()
+        return brief | {"event": "output", "text": text} if text else None
+    if name not in _TOLD:
+        return None
+    brief |= {key: data[key] for key in ("play", "role", "task", "host") if data.get(key)}
+    if name == "playbook_on_stats":
+        brief |= {key: data.get(key, {}) for key in _STATS}
+    if isinstance(result := data.get("res"), dict):
+        brief["changed"] = bool(result.get("changed"))
+        if name.endswith(("failed", "unreachable")) or "_ansible_verbose_always" in result:
+            brief["msg"] = result.get("msg", "")
+        if name.endswith(("failed", "unreachable")):
+            brief["ignored"] = bool(data.get("ignore_errors") or data.get("ignore_unreachable"))
+    return brief
+
+
+class _Ending:
+    """Ends the playbook on a signal or when its time is over.
+
+    ansible-runner would kill ansible-playbook at once, whose workers then go on with their tasks; told to end, it ends
+    them too. Only if it does not is it killed.
+    """
+
+    grace = 15
+
+    def __init__(self, timeout: int) -> None:
+        self.status = ""  # canceled or timeout, once it is one
+        self._deadline = time.monotonic() + timeout if timeout else math.inf
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.status = "canceled"
+
+    def __call__(self) -> bool:
+        """Called again and again; whether to kill it now."""
+        now = time.monotonic()
+        if not self.status and now > self._deadline:
+            self.status = "timeout"
+        if self.status and self.grace:
+            for child in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+                for pid in child.read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGTERM)
+            self._deadline, self.grace = now + self.grace, 0
+        return bool(self.status) and now > self._deadline
+
+
+def play(
+    playbook: str,
+    *args: str,
+    on_event: Callable[[Event], object] = lambda _: None,
+    environment: Mapping[str, str] | None = None,
+    timeout: int = 0,
+) -> Played:
+    """Run ``playbook`` with ``args`` of ansible-playbook, and call ``on_event`` with each event as it comes.
+
+    Secrets belong into ``environment``, this process's own, or a vault: an argument is seen in the list of processes.
+    After ``timeout`` seconds, unless 0, it is ended.
+    """
+    events: list[Event] = []
+
+    def take(event: Event) -> bool:
+        if brief := _brief(event):
+            events.append(brief)
+            on_event(brief)
+        return False  # no copy of it on disk
+
+    folder = Path(tempfile.mkdtemp(prefix="sdtune-play-"))  # 0700
+
+    def started(status: Event, **_: object) -> None:
+        if status["status"] == "running":  # the file holds the environment, which may hold a token
+            (folder / "artifacts/it/command").unlink()
+
+    ending = _Ending(timeout)
+    try:
+        done = ansible_runner.run(
+            private_data_dir=str(folder),
+            project_dir=str(REPOSITORY),
+            ident="it",
+            playbook=playbook,
+            cmdline=shlex.join(args) or None,
+            envvars={
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "ANSIBLE_CONFIG": os.environ.get("ANSIBLE_CONFIG", str(REPOSITORY / "ansible.cfg")),
+                "ANSIBLE_HOST_KEY_CHECKING": os.environ.get(
+                    "ANSIBLE_HOST_KEY_CHECKING", "True"
+                ),  # or runner says False
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_FORCE_COLOR": "0",
+                **(environment or {}),
+            },
+            fact_cache_type="memory",  # runner would write the hosts' environments down
+            settings={"pexpect_timeout": 1},  # how soon a signal is heeded
+            cancel_callback=ending,
+            suppress_env_files=True,
+            event_handler=take,
+            status_handler=started,
+            quiet=True,
+        )
+        with done.stdout as shown:
+            stdout = shown.read()
+    finally:
+        shutil.rmtree(folder)
+    rc, status = (254, ending.status) if ending.status else (done.rc, done.status)
+    if rc is None:  # ansible-playbook was killed by somebody else
+        rc = 255
+    end = {"event": "end", "rc": rc, "status": status}
+    events.append(end)
+    on_event(end)
+    return Played(rc, status, stdout, events)
+
+
+def main() -> int:
+    """Print events; nobody who reads them is no reason to end the playbook."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 2
+
+    def tell(event: Event) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(event), flush=True)
+
+    done = play(*sys.argv[1:], on_event=tell)
+    # what could not be flushed to a reader that left must not change the exit code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return done.rc
+
+
+if __name__ == "__main__":
+    sys.exit(main())

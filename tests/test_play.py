@@ -1,0 +1,132 @@
+"""scripts/play.py, the door for programs: events as they come, an honest exit code, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from play import play
+
+DOOR = [sys.executable, str(REPOSITORY / "scripts/play.py")]
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """Write a playbook of these tasks on localhost; temporary files go to a folder of the test's own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def write(*tasks: dict) -> str:
+        path = tmp_path / "book.yml"
+        path.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": list(tasks)}]))
+        return str(path)
+
+    return write
+
+
+def left(tmp_path: Path) -> list[Path]:
+    """What lies among the temporary files."""
+    return list((tmp_path / "tmp").iterdir())
+
+
+def test_events_and_summary(book, tmp_path):
+    """What changed, what failed and why; a hidden result stays hidden."""
+    path = book(
+        {"name": "Change", "command": "true"},
+        {"name": "Hide", "command": "echo {{ secret }}", "no_log": True, "vars": {"secret": "sesame"}},
+        {"name": "Refuse", "fail": {"msg": "localhost: no; say yes"}},
+    )
+    seen: list[dict] = []
+    done = play(path, on_event=seen.append)
+    assert (done.rc, done.status) == (2, "failed")
+    assert done.failures() == ["localhost: no; say yes"]
+    assert done.hosts("changed") == {"localhost": 2}
+    assert done.hosts("failures") == {"localhost": 1}
+    assert seen == done.events
+    assert [e["task"] for e in seen if e["event"] == "runner_on_ok"] == ["Change", "Hide"]
+    assert seen[-1] == {"event": "end", "rc": 2, "status": "failed"}
+    assert "sesame" not in json.dumps(seen) + done.stdout
+    assert left(tmp_path) == []
+
+
+def test_what_fails_and_is_ignored_is_no_failure(book):
+    """The exit code and the failures agree."""
+    done = play(book({"command": "false", "ignore_errors": True}))
+    assert (done.rc, done.failures()) == (0, [])
+
+
+def test_host_keys_are_checked_and_the_token_is_no_file(book, tmp_path):
+    """ansible-runner's own defaults would neither check the one nor keep the other to itself."""
+    grep = f"grep -rl sesame-of-mine {tmp_path}/tmp"
+    shell = {"ansible.builtin.shell": f"echo checking=$ANSIBLE_HOST_KEY_CHECKING; {grep} || echo nothing"}
+    path = book(shell | {"register": "said"}, {"debug": {"msg": "{{ said.stdout }}"}})
+    done = play(path, environment={"HF_TOKEN": "sesame-of-mine"})
+    assert [e["msg"] for e in done.events if "msg" in e] == ["checking=True\nnothing"]
+
+
+def test_a_reader_that_leaves_does_not_end_the_playbook(book, tmp_path):
+    """The exit code is that of the playbook."""
+    path = book({"command": f"touch {tmp_path}/done"}, {"command": "sh -c 'exit 3'"})
+    done = subprocess.Popen([*DOOR, path], stdout=subprocess.PIPE)
+    done.stdout.close()
+    assert done.wait(timeout=60) == 2
+    assert (tmp_path / "done").exists()
+
+
+def test_a_signal_ends_it(book, tmp_path):
+    """254, an end event, no process left, and no file of ours; a module that was killed may leave one of its own."""
+    path = book({"command": "sleep 600.25"})
+    with subprocess.Popen([*DOOR, path], stdout=subprocess.PIPE, text=True) as door:
+        for line in door.stdout:
+            if json.loads(line)["event"] == "playbook_on_task_start":
+                break
+        door.send_signal(signal.SIGTERM)
+        rest = [json.loads(line) for line in door.stdout]
+        assert door.wait(timeout=60) == 254
+    assert rest[-1] == {"event": "end", "rc": 254, "status": "canceled"}
+    assert not list((tmp_path / "tmp").glob("sdtune-play-*"))
+    end = time.monotonic() + 10
+    while subprocess.run(["pgrep", "--full", "^sleep 600.25"], check=False, capture_output=True).returncode == 0:
+        assert time.monotonic() < end, "it still sleeps"
+        time.sleep(0.1)
+
+
+def test_a_playbook_that_does_not_exist(book):
+    """What Ansible says is an event too, whatever folder one is in."""
+    done = subprocess.run([*DOOR, "none.yml"], capture_output=True, text=True, check=False, cwd="/", env=os.environ)
+    assert done.returncode == 1
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "none.yml could not be found" in events[0]["text"]
+
+
+def test_usage():
+    """No playbook, no guess."""
+    done = subprocess.run(DOOR, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "scripts/play.py train.yml" in done.stderr
+
+
+def test_a_playbook_that_was_killed(book):
+    """By the kernel that ran out of memory, say: that is no success."""
+
+    def kill(event: dict) -> None:
+        if event["event"] == "playbook_on_task_start":
+            pids = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children"))
+            subprocess.run(["kill", "-9", *pids.split()], check=True)
+
+    done = play(book({"command": "sleep 3"}), timeout=30, on_event=kill)
+    assert (done.rc, done.status) == (255, "failed")
+
+
+def test_a_playbook_that_takes_too_long(book):
+    """It is ended in time, and that is neither success nor an ordinary failure."""
+    done = play(book({"command": "sleep 600.75"}), timeout=3)
+    assert (done.rc, done.status) == (254, "timeout")
+    assert subprocess.run(["pgrep", "--full", "^sleep 600.75"], check=False, capture_output=True).returncode == 1
