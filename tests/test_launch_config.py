@@ -64,7 +64,7 @@ def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
         f"[workers]\na {host}.1\nc {host}.3\n[primary]\nb {host}.2\n[cluster:children]\nworkers\nprimary\n"
     )
     settings = {"software_stack": "native", "base_model_name": "toyworld", "training_data_name": "concept"}
-    ranks = {"launch_config_interface": "eth7", "launch_config_ranks_per_node": 2, "training_mixed_precision": "no"}
+    ranks = {"launch_config_interface": "lo", "launch_config_ranks_per_node": 2, "training_mixed_precision": "no"}
     done = configure(playbook, "-i", str(inventory), "--limit", "b", **settings, **ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     run = provisioned / "runs/r"
@@ -72,7 +72,7 @@ def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
     assert yaml.safe_load((run / "job.yaml").read_text())["training"]["world_size"] == 6
     assert yaml.safe_load((run / "accelerate.yaml").read_text())["machine_rank"] == 0
     environment = (run / "env.sh").read_text()
-    for line in ("MASTER_ADDR=127.0.0.2", "GLOO_SOCKET_IFNAME=eth7", "I_MPI_HYDRA_IFACE=eth7"):
+    for line in ("MASTER_ADDR=127.0.0.2", "GLOO_SOCKET_IFNAME=lo", "I_MPI_HYDRA_IFACE=lo"):
         assert f"export {line}\n" in environment
 
 
@@ -165,7 +165,7 @@ def test_the_smallest_host_decides(playbook, provisioned, tmp_path):
     inventory.write_text(f"[primary]\nbig {host}.1\n[workers]\nsmall {host}.2\n[cluster:children]\nprimary\nworkers\n")
     done = configure(
         playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
-        training_data_name="concept", launch_config_interface="eth7",
+        training_data_name="concept", launch_config_interface="lo",
         launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
         _cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
     )  # fmt: skip

@@ -1,0 +1,21 @@
+# shellcheck shell=bash
+# Usage: bash -s CODE SECONDS ENVIRONMENT NAME=HOST,HOST... , the environment in base64. Starts a rank on each of the hosts, for one NAME
+# after the other, and prints `NAME ok WHO` or `NAME wrong WHY`.
+set -uo pipefail
+program=$1/mpi_hello.py seconds=$2
+# shellcheck source=/dev/null
+. <(base64 --decode <<< "$3")
+unset LD_PRELOAD # whether that is there is another question
+shift 3
+
+for pair; do
+    hosts=${pair#*=}
+    commas=${hosts//[^,]/}
+    if said=$(timeout "$seconds" mpirun -hosts "$hosts" -n "$((${#commas} + 1))" -ppn 1 python "$program" 2>&1 < /dev/null); then
+        echo "${pair%%=*} ok $(tail --lines=1 <<< "$said")"
+    else
+        code=$?
+        ((code != 124)) || said+=" nothing for $seconds s"
+        echo "${pair%%=*} wrong $(grep . <<< "$said" | head --lines=1) ($code)"
+    fi
+done
