@@ -6,6 +6,7 @@ program=$1/mpi_hello.py seconds=$2
 # shellcheck source=/dev/null
 . <(base64 --decode <<< "$3")
 unset LD_PRELOAD # whether that is there is another question
+export LD_LIBRARY_PATH=$I_MPI_ROOT/lib # where a program that was not built with mpicc finds the fabric
 shift 3
 
 for pair; do
