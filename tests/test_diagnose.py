@@ -46,3 +46,26 @@ def test_a_host_that_does_not_answer_hides_nothing(playbook, tmp_path):
     assert "silent: answer: does not answer Ansible" in found["verdict"]
     assert "a, b: environment: missing" in found["verdict"]
     assert done.played.hosts("changed") == {}
+
+
+def test_a_host_that_does_not_answer_hides_nothing(playbook, tmp_path):
+    """Its line says why; the others are asked everything; what they say of each other is not the culprit."""
+    local = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
+    inventory = tmp_path / "hosts.ini"
+    inventory.write_text(
+        f"[primary]\na {local}.1\n[workers]\nb {local}.2\nsilent ansible_host=127.0.0.9 ansible_port=1\n"
+        "[cluster:children]\nprimary\nworkers\n"
+    )
+    done = playbook(
+        "diagnose.yml", "-i", str(inventory), run_user="nobody", software_stack="native", run_name="x",
+        base_model_name="toyworld", base_model_hub_id="a/b", training_data_name="concept",
+        training_data_urls=["https://nowhere.invalid/1.png"],
+    )  # fmt: skip
+    assert done.returncode == 2
+    found = json.loads((tmp_path / "artifacts/diagnosis.json").read_text())
+    assert {row["host"] for row in found["rows"]} == {"a", "b", "silent"}
+    [silent] = [row for row in found["rows"] if row["host"] == "silent"]
+    assert "does not answer Ansible" in silent["found"]
+    assert "silent: answer: does not answer Ansible" in found["verdict"]
+    assert "a, b: environment: missing" in found["verdict"]
+    assert done.played.hosts("changed") == {}
