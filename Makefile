@@ -19,7 +19,7 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-.PHONY: faults help demo test lint pytest molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
@@ -41,8 +41,10 @@ demo: control-node
 	@echo 'Open artifacts/demo/report.html: what was learned, and how. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
 
 # Side by side, so that both cores have work: molecule often waits for hosts, and pytest for one playbook.
+# What pytest found is said once more at the end: the other lane's output would bury it.
 test: lint lab-tools browser
-	$(MAKE) --jobs=2 --output-sync=line molecule pytest
+	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line molecule pytest || status=$$?; \
+	tail --lines=25 .cache/pytest-*.log; exit $$status
 
 lint: dev-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" ansible-lint
@@ -58,9 +60,14 @@ molecule: dev-tools lab-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" molecule test --all 2>&1 | tee .cache/molecule.log
 	! grep 'Missing playbook' .cache/molecule.log # which molecule takes for success
 
-pytest: dev-tools lab-tools browser $(TEST_STAMP)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile tests
-	cd python && PATH="$(TEST_ENV)/bin:$$PATH" $(TEST_PYTHON) -m pytest
+pytest: pytest-playbooks pytest-python
+
+pytest-playbooks: dev-tools lab-tools $(TEST_STAMP)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=20 --numprocesses auto --dist loadfile tests 2>&1 \
+	| tee .cache/pytest-playbooks.log
+
+pytest-python: dev-tools browser $(TEST_STAMP)
+	cd python && PATH="$(TEST_ENV)/bin:$$PATH" $(TEST_PYTHON) -m pytest --durations=20 2>&1 | tee ../.cache/pytest-python.log
 
 lab: dev-tools lab-tools
 	@$(LAB) up $(NAME) --hosts $(HOSTS) --mirror
