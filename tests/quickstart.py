@@ -2,7 +2,8 @@
 
 Not for CI, which trains on clusters of the lab anyway: this takes as long as one more scenario. It stands in for
 the reader in two things. His editor is this file, called again: it puts the lab's addresses into hosts.yml and, since
-a lab reaches no hub, the embedded model and pictures into group_vars. His ssh finds the servers as those of a lab are.
+a lab reaches neither hub nor conda's channels nor Intel's index, the embedded model and pictures and the stack native
+into group_vars. His ssh finds the servers as those of a lab are.
 """
 
 import os
@@ -19,8 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "quickstart"
 LAB = [sys.executable, str(REPOSITORY / "molecule/lab/lab.py")]
 LAB_INVENTORY = REPOSITORY / "inventory" / f"lab-{NAME}"
-# of inventory/local: what the embedded model needs, where inventory/example names a hub's
+# of inventory/local: what the embedded model needs, where inventory/example names a hub's, and what the index serves
 EMBEDDED = (
+    *("software_stack", "python_env_manager", "training_backend"),
     *("base_model_name", "base_model_source", "training_data_name", "training_data_source", "training_resolution"),
     *("training_max_train_steps", "training_train_batch_size", "launch_config_ranks_per_node"),
     *("training_validation_reference_caption", "training_validation_guidance_scale", "image_generation_guidance_scale"),
