@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 export LC_ALL := C.UTF-8
+# The environments made here are compiled at their first use, not at installation; forbidden, it would be at each use.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(CURDIR)/.venv/bin
 PLAY := $(BIN)/ansible-playbook --inventory inventory/local

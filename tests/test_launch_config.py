@@ -43,10 +43,10 @@ def test_the_files(playbook, provisioned):
 
 
 def test_the_precision(playbook, provisioned):
-    """auto is what this processor has instructions for; what is asked for by name stays."""
+    """auto is what this processor has instructions for, and that is told; what is asked for by name stays."""
     flags = Path("/proc/cpuinfo").read_text().split()
     here = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "no"
-    for asked, expected in (("auto", here), ("bf16", "bf16"), ("no", "no")):
+    for asked, expected in (("auto", here), ("no" if here == "bf16" else "bf16",) * 2):
         done = configure(playbook, training_mixed_precision=asked)
         assert done.returncode == 0, done.stdout + done.stderr
         run = provisioned / "runs/r"
@@ -109,51 +109,42 @@ def test_a_refused_job_is_not_written(playbook, provisioned):
     assert job.read_text() == before
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(0, None), (3, "3")])
-def test_threads_can_be_named(playbook, provisioned, threads, expected):
-    """0 shares the cores out, anything else is taken as it is."""
-    configure(playbook, launch_config_threads_per_rank=threads)
-    line = next(x for x in (provisioned / "runs/r/env.sh").read_text().splitlines() if "OMP_NUM_THREADS" in x)
-    value = line.split("=")[1]
-    assert value == expected if expected else int(value) >= 1
+# (shape of each host, ranks on each, what env.sh exports). Two sockets of 56 cores get 4 x 28; a rank straddles no memory node.
+SHAPES = {
+    "article": ({"cores": 112, "nodes": "0-1"}, 4, {"OMP_NUM_THREADS": "28"}),
+    "eight_nodes": ({"cores": 112, "nodes": "0-7"}, 8, {"OMP_NUM_THREADS": "14"}),
+    "odd": ({"cores": 64}, 3, {"OMP_NUM_THREADS": "21"}),
+    "nodes_apart": ({"cores": 16, "nodes": "0,2"}, 2, {"OMP_NUM_THREADS": "8"}),
+    "nodes_unknown": ({"cores": 2, "nodes": ""}, 1, {"OMP_NUM_THREADS": "2"}),
+    # cores are no use to ranks that do not fit
+    "little_memory": ({"cores": 112, "nodes": "0-1", "memory_mb_per_rank": 10**6}, 1, {"OMP_NUM_THREADS": "112"}),
+    "threads_named": ({"cores": 8, "ranks": 2, "threads": 3}, 2, {"OMP_NUM_THREADS": "3"}),
+    # a pin domain holds both hyper-threads of each core, also of those that are left to the threads that communicate
+    "hyper_threads": (
+        {"cores": 112, "nodes": "0-1", "threads_per_core": 2},
+        4,
+        {"OMP_NUM_THREADS": "28", "I_MPI_PIN_DOMAIN": "56:compact"},
+    ),
+    "comm_workers": (
+        {"cores": 112, "nodes": "0-1", "threads_per_core": 2, "comm_workers": 1},
+        4,
+        {"OMP_NUM_THREADS": "27", "I_MPI_PIN_DOMAIN": "56:compact"},
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("cores", "nodes", "ranks", "threads"),
-    [(112, "0-1", 4, 28), (112, "0-7", 8, 14), (64, "0", 3, 21), (16, "0,2", 2, 8), (2, "", 1, 2)],
-)
-def test_ranks_follow_the_processors(playbook, provisioned, cores, nodes, ranks, threads):
-    """Two sockets of 56 cores get 4 x 28; a rank straddles no memory node. The shape is made up."""
-    done = configure(
-        playbook, launch_config_ranks_per_node=0, _cluster_cores=cores, __launch_config_nodes={"stdout": nodes},
-        launch_config_memory_mb_per_rank=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = provisioned / "runs/r"
-    assert started(run) == (ranks, ranks)
-    assert f"export OMP_NUM_THREADS={threads}\n" in (run / "env.sh").read_text()
-
-
-def test_ranks_fit_in_memory(playbook, provisioned):
-    """Cores are no use to ranks that do not fit."""
-    configure(
-        playbook, launch_config_ranks_per_node=0, _cluster_cores=112, __launch_config_nodes={"stdout": "0-1"},
-        launch_config_memory_mb_per_rank=10**6,
-    )  # fmt: skip
-    assert started(provisioned / "runs/r") == (1, 1)
-
-
-@pytest.mark.parametrize(("workers", "threads", "domain"), [(0, 28, 56), (1, 27, 56)])
-def test_pin_domains_hold_both_hyper_threads_of_each_core(playbook, provisioned, workers, threads, domain):
-    """Those of the threads that communicate too: four ranks fill two sockets of 56 cores."""
-    configure(
-        playbook, launch_config_ranks_per_node=0, _cluster_cores=112, _cluster_threads_per_core=2,
-        __launch_config_nodes={"stdout": "0-1"}, launch_config_memory_mb_per_rank=100,
-        launch_config_comm_workers=workers,
-    )  # fmt: skip
-    environment = (provisioned / "runs/r/env.sh").read_text()
-    assert f"export OMP_NUM_THREADS={threads}\n" in environment
-    assert f"export I_MPI_PIN_DOMAIN={domain}:compact\n" in environment
+def test_ranks_and_threads_follow_the_shape(playbook, provisioned):
+    """All shapes are rendered in one run of the role."""
+    shapes = [{"name": name, **shape} for name, (shape, _, _) in SHAPES.items()]
+    done = playbook("tests/shapes.yml", shapes=shapes)
+    assert done.returncode == 0, done.stdout
+    for name, (shape, ranks, exported) in SHAPES.items():
+        environment = (provisioned / name / "env.sh").read_text()
+        threads = exported["OMP_NUM_THREADS"]
+        told = f"# Threads: {ranks} rank(s) of {threads} on {shape['cores']} physical cores.\n"
+        assert told in environment, name
+        for variable, value in exported.items():
+            assert f"export {variable}={value}\n" in environment, name
 
 
 @pytest.mark.parametrize(("usable", "cores"), [(224, "112"), (112, "112"), (16, "16")])
