@@ -109,7 +109,7 @@ def test_a_refused_job_is_not_written(playbook, provisioned):
     assert job.read_text() == before
 
 
-# (shape of each host, ranks on each, what env.sh exports). Two sockets of 56 cores get 4 x 28; a rank straddles no memory node.
+# Shape of a host, its ranks, what env.sh exports. Two sockets of 56 cores get 4 x 28; a rank straddles no memory node.
 SHAPES = {
     "article": ({"cores": 112, "nodes": "0-1"}, 4, {"OMP_NUM_THREADS": "28"}),
     "eight_nodes": ({"cores": 112, "nodes": "0-7"}, 8, {"OMP_NUM_THREADS": "14"}),
