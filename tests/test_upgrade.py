@@ -25,7 +25,8 @@ def test_an_environment_of_other_pins_is_not_replaced_under_a_run(playbook, prov
     assert done.returncode == 2, said
     assert "the environment is outdated and has to be built anew, but long is going on" in said
     assert "ansible-playbook stop.yml -e run_name=long first" in said
-    assert "changed=0" in said
+    assert (prefix / ".complete").read_text() == "other pins\n"
+    assert done.played.hosts("changed") == {"localhost": 1}, "the note of what is provisioned, and nothing else"
 
 
 def test_other_code_is_not_installed_under_a_run(playbook, provisioned, going_on):
