@@ -16,7 +16,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "SMALL", 4)
 
 
-def inputs(dtype, n=17, m=17, d=6, heads=3):
+def inputs(dtype, n=17, m=17, d=4, heads=2):
     torch.manual_seed(0)
     return [torch.randn(heads, length, d, dtype=dtype).requires_grad_() for length in (n, m, m)]
 

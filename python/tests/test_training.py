@@ -90,7 +90,8 @@ def test_validation_is_the_same_on_any_number_of_ranks(mapping, tmp_path):
 def test_scale_lr_multiplies_by_the_global_batch(mapping):
     job = changed(mapping, training={"scale_lr": True, "gradient_accumulation_steps": 3, "max_train_steps": 1})
     train(job)
-    assert read_metrics(Run(job.run_dir).metrics)[-1]["lr"] == pytest.approx(0.01 * 2 * 3)
+    (step,) = (m for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "step")
+    assert step["lr"] == pytest.approx(0.01 * 2 * 3)
 
 
 def test_schedules_count_optimizer_steps(mapping):
