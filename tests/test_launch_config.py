@@ -136,7 +136,11 @@ SHAPES = {
 def test_ranks_and_threads_follow_the_shape(playbook, provisioned):
     """All shapes are rendered in one run of the role."""
     shapes = [{"name": name, **shape} for name, (shape, _, _) in SHAPES.items()]
-    done = playbook("tests/shapes.yml", shapes=shapes)
+    counted = {
+        "_cluster_cores": "{{ shape.cores }}",
+        "_cluster_threads_per_core": "{{ shape.threads_per_core | default(1) }}",
+    }
+    done = playbook("tests/shapes.yml", shapes=shapes, **counted)
     assert done.returncode == 0, done.stdout
     for name, (shape, ranks, exported) in SHAPES.items():
         environment = (provisioned / name / "env.sh").read_text()
