@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 try:
     import ansible_runner  # type: ignore[import-untyped]
@@ -91,7 +91,7 @@ def _brief(event: Event) -> Event | None:
 
 
 class _Ending:
-    """Ends the playbook on a signal or when its time is over.
+    """Ends the playbook on a signal or when its time is over. Signals are its own while it is entered.
 
     ansible-runner would kill ansible-playbook at once, whose workers then go on with their tasks; told to end, it ends
     them too. Only if it does not is it killed.
@@ -102,9 +102,16 @@ class _Ending:
     def __init__(self, timeout: int) -> None:
         self.status = ""  # canceled or timeout, once it is one
         self._deadline = time.monotonic() + timeout if timeout else math.inf
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, *_: object) -> None:
         self.status = "canceled"
@@ -149,32 +156,32 @@ def play(
         if status["status"] == "running":  # the file holds the environment, which may hold a token
             (folder / "artifacts/it/command").unlink()
 
-    ending = _Ending(timeout)
     try:
-        done = ansible_runner.run(
-            private_data_dir=str(folder),
-            project_dir=str(REPOSITORY),
-            ident="it",
-            playbook=playbook,
-            cmdline=shlex.join(args) or None,
-            envvars={
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "ANSIBLE_CONFIG": os.environ.get("ANSIBLE_CONFIG", str(REPOSITORY / "ansible.cfg")),
-                "ANSIBLE_HOST_KEY_CHECKING": os.environ.get(
-                    "ANSIBLE_HOST_KEY_CHECKING", "True"
-                ),  # or runner says False
-                "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_FORCE_COLOR": "0",
-                **(environment or {}),
-            },
-            fact_cache_type="memory",  # runner would write the hosts' environments down
-            settings={"pexpect_timeout": 1},  # how soon a signal is heeded
-            cancel_callback=ending,
-            suppress_env_files=True,
-            event_handler=take,
-            status_handler=started,
-            quiet=True,
-        )
+        with _Ending(timeout) as ending:
+            done = ansible_runner.run(
+                private_data_dir=str(folder),
+                project_dir=str(REPOSITORY),
+                ident="it",
+                playbook=playbook,
+                cmdline=shlex.join(args) or None,
+                envvars={
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                    "ANSIBLE_CONFIG": os.environ.get("ANSIBLE_CONFIG", str(REPOSITORY / "ansible.cfg")),
+                    "ANSIBLE_HOST_KEY_CHECKING": os.environ.get(
+                        "ANSIBLE_HOST_KEY_CHECKING", "True"
+                    ),  # or runner says False
+                    "ANSIBLE_NOCOLOR": "1",
+                    "ANSIBLE_FORCE_COLOR": "0",
+                    **(environment or {}),
+                },
+                fact_cache_type="memory",  # runner would write the hosts' environments down
+                settings={"pexpect_timeout": 1},  # how soon a signal is heeded
+                cancel_callback=ending,
+                suppress_env_files=True,
+                event_handler=take,
+                status_handler=started,
+                quiet=True,
+            )
         with done.stdout as shown:
             stdout = shown.read()
     finally:

@@ -44,6 +44,7 @@ def test_events_and_summary(book, tmp_path):
         {"name": "Refuse", "fail": {"msg": "localhost: no; say yes"}},
     )
     seen: list[dict] = []
+    interrupt = signal.getsignal(signal.SIGINT)
     done = play(path, on_event=seen.append)
     assert (done.rc, done.status) == (2, "failed")
     assert done.failures() == ["localhost: no; say yes"]
@@ -54,6 +55,7 @@ def test_events_and_summary(book, tmp_path):
     assert seen[-1] == {"event": "end", "rc": 2, "status": "failed"}
     assert "sesame" not in json.dumps(seen) + done.stdout
     assert left(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is interrupt, "Ctrl-C belongs to the caller again"
 
 
 def test_what_fails_and_is_ignored_is_no_failure(book):
