@@ -134,6 +134,14 @@ def test_a_host_that_is_not_provisioned(playbook, tmp_path):
     refused(playbook("train.yml"), tmp_path, "env/native/bin/mpirun", "run ansible-playbook provision.yml")
 
 
+def test_the_rules_of_a_role_that_is_left_out_do_not_apply(playbook, tmp_path):
+    """As the remedy of one of them says."""
+    without = {"training_save_as_full_pipeline": False}
+    refused(playbook("train.yml", **without), tmp_path, "leave the export out with --skip-tags openvino_export")
+    done = playbook("train.yml", "--skip-tags", "openvino_export", **without)
+    refused(done, tmp_path, "env/native/bin/mpirun", "run ansible-playbook provision.yml")
+
+
 def cluster_of(tmp_path, primary, *workers):
     """An inventory of these lines, with the settings that every cluster has."""
     inventory = tmp_path / "hosts.ini"
