@@ -47,6 +47,11 @@ class Lab:
         return f"http://{self.address(1)}:{MIRROR_PORT}"
 
     @property
+    def work_mark(self) -> str:
+        """Marks the commands that make the lab: one of them may outlive a maker that was killed."""
+        return f"work {self.folder}"
+
+    @property
     def mirror_mark(self) -> str:
         """What the process of the mirror is known by."""
         return str(self.folder / "mirror")

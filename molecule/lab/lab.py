@@ -147,6 +147,7 @@ def up(name: str, options: argparse.Namespace) -> None:
             raise LabError(f"lab {name} was made with other settings; type: lab.py down {name}")
     else:
         lab = found(name, options)
+    os.environ[MARK] = lab.work_mark
     lay_bridge(lab)
     if lab.settings.mirror:
         start_mirror(lab)
@@ -172,7 +173,7 @@ def remove(lab: Lab) -> None:
     """Remove the lab, whatever there is of it. Its folder goes last, so that this can be ended and typed again."""
     for master in (lab.folder / "control").glob("*"):
         run("ssh", "-o", f"ControlPath={master}", "-O", "exit", "lab", check=False)
-    for mark in [*(Host(lab, number).mark for number in range(1, MOST_HOSTS + 1)), lab.mirror_mark]:
+    for mark in [lab.work_mark, *(Host(lab, number).mark for number in range(1, MOST_HOSTS + 1)), lab.mirror_mark]:
         kill(mark)
     if lab.settings_file.exists():
         for number in range(1, MOST_HOSTS + 1):  # the kernel takes its time to remove the interfaces of dead hosts

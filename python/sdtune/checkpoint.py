@@ -159,25 +159,30 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     return (facts, load(data)) if hashlib.sha256(data).hexdigest() == facts.get("sha256") else None
 
 
-def load_checkpoint(
-    folder: Path,
-    which: str,
-    rows: torch.nn.Parameter,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    who: Mapping[str, Any],
-    *,
-    reshard: bool = False,
-) -> Progress:
-    """Restore a checkpoint in place and return how far it is.
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was read, and belongs to the run that goes on.
+
+    Attributes:
+        facts: what ``checkpoint.json`` says.
+        tensors: ``rows``, ``exp_avg`` and ``exp_avg_sq``, each [num_vectors, dim].
+        resharded: what :func:`_what_resharding_changes` says of it; empty where nothing differs.
+    """
+
+    facts: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    resharded: str
+
+
+def find_checkpoint(folder: Path, which: str, who: Mapping[str, Any], *, reshard: bool = False) -> Checkpoint | None:
+    """Read the checkpoint that a run goes on from; None for a new start.
+
+    Only the first rank has them, so only that one may ask; the others get from it what it found.
 
     Args:
         folder: ``checkpoints/`` of the run.
         which: the name of one; ``latest``, the newest whole one; or ``auto``, the same, but a new start where none is.
             A torn one is skipped with a warning unless it is named.
-        rows: the learned rows, [num_vectors, dim].
-        optimizer: AdamW over ``rows`` alone.
-        schedule: the learning-rate schedule.
         who: :func:`identity` of the run that goes on.
         reshard: allow another number of ranks and another cut of the global batch.
 
@@ -196,24 +201,42 @@ def load_checkpoint(
         facts, tensors = content
         differing = {key for key, value in who.items() if facts["identity"].get(key) != value}
         _refuse_another_run(path, facts["identity"], who, differing, reshard)
-        with torch.no_grad():
-            rows.copy_(tensors["rows"])
-        optimizer.state[rows] = {
-            "step": torch.tensor(float(facts["optimizer_step"])),
-            "exp_avg": tensors["exp_avg"],
-            "exp_avg_sq": tensors["exp_avg_sq"],
-        }
-        schedule.load_state_dict(facts["schedule"])
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        if differing:
-            warnings.warn(_what_resharding_changes(facts["identity"], who, schedule.get_last_lr()[0]), stacklevel=2)
-        return Progress(**facts["progress"])
+        rate = facts["schedule"]["_last_lr"][0]
+        resharded = _what_resharding_changes(facts["identity"], who, rate) if differing else ""
+        return Checkpoint(facts, tensors, resharded)
     if which == "auto":
-        return Progress()
+        return None
     raise BadInput(
         f"training.resume_from_checkpoint: {folder} holds no whole checkpoint; auto would start anew where none is"
     )
+
+
+def restore(
+    checkpoint: Checkpoint,
+    rows: torch.nn.Parameter,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> Progress:
+    """Put rows, optimizer and schedule back in place and return how far the run is.
+
+    Args:
+        checkpoint: of :func:`find_checkpoint`.
+        rows: the learned rows, [num_vectors, dim].
+        optimizer: AdamW over ``rows`` alone.
+        schedule: the learning-rate schedule.
+    """
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    with torch.no_grad():
+        rows.copy_(tensors["rows"])
+    optimizer.state[rows] = {
+        "step": torch.tensor(float(facts["optimizer_step"])),
+        "exp_avg": tensors["exp_avg"],
+        "exp_avg_sq": tensors["exp_avg_sq"],
+    }
+    schedule.load_state_dict(facts["schedule"])
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+    return Progress(**facts["progress"])
 
 
 def _refuse_another_run(

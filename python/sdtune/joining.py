@@ -2,9 +2,10 @@
 
 import os
 import platform
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import load_config_from_file
@@ -16,6 +17,8 @@ from sdtune.checks import check_job, check_world_size, launched_world_size
 from sdtune.config import Job
 from sdtune.errors import BadInput
 from sdtune.runs import Run
+
+T = TypeVar("T")
 
 CONFIG_VARIABLE = "ACCELERATE_CONFIG_FILE"
 """Names this host's Accelerate config; env.sh in a run folder sets it."""
@@ -112,3 +115,21 @@ def check_together(job: Job, rank: int, world_size: int) -> dict[str, Any]:
         several = len({host for host, _, _ in found}) > 1
         raise BadInput("; ".join(f"{host}: {p}" if several else p for host, p in problems))
     return who
+
+
+def of_first_rank(rank: int, ask: Callable[[], T]) -> T:
+    """What ``ask`` returns on rank 0, whose disk is not the others', on every rank. They must all call this.
+
+    Raises:
+        BadInput: on every rank, when it does on rank 0.
+    """
+    found: list[tuple[T | None, str | None]] = []
+    if rank == 0:
+        try:
+            found.append((ask(), None))
+        except BadInput as error:
+            found.append((None, str(error)))
+    answer, problem = gather_object(found)[0]
+    if problem is not None:
+        raise BadInput(problem)
+    return cast(T, answer)

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from sdtune.checkpoint import Progress, load_checkpoint, save_checkpoint
+from sdtune.checkpoint import Progress, find_checkpoint, restore, save_checkpoint
 from sdtune.config import Job, to_mapping
 from sdtune.data import Draw, Sampler, list_pictures, sample_numbers
 from sdtune.embedding import expand_placeholder, save_rows
 from sdtune.errors import BadInput, Stopped, TrainingFailed
 from sdtune.hosts import RankTimes, describe_hosts, revision
 from sdtune.images import save_small
-from sdtune.joining import check_together, start_accelerator
+from sdtune.joining import check_together, of_first_rank, start_accelerator
 from sdtune.latents import LatentCache
 from sdtune.metrics import Metrics, describe_host, peak_rss_bytes, reset_peak_rss
 from sdtune.networks import denoising_losses, load_frozen
@@ -107,10 +108,12 @@ def train(job: Job) -> dict[str, Any]:
         t.lr_scheduler, optimizer, num_warmup_steps=t.lr_warmup_steps, num_training_steps=t.max_train_steps
     )
     progress = Progress()
-    if t.resume_from_checkpoint is not None:
-        progress = load_checkpoint(
-            run.checkpoints, t.resume_from_checkpoint, rows, optimizer, schedule, who, reshard=t.resume_reshard
-        )
+    if (which := t.resume_from_checkpoint) is not None:
+        found = of_first_rank(rank, lambda: find_checkpoint(run.checkpoints, which, who, reshard=t.resume_reshard))
+        if found is not None:
+            progress = restore(found, rows, optimizer, schedule)
+            if found.resharded and is_main:
+                warnings.warn(found.resharded, stacklevel=2)
         if progress.step > t.max_train_steps:
             raise BadInput(
                 f"training.max_train_steps: {t.max_train_steps} is less than the checkpoint's {progress.step} steps"

@@ -88,20 +88,24 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start_ranks(job_file: Path, count: int, *, meet: bool = True) -> list[subprocess.Popen]:
-    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback; not ``meet``: untold where."""
+def start_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -> list[subprocess.Popen]:
+    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback; not ``meet``: untold where.
+
+    With a job file for each rank, each has a run folder of its own, as on hosts that share no disk.
+    """
+    job_files = job_file if isinstance(job_file, list) else [job_file] * count
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if meet else {}
     ranks = []
     for rank in range(count):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}
         env |= {"PYTHONPATH": str(PYTHON), "OMP_NUM_THREADS": "1", **where}
         env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, str(PYTHON / "textual_inversion.py"), "--job", str(job_file)]
+        command = [sys.executable, str(PYTHON / "textual_inversion.py"), "--job", str(job_files[rank])]
         ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return ranks
 
 
-def run_ranks(job_file: Path, count: int, *, meet: bool = True) -> list[str]:
+def run_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -> list[str]:
     """Run ranks to their end, which has to be a good one; returns what each printed."""
     ranks = start_ranks(job_file, count, meet=meet)
     outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
