@@ -124,7 +124,7 @@ def test_resuming_is_bit_exact(mapping, tmp_path, scheduler):
 
 
 def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path):
-    """Each with a disk of its own: only the first has the checkpoints, and both have work to do before the first step."""
+    """Each with a disk of its own: only the first has the checkpoints, and both have work before the first step."""
     options = {"max_train_steps": 30, "checkpointing_steps": 3, "world_size": 2, "train_batch_size": 1}
     mapping["validation"] |= {"steps": 10}
     whole = changed(mapping, training=options)
