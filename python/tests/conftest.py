@@ -19,6 +19,8 @@ from sdtune.pipelines import assemble
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
+# As training_mixed_precision: auto has it: without AVX-512, torch computes bf16 many times slower.
+PRECISION = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,13 +21,11 @@ from sdtune.generation import generate
 from sdtune.pipelines import save_full_pipeline
 from sdtune.runs import Run
 from sdtune.trainer import train
-from tests.conftest import REPOSITORY
+from tests.conftest import PRECISION, REPOSITORY
 
 # torch's tracer remarks on every shape that the export makes static
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
 MODEL = REPOSITORY / "toyworld" / "model"
-# As training_mixed_precision: auto has it: without AVX-512, torch computes bf16 many times slower.
-PRECISION = {"mixed_precision": "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,12 @@ def trained(tmp_path_factory):
             "run_dir": str(tmp_path_factory.mktemp("runs") / "t"),
             "model": {"path": str(MODEL)},
             "data": {"path": str(REPOSITORY / "toyworld" / "concept"), "resolution": 64, "num_vectors": 2},
-            "training": {"max_train_steps": 8, "train_batch_size": 4, "learning_rate": 5e-3, **PRECISION},
+            "training": {
+                "max_train_steps": 8,
+                "train_batch_size": 4,
+                "learning_rate": 5e-3,
+                "mixed_precision": PRECISION,
+            },
             "validation": {"steps": 8, "triples": 16, "prompt": "a photo of a <dicoo>", "num_images": 1},
             "openvino": {"batch_size": 5},
         },
@@ -292,7 +295,7 @@ def test_learning_lowers_the_validation_loss(tmp_path):
                 "train_batch_size": 8,
                 "learning_rate": 5e-3,
                 "save_as_full_pipeline": False,
-                **PRECISION,
+                "mixed_precision": PRECISION,
             },
             "validation": {"steps": 40, "triples": 64, "reference_caption": "yellow toy"},
         },
