@@ -74,7 +74,7 @@ pytest-python: dev-tools browser $(TEST_STAMP)
 lab: dev-tools lab-tools
 	@$(LAB) up $(NAME) --hosts $(HOSTS) --mirror
 
-# All faults of docs/reliability.md; CI makes the quicker half (molecule/faults).
+# All faults of docs/reliability.md, on two hosts of a lab. Not for CI, which they would make a quarter of an hour longer.
 faults: dev-tools lab-tools
 	@$(LAB) up faults --hosts 2 --mirror
 	PATH="$(BIN):$$PATH" ansible-playbook -i inventory/lab-faults provision.yml

@@ -291,7 +291,7 @@ def control_node_killed(cluster: Cluster) -> str:
     )
 
 
-# What CI makes; the others take a minute more each, or differ in a detail: `make faults`.
+# What is made without --all; the others take a minute more each, or differ in a detail.
 QUICK = [control_node_killed, rank_killed, rank_stopped, link_down_for_good, disk_full]
 SLOW = [host_processes_killed, link_down_continue, link_down_a_minute, torn_checkpoint, supervisor_killed]
 
