@@ -29,7 +29,7 @@ def test_flags_a_prompt_and_a_tracker(untrained_model, pictures, tmp_path):
         *("--validation_prompt", "a photo of <dicoo>", "--validation_steps", "2", "--num_validation_images", "2"),
     ]
     done = subprocess.run(
-        command, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path
+        command, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=900, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert (out / "learned_embeds.safetensors").is_file()
