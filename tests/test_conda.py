@@ -137,7 +137,7 @@ def test_bad_input(playbook, tmp_path, home, settings):
     (home / ".conda/envs/diffuser").mkdir(parents=True)
     refused(
         provision(playbook, settings), tmp_path,
-        f"python_env_conda_prefix {tmp_path}/work/conda belongs to nobody, and root is to install there; remove it",
+        f"python_env_conda_prefix {tmp_path / 'work/conda'} belongs to nobody, and root is to install there; remove it",
         "root has an environment diffuser that is not ours", "choose another name with python_env_conda_environment",
     )  # fmt: skip
     refused(

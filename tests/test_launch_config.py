@@ -46,7 +46,7 @@ def test_the_precision(playbook, provisioned):
     """auto is what this processor has instructions for, and that is told; what is asked for by name stays."""
     flags = Path("/proc/cpuinfo").read_text().split()
     here = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "no"
-    for asked, expected in (("auto", here), ("no" if here == "bf16" else "bf16",) * 2):
+    for asked, expected in (("auto", here), ("bf16", "bf16"), ("no", "no")):
         done = configure(playbook, training_mixed_precision=asked)
         assert done.returncode == 0, done.stdout + done.stderr
         run = provisioned / "runs/r"
