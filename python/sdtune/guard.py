@@ -136,6 +136,9 @@ class Guard:
                 if time.monotonic() >= due:
                     due = time.monotonic() + every
                     self.say(beat=_status(self.pid)[0])
+            except ConnectionError:  # a killed supervisor that had a line unread resets the connection
+                self.end("the supervisor is gone")
+                return
             except OSError as error:
                 self.end(f"the connection to the supervisor broke ({error.strerror or error})")
                 return
