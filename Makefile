@@ -21,7 +21,7 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-.PHONY: faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
@@ -29,6 +29,7 @@ help:
 	@echo 'make lint      ansible-lint, yamllint, shellcheck, ruff, mypy'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
+	@echo 'make bench-pictures  measure the drawing on the embedded model (5 minutes)'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster by hand (HOSTS=2, NAME=other); make lab-down removes them'
 	@echo 'make quickstart-test  do in a lab, on a clean clone, what README.md says of clusters (15 minutes)'
@@ -96,6 +97,10 @@ bench: control-node $(TEST_STAMP)
 
 bench-toy: control-node $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/training_step.py --toyworld $(BENCH_PRELOAD) $(BENCH_ARGS)
+
+# Seconds and likeness of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
+bench-pictures: control-node $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
 
 clean:
 	rm --recursive --force .venv .cache .ansible

@@ -9,7 +9,7 @@ from sdtune import cli, config
 
 
 def main() -> None:
-    """Parse, export, say the shape, and what it took."""
+    """Parse, export, say the shape, what it took and how like the pictures are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", required=True, help="the run's job file")
     job = config.read_yaml(parser.parse_args().job, config.Job)
@@ -24,6 +24,12 @@ def main() -> None:
     )
     print(f"{job.run_dir}/openvino: {shape}; weights {job.openvino.weights}")
     print(f"peak memory {done.peak_bytes / 1e9:.2f} GB, for networks of {done.model_bytes / 1e9:.2f} GB in float32")
+    if done.likeness:
+        ratio, difference = done.likeness
+        print(
+            f"likeness to the float32 pictures: PSNR {ratio:.1f} dB, mean difference {difference:.2f} of 255, over "
+            f"{job.openvino.likeness_images} pictures of {job.openvino.likeness_steps} steps"
+        )
 
 
 if __name__ == "__main__":

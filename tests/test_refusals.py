@@ -215,6 +215,35 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
     refused(done, tmp_path, words)
 
 
+@pytest.mark.parametrize(
+    ("door", "settings", "texts"),
+    [
+        (
+            "train.yml",
+            {"openvino_export_batch_size": 0, "openvino_export_height": 100},
+            ["openvino_export_batch_size is 0", "openvino_export_height and _width are 100 and 0; set"],
+        ),
+        (
+            "generate.yml",
+            {
+                "image_generation_prompts": [], "image_generation_seeds": [], "image_generation_num_inference_steps": 0,
+                "image_generation_guidance_stop": 2, "image_generation_width": 100,
+            },
+            [
+                "there is no prompt", "image_generation_seeds is empty", "image_generation_num_inference_steps is 0",
+                "0.0 and 2, which is no part of 0 to 1", "image_generation_height and _width are 0 and 100",
+            ],
+        ),
+        ("generate.yml", {"image_generation_prompts_file": "/nowhere"}, ["file of prompts /nowhere does not exist"]),
+        ("generate.yml", {"image_generation_scheduler": "magic"}, ["scheduler must be one of", "magic"]),
+    ],
+    ids=["export", "generation", "prompts", "scheduler"],
+)  # fmt: skip
+def test_a_bad_picture(playbook, tmp_path, door, settings, texts):
+    """What is asked of the pictures is looked at before a host is."""
+    refused(playbook(door, **settings), tmp_path, *texts)
+
+
 def test_a_limited_training(playbook, tmp_path):
     """MPI would start ranks on all hosts of the node list."""
     done = playbook("train.yml", "-i", "inventory/example", "--tags", "training", "--limit", "node1")

@@ -1,5 +1,7 @@
 """Every role documents exactly the variables that it has, and gets one tag: its name."""
 
+import re
+
 import pytest
 import yaml
 from conftest import REPOSITORY, ROLES
@@ -53,6 +55,15 @@ def test_each_role_is_played_under_its_own_tag():
     for role in played:
         tags = role["tags"] if isinstance(role["tags"], list) else [role["tags"]]
         assert set(tags) - {"always"} == {role["role"]}
+
+
+def test_the_schedulers_are_those_that_the_program_knows():
+    """The role refuses what the program would refuse after the copy was brought to all hosts."""
+    text = (REPOSITORY / "python/sdtune/config.py").read_text()
+    known = re.search(r"^SCHEDULERS\b.*?^}", text, re.DOTALL | re.MULTILINE)
+    options = load("roles/image_generation/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    expected = ["", *re.findall(r'^    "(\S+)":', known[0], re.MULTILINE)]
+    assert options["image_generation_scheduler"]["choices"] == expected
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -49,6 +49,8 @@ class Costs:
     """Medians of a step's parts."""
     encode_s: float | None
     """Median seconds to encode one picture, outside ``step_s``; None where that is part of every step."""
+    all_encoded: bool
+    """Whether the engine's steps have filled the latent cache; the plain loop has none."""
     peak_rss_bytes: int
     """Once the first step is done, for the engine once its latent cache is complete."""
     whole_peak_rss_bytes: int
@@ -142,6 +144,7 @@ def run(who: Who, stage: Stage) -> Costs:
             json.loads((scratch / "finished.json").read_text(encoding="utf-8")) if who == "engine" else lines[-1]
         )
     steps = [line for line in lines if line["kind"] == "step"]
+    pictures = sum(1 for file in stage.pictures.iterdir() if file.is_file())
     later = steps[1:] or steps
     names = [n for n in ("pictures_s", "vae_s", "forward_s", "backward_s", "optimizer_s", "sync_s") if n in steps[0]]
     parts = {name: median(s[name] for s in later) for name in names}
@@ -154,6 +157,7 @@ def run(who: Who, stage: Stage) -> Costs:
         step_s=step_s,
         parts={**parts, "rest_s": step_s - sum(parts.values())},
         encode_s=median(encodes) if encodes else None,
+        all_encoded=who == "plain" or sum(s.get("encoded", 0) for s in steps) == 2 * pictures,
         peak_rss_bytes=ended["peak_rss_bytes"],
         whole_peak_rss_bytes=1024 * usage.ru_maxrss,
         sync_bytes=steps[-1]["sync_bytes"],

@@ -116,8 +116,11 @@ class TrainingArgs:
     """Type of the frozen weights; the learned rows, the noise and the loss are always float32."""
     attention: Literal["blockwise", "sdpa"] = "blockwise"
     """The UNet's attention: in blocks of matrix products, or torch's kernel. Same result but for rounding."""
-    convolution: Literal["winograd", "direct"] = "winograd"
-    """The UNet's 3x3 convolutions of large images: with fewer products, or the plain sum. Same but for rounding."""
+    convolution: Literal["auto", "winograd", "direct"] = "auto"
+    """The UNet's 3x3 convolutions of large images: with fewer products, or the plain sum. Same but for rounding.
+
+    ``auto`` is direct where the processor's matrix unit (AMX) makes products cheaper than Winograd's transforms.
+    """
     checkpointing_steps: int = 500
     """Optimizer steps between checkpoints; 0 writes none."""
     checkpoints_total_limit: int = 3
@@ -217,12 +220,19 @@ class OpenVINOArgs:
     """Pictures per prompt drawn at once."""
     dynamic_shapes: bool = False
     """Leave all shapes open instead: any batch and size, slower."""
-    weights: Literal["fp16", "fp32"] = "fp16"
-    """Type of the stored weights."""
+    weights: Literal["fp16", "fp32", "int8", "hybrid"] = "fp16"
+    """Type of the stored weights. ``int8``: weights only; ``hybrid``: the UNet's convolutions compute in int8 too."""
+    calibration_samples: int = 100
+    """UNet evaluations of the concept's own prompts that ``hybrid`` is calibrated on."""
+    likeness_images: int = 2
+    """Pictures that an int8 copy is held against the float32 pipeline's by; 0 compares none."""
+    likeness_steps: int = 25
+    """Their denoising steps."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_images_per_prompt"):
+        for name in ("batch_size", "num_images_per_prompt", "calibration_samples", "likeness_steps"):
             _require(getattr(self, name) >= 1, f"openvino.{name}: {getattr(self, name)} is less than 1")
+        _require(self.likeness_images >= 0, f"openvino.likeness_images: {self.likeness_images} is negative")
         for name in ("height", "width"):
             side = getattr(self, name)
             _require(side is None or (side > 0 and side % 8 == 0), f"openvino.{name}: {side} is not a multiple of 8")

@@ -1,4 +1,4 @@
-"""Starting a supervisor that outlives whoever starts it."""
+"""Starting a supervisor, or a drawing, that outlives whoever starts it."""
 
 import getpass
 import json
@@ -18,13 +18,26 @@ def _manager_lingers(user: str) -> bool:
     return Path(f"/var/lib/systemd/linger/{user}").exists() and bus.exists()
 
 
-def command_line(run: Path, arguments: list[str]) -> list[str]:
-    """What starts the supervisor: a unit of the user's own systemd where that outlives him, else a session."""
-    supervise = [sys.executable, str(Path(sys.argv[0]).resolve()), "run", str(run), *arguments]
+def _outliving(command: list[str], unit: str, folder: Path) -> list[str]:
+    """A unit of the user's own systemd where that outlives him; else the command, for a session of its own."""
     if not _manager_lingers(getpass.getuser()):
-        return supervise
-    unit = f"--unit=sdtune-{run.name}"
-    return ["systemd-run", "--user", "--collect", "--quiet", unit, f"--working-directory={run}", "--", *supervise]
+        return command
+    options = ["--collect", "--quiet", f"--unit={unit}", f"--working-directory={folder}"]
+    return ["systemd-run", "--user", *options, "--", *command]
+
+
+def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Popen[bytes]:
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            _outliving(command, unit, run),
+            cwd=run,
+            env={**os.environ, "XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
@@ -40,20 +53,9 @@ def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
         return "attached"
     if runstate.is_locked(run / runstate.LAUNCH_LOCK):
         raise BadInput(f"{run}: this run is going on already, started by hand; wait for it, or stop its mpirun")
-    (run / "logs").mkdir(exist_ok=True)
-    log = run / "logs" / "supervisor.log"
-    began = time.time()
-    environment = {**os.environ, "XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command_line(run, arguments),
-            cwd=run,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    log, began = run / "logs" / "supervisor.log", time.time()
+    supervise = [sys.executable, str(Path(sys.argv[0]).resolve()), "run", str(run), *arguments]
+    process = _spawn(supervise, f"sdtune-{run.name}", run, log)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         state = runstate.read_state(run)
@@ -67,6 +69,27 @@ def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
         time.sleep(0.05)
     said = log.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
     raise BadInput(f"{run}: the supervisor does not start: {said[-800:]}")
+
+
+def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None:
+    """Start what draws a run's pictures, and wait until it has looked at all that it needs.
+
+    Raises:
+        BadInput: it does not start; says what it said.
+    """
+    if runstate.is_locked(run / runstate.DRAWING_LOCK):
+        raise BadInput(f"pictures of {run} are being drawn on this host already; wait for them, or stop that process")
+    log, began = run / runstate.DRAWING_LOG, time.time()
+    process = _spawn(command, f"sdtune-drawing-{run.name}", run, log)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if runstate.drawing(run)["state"].get("began", 0) >= began:
+            return
+        if process.poll():
+            break
+        time.sleep(0.05)
+    said = log.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
+    raise BadInput(said[-800:].removeprefix("error: "))
 
 
 def report(run: Path, arguments: list[str]) -> None:

@@ -1,18 +1,20 @@
-"""Making the OpenVINO copy of a finished run: converted, made static, looked at after reload."""
+"""Making the OpenVINO copy of a finished run: converted, quantized if asked, made static, looked at after reload."""
 
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openvino
 import torch
 from optimum.exporters.openvino import main_export
-from optimum.intel import OVConfig, OVStableDiffusionPipeline
+from optimum.intel import OVConfig, OVStableDiffusionPipeline, OVWeightQuantizationConfig
 from transformers import CLIPTokenizer
 
 from sdtune.config import Job
-from sdtune.embedding import load_rows, token_names
+from sdtune.drawing import Artist, likeness
+from sdtune.embedding import expand_placeholder, load_rows, token_names
 from sdtune.errors import BadInput
 from sdtune.memory import available, peak, predicted, size_of
 from sdtune.openvino import (
@@ -27,6 +29,7 @@ from sdtune.openvino import (
     write_facts,
 )
 from sdtune.runs import Run, replace_folder
+from sdtune.templates import caption_templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Exported:
     """What an export came to."""
 
     shape: StaticShape | None
+    likeness: tuple[float, float] | None
+    """PSNR in dB and mean difference of 255 levels to the float32 pictures; None where none were compared."""
     peak_bytes: int
     """Memory that the export has held at most."""
     model_bytes: int
@@ -74,19 +79,34 @@ def check(job: Job) -> None:
         )
 
 
-def _convert(job: Job, target: Path) -> OVStableDiffusionPipeline:
-    """Convert ``pipeline/`` of the run into ``target``, and load it with open shapes."""
+def _calibration_prompts(job: Job, placeholder: str, num_vectors: int) -> list[str]:
+    templates = caption_templates(job.data.learnable_property, job.data.templates_file)
+    return [expand_placeholder(t.format(placeholder), placeholder, num_vectors) for t in templates]
+
+
+def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPipeline:
+    """Convert ``pipeline/`` of the run into ``target``, and load it with open shapes, quantized if that is asked."""
+    o = job.openvino
+    dtype = "fp32" if o.weights == "fp32" else "fp16"
     main_export(
         str(Run(job.run_dir).pipeline),
         output=target,
         task="text-to-image",
         library_name="diffusers",
-        ov_config=OVConfig(dtype=job.openvino.weights),
+        ov_config=OVConfig(dtype=dtype),
         # as float32 whatever it is stored in: the learned rows lie in the text encoder, and are float32
         model_loading_kwargs={"torch_dtype": torch.float32},
         local_files_only=True,
     )
-    return OVStableDiffusionPipeline.from_pretrained(target, compile=False)
+    quantization = {
+        "int8": lambda: OVWeightQuantizationConfig(bits=8),
+        "hybrid": lambda: OVWeightQuantizationConfig(
+            bits=8, quant_method="hybrid", dataset=prompts, num_samples=o.calibration_samples
+        ),
+    }.get(o.weights)
+    return OVStableDiffusionPipeline.from_pretrained(
+        target, compile=False, quantization_config=quantization() if quantization else None
+    )
 
 
 def export_tokenizer(tokenizer: CLIPTokenizer, words: list[str], target: Path) -> None:
@@ -124,6 +144,38 @@ def _fix_in_index(folder: Path) -> None:
     file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tuple[float, float]:
+    """Draw the concept with the copy and with the float32 pipeline that it was made from."""
+    from diffusers import StableDiffusionPipeline
+
+    batch, total = shape.batch_size, job.openvino.likeness_images
+    pictures: list[list[Any]] = []
+    for who in ("copy", "pipeline"):
+        pipeline = copy
+        if who == "pipeline":
+            source = Run(job.run_dir).pipeline
+            pipeline = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True)
+        artist = Artist(
+            pipeline,
+            steps=job.openvino.likeness_steps,
+            guidance_scale=4.0,
+            height=shape.height,
+            width=shape.width,
+        )
+        drawn: list[Any] = []
+        while len(drawn) < total:
+            seeds = [1 + len(drawn) + i for i in range(shape.pictures)]
+            asked = [prompts[(len(drawn) + i) % len(prompts)] for i in range(batch)]
+            if who == "copy":
+                drawn += artist.draw(asked, seeds, per_prompt=shape.num_images_per_prompt)
+            else:  # one at a time: torch needs the memory of one only
+                each = [p for p in asked for _ in range(shape.num_images_per_prompt)]
+                for prompt, seed in list(zip(each, seeds, strict=True))[: total - len(drawn)]:
+                    drawn += artist.draw([prompt], [seed])
+        pictures.append(drawn[:total])
+    return likeness(*pictures)
+
+
 def export(job: Job) -> Exported:
     """Write ``openvino/`` of the run from its ``pipeline/``, check it after reload, and tell what it came to.
 
@@ -134,11 +186,12 @@ def export(job: Job) -> Exported:
     check(job)
     run, asked, o = Run(job.run_dir), shape_of(job), job.openvino
     placeholder, rows = load_rows(run.learned)
+    prompts = _calibration_prompts(job, placeholder, len(rows))
     raw, temporary = (run.openvino.with_name(f".{run.openvino.name}.{end}") for end in ("raw", "tmp"))
     for folder in (raw, temporary):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        pipeline = _convert(job, raw)
+        pipeline = _convert(job, raw, prompts)
         if not o.dynamic_shapes:
             make_static(pipeline, asked)
         pipeline.save_pretrained(temporary)
@@ -166,5 +219,13 @@ def export(job: Job) -> Exported:
     loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
     if not o.dynamic_shapes and (got := static_shape(loaded)) != asked:
         raise RuntimeError(f"the exported pipeline has the shape {got}, not {asked}")
+    held = peak()
+    compared = None
+    if o.weights in ("int8", "hybrid") and o.likeness_images:
+        compared = _compare(job, loaded, asked if not o.dynamic_shapes else _one(asked), prompts)
     replace_folder(temporary, run.openvino)
-    return Exported(shape=facts.shape, peak_bytes=peak(), model_bytes=4 * size.parameters)
+    return Exported(shape=facts.shape, likeness=compared, peak_bytes=held, model_bytes=4 * size.parameters)
+
+
+def _one(shape: StaticShape) -> StaticShape:
+    return StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)

@@ -5,6 +5,8 @@ another: what is drawn beside it can change the last bits of a picture. Pictures
 """
 
 import fcntl
+import hashlib
+import io
 import json
 import os
 import re
@@ -12,18 +14,21 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin
 
-from sdtune import memory, numa
+from sdtune import memory, numa, runstate
 from sdtune.config import GenerationJob
 from sdtune.errors import BadInput
 from sdtune.images import contact_sheet
 from sdtune.openvino import Copy, StaticShape, digest_folder, load, read_facts, reshape_rows
 from sdtune.runs import Run, replace_folder
+
+if TYPE_CHECKING:
+    from sdtune.drawing import Artist
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Request:
 class Plan:
     """What a generation job comes to."""
 
+    job: dict[str, Any]
+    """What was asked for."""
     shape: StaticShape
     placeholder: str
     num_vectors: int
@@ -54,6 +61,11 @@ class Plan:
     def name(self, request: Request) -> str:
         """The picture's file."""
         return f"{self.requests.index(request):04d}-seed{request.seed}.png"
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what is drawn and from which weights: hosts of one fingerprint draw the same pictures."""
+        return hashlib.sha256(json.dumps([self.job, self.model_sha256, asdict(self.shape)]).encode()).hexdigest()
 
     def names(self, batch: int) -> list[str]:
         """The files of a batch."""
@@ -178,6 +190,7 @@ def plan(job: GenerationJob, *, weigh: bool = True) -> Plan:
     if weigh:
         _check_memory(job, size, shape, len(cores))
     return Plan(
+        job=asdict(job),
         shape=shape,
         placeholder=placeholder,
         num_vectors=vectors,
@@ -198,7 +211,7 @@ def _metadata(fields: dict[str, Any]) -> PngImagePlugin.PngInfo:
     return info
 
 
-def artist(job: GenerationJob, planned: Plan, threads: int) -> Any:
+def artist(job: GenerationJob, planned: Plan, threads: int) -> "Artist":
     """The pipeline, loaded; what it compiles, it compiles when it first draws."""
     from sdtune.drawing import Artist  # torch and diffusers take seconds to import
 
@@ -240,54 +253,68 @@ def alone(run: Run) -> Iterator[None]:
     Raises:
         BadInput: another process draws for this run on this host.
     """
-    with (run.folder / ".drawing.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(
-                f"pictures of {run.folder} are being drawn on this host already; wait for them, or stop that process"
-            ) from None
+    with (run.folder / runstate.DRAWING_LOCK).open("w") as file:
+        for attempt in range(20):  # whoever looks at the lock holds it for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if attempt == 19:
+                    raise BadInput(
+                        f"pictures of {run.folder} are being drawn on this host already; wait for them, or stop that "
+                        f"process"
+                    ) from None
+                time.sleep(0.05)
+        (run.folder / runstate.DRAWING).unlink(missing_ok=True)  # it tells of an earlier drawing
         yield
 
 
-def draw_batches(job: GenerationJob, planned: Plan, numbers: Sequence[int], cores: Sequence[int]) -> None:
-    """Draw batches into ``drawn/`` of the run with this process, which keeps to ``cores`` from here on."""
-    from sdtune.embedding import expand_placeholder  # imports torch, as what follows does
-
+def keep_to(cores: Sequence[int]) -> None:
+    """Bind this process to ``cores``, before it loads a library that counts them."""
     # OpenVINO falls to one core under KMP_AFFINITY, which training sets
     os.environ.pop("KMP_AFFINITY", None)
     os.sched_setaffinity(0, cores)
-    painter = artist(job, planned, len(cores))
-    folder = Run(job.run_dir).drawn
-    folder.mkdir(exist_ok=True)
-    shape = planned.shape
-    for count, number in enumerate(numbers, 1):
-        begun, batch = time.perf_counter(), planned.batches[number]
-        prompts = [
-            expand_placeholder(r.prompt, planned.placeholder, planned.num_vectors)
-            for r in batch[:: shape.num_images_per_prompt]
-        ]
-        pictures = painter.draw(prompts, [r.seed for r in batch], job.negative_prompt, shape.num_images_per_prompt)
-        for request, picture in dict(zip(batch, pictures, strict=True)).items():
-            facts = {
-                "prompt": request.prompt,
-                "negative_prompt": job.negative_prompt,
-                "seed": request.seed,
-                "source": job.source,
-                "num_inference_steps": job.num_inference_steps,
-                "guidance_scale": job.guidance_scale,
-                "guidance_interval": [job.guidance_start, job.guidance_stop],
-                "scheduler": painter.scheduler,
-                "precision": job.precision if planned.copy else "f32",
-                "weights": planned.copy.weights if planned.copy else "fp32",
-                "decoder": "tiny" if job.tiny_autoencoder else "full",
-                "model_sha256": planned.model_sha256,
-                "software": "sdtune",
-            }
-            name = planned.name(request)
-            picture.save(folder / f".{name}", format="png", pnginfo=_metadata(facts))
-            (folder / f".{name}").replace(folder / name)
-        print(f"{count}/{len(numbers)} ({time.perf_counter() - begun:.2f} s)", flush=True)
+
+
+def draw_batch(painter: "Artist", job: GenerationJob, planned: Plan, number: int) -> dict[str, bytes]:
+    """Draw a batch.
+
+    Returns:
+        {file name: PNG}, each with what it was made from in its metadata.
+    """
+    from sdtune.embedding import expand_placeholder  # imports torch, which takes seconds
+
+    batch, per_prompt = planned.batches[number], planned.shape.num_images_per_prompt
+    prompts = [expand_placeholder(r.prompt, planned.placeholder, planned.num_vectors) for r in batch[::per_prompt]]
+    pictures = painter.draw(prompts, [r.seed for r in batch], job.negative_prompt, per_prompt)
+    files = {}
+    for request, picture in dict(zip(batch, pictures, strict=True)).items():
+        facts = {
+            "prompt": request.prompt,
+            "negative_prompt": job.negative_prompt,
+            "seed": request.seed,
+            "source": job.source,
+            "num_inference_steps": job.num_inference_steps,
+            "guidance_scale": job.guidance_scale,
+            "guidance_interval": [job.guidance_start, job.guidance_stop],
+            "scheduler": painter.scheduler,
+            "precision": job.precision if planned.copy else "f32",
+            "weights": planned.copy.weights if planned.copy else "fp32",
+            "decoder": "tiny" if job.tiny_autoencoder else "full",
+            "model_sha256": planned.model_sha256,
+            "software": "sdtune",
+        }
+        file = io.BytesIO()
+        picture.save(file, format="png", pnginfo=_metadata(facts))
+        files[planned.name(request)] = file.getvalue()
+    return files
+
+
+def keep(files: dict[str, bytes], folder: Path) -> None:
+    """Write pictures so that a whole file or none bears the name."""
+    for name, png in files.items():
+        (folder / f".{name}").write_bytes(png)
+        (folder / f".{name}").replace(folder / name)
 
 
 def finish(job: GenerationJob, planned: Plan) -> list[Path]:
@@ -317,7 +344,7 @@ def finish(job: GenerationJob, planned: Plan) -> list[Path]:
 
 
 def generate(job: GenerationJob) -> list[Path]:
-    """Draw all that is asked for with this process.
+    """Draw all that is asked for in this process, which is bound to this host's cores from then on.
 
     Returns:
         As :func:`finish`.
@@ -329,6 +356,16 @@ def generate(job: GenerationJob) -> list[Path]:
     for warning in planned.warnings:
         print(f"warning: {warning}", flush=True)
     with alone(run):
-        shutil.rmtree(run.drawn, ignore_errors=True)
-        draw_batches(job, planned, range(len(planned.batches)), [c for cores in planned.cores for c in cores])
+        empty(run)
+        cores = [core for share in planned.cores for core in share]
+        keep_to(cores)
+        painter = artist(job, planned, len(cores))
+        for number in range(len(planned.batches)):
+            keep(draw_batch(painter, job, planned, number), run.drawn)
         return finish(job, planned)
+
+
+def empty(run: Run) -> None:
+    """Make ``drawn/`` new: what an earlier call left is of another job, for all that is known."""
+    shutil.rmtree(run.drawn, ignore_errors=True)
+    run.drawn.mkdir()

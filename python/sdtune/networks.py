@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -15,6 +16,7 @@ from sdtune.embedding import LearnedEmbedding, add_placeholder, initializer_ids,
 from sdtune.errors import BadInput
 from sdtune.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
 from sdtune.latents import latent_side
+from sdtune.processor import instruction_set
 from sdtune.weights import default_cache, load_converted, map_tensors
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
@@ -62,6 +64,19 @@ def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2D
     return optimized
 
 
+def computed_with_amx(job: Job) -> bool:
+    """Whether products of the frozen networks go to this processor's matrix unit: then few things else cost time."""
+    return job.training.mixed_precision == "bf16" and instruction_set() == "AMX"
+
+
+def convolution_of(job: Job) -> Literal["winograd", "direct"]:
+    """What ``convolution: auto`` comes to on this host."""
+    asked = job.training.convolution
+    if asked != "auto":
+        return asked
+    return "direct" if computed_with_amx(job) else "winograd"
+
+
 def load_frozen(job: Job) -> Frozen:
     """UNet and text encoder in their final type, frozen, with the new word's rows as only parameter.
 
@@ -92,9 +107,10 @@ def load_frozen(job: Job) -> Frozen:
         dtype,
     )
     if job.training.attention == "blockwise":
-        unet.set_attn_processor(BlockwiseProcessor())
+        # torch's kernel has small products, which are slow but on a matrix unit; its backward pass is slower even there
+        unet.set_attn_processor(BlockwiseProcessor(flash=computed_with_amx(job)))
     use_frozen_ops(unet)
-    if job.training.convolution == "winograd":
+    if convolution_of(job) == "winograd":
         side = latent_side(model, job.data.resolution)
         kernels = map_tensors(lambda: winograd_kernels(unet, side), cache, f"unet-winograd-{side}", fingerprint, dtype)
         use_winograd(unet, kernels)

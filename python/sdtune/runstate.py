@@ -5,6 +5,7 @@ Ansible feeds this file to a host's own Python, so it imports nothing of sdtune:
     python runstate.py look RUN [SECONDS]   the run as JSON; waits up to so many seconds for its end
     python runstate.py host RUN SECONDS     the same, and what this host and its ranks do in so many seconds
     python runstate.py runs RUNS            names of the runs below a folder that have processes on this host, as JSON
+    python runstate.py drawing RUN [SECONDS]  how far the drawing of its pictures is; waits up to so long for its end
     python runstate.py stop RUN SECONDS     ask the run to stop after its next step; its supervisor insists after that
 
 Two locks tell who is at work: ``.supervisor.lock`` is held by the supervisor, ``.lock`` by mpirun and its ranks.
@@ -26,6 +27,9 @@ STOP = "stop"
 COLLECTED = ".collected"
 SUPERVISOR_LOCK = ".supervisor.lock"
 LAUNCH_LOCK = ".lock"
+DRAWING = "drawing.json"
+DRAWING_LOCK = ".drawing.lock"
+DRAWING_LOG = "logs/drawing.log"
 _TAIL = 262_144  # bytes at the end of metrics.jsonl that are looked at: hundreds of steps
 _WINDOW = 20  # steps over which speed is averaged
 
@@ -130,6 +134,20 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         "progress": progress(run, 0 if by_hand else state.get("attempt_started", 0)),
         "now": time.time(),
     }
+
+
+def drawing(run: Path, wait: float = 0) -> dict[str, Any]:
+    """How far the drawing of a run's pictures is; returns early when it ends.
+
+    Returns:
+        ``going``; ``state``: what it wrote last, with ``ended`` once all pictures are there; ``log``: its last lines.
+    """
+    end = time.monotonic() + wait
+    while (going := is_locked(run / DRAWING_LOCK)) and time.monotonic() < end:
+        time.sleep(min(0.2, max(0.0, end - time.monotonic())))
+    text = _read(run / DRAWING)
+    lines = _read(run / DRAWING_LOG).splitlines()
+    return {"going": going, "state": json.loads(text) if text else {}, "log": lines[-20:]}
 
 
 def processes_of(runs: Path) -> dict[str, list[int]]:
@@ -263,6 +281,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(look(folder, float(argv[2]) if len(argv) > 2 else 0)))
     elif command == "host":
         print(json.dumps(host_status(folder, float(argv[2]))))
+    elif command == "drawing":
+        print(json.dumps(drawing(folder, float(argv[2]) if len(argv) > 2 else 0)))
     elif command == "runs":
         print(json.dumps(processes_of(folder)))
     elif command == "stop":

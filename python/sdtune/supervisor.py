@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sdtune import guard, runstate
+from sdtune.remote import command_on
 
 BAD_INPUT = 2
 """Exit code of a launch that cannot work, now or later."""
@@ -552,11 +553,10 @@ class Supervisor:
     def _reaches(self, address: str) -> bool:
         if address == next(iter(self.plan.hosts.values())):
             return True
-        ssh = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=5"]
         sweep = [sys.executable, str(Path(sys.argv[0]).resolve()), "sweep", str(self.run)]
         try:
             done = subprocess.run(
-                [*ssh, "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=2", address, *sweep],
+                command_on(address, sweep),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

@@ -22,7 +22,7 @@ from sdtune.images import save_small
 from sdtune.joining import check_together, of_first_rank, start_accelerator
 from sdtune.latents import LatentCache
 from sdtune.metrics import Metrics, describe_host, peak_rss_bytes, reset_peak_rss
-from sdtune.networks import denoising_losses, load_frozen
+from sdtune.networks import convolution_of, denoising_losses, load_frozen
 from sdtune.pipelines import draw_validation, save_full_pipeline, save_validation, seeds_of_rank
 from sdtune.runs import Run
 from sdtune.templates import caption_templates
@@ -136,7 +136,7 @@ def train(job: Job) -> dict[str, Any]:
             software_stack=job.software_stack,
             backend=t.backend if world_size > 1 else None,
             attention=t.attention,
-            convolution=t.convolution,
+            convolution=convolution_of(job),
             seed=job.seed,
             mixed_precision=t.mixed_precision,
             pictures=len(pictures),

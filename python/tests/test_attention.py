@@ -12,7 +12,7 @@ from sdtune.attention import BlockwiseProcessor, attention
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks that a test's sequences are longer than, and not a multiple of."""
-    monkeypatch.setattr(module, "BLOCK", 5 * 17)
+    monkeypatch.setattr(module, "BLOCK", 5 * 17 // torch.get_num_threads() + 1)
     monkeypatch.setattr(module, "SMALL", 4)
 
 
@@ -26,12 +26,13 @@ def test_gradients_are_right(small_blocks, m):
     assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, 0.4), inputs(torch.float64, m=m))
 
 
+@pytest.mark.parametrize("flash", [False, True], ids=["blocks", "flash"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_it_equals_torchs_attention(dtype, tolerance):
+def test_it_equals_torchs_attention(dtype, tolerance, flash):
     q, k, v = inputs(dtype, n=1300, m=1300, d=40, heads=2)
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*wide)
-    ours = attention(q, k, v, 40**-0.5)
+    ours = attention(q, k, v, 40**-0.5, flash=flash)
     direction = torch.randn_like(expected)
     pairs = zip(
         (ours, *torch.autograd.grad(ours, (q, k, v), direction.to(dtype))),

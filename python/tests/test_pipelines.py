@@ -1,7 +1,10 @@
 """From the embedded model to pictures: what diffusers, OpenVINO and a reader of the files find."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdtune import exporting, generation, memory, openvino
+from sdtune import exporting, generation, memory, openvino, runstate
 from sdtune.checks import check_job
 from sdtune.config import GenerationJob, Job, OpenVINOArgs, build
 from sdtune.drawing import GuidanceInterval
@@ -21,7 +24,7 @@ from sdtune.generation import generate
 from sdtune.pipelines import save_full_pipeline
 from sdtune.runs import Run
 from sdtune.trainer import train
-from tests.conftest import PRECISION, REPOSITORY
+from tests.conftest import PRECISION, REPOSITORY, write_job
 
 # torch's tracer remarks on every shape that the export makes static
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -51,6 +54,7 @@ def trained(tmp_path_factory):
     train(job)
     done = exporting.export(job)
     assert done.shape == openvino.shape_of(job)
+    assert done.likeness is None
     return job
 
 
@@ -154,6 +158,21 @@ def test_a_dynamic_copy_is_refused_where_a_static_one_was_promised(trained, tmp_
         openvino.load(tmp_path / "dynamic")
 
 
+def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, tmp_path):
+    shutil.copytree(trained.run_dir, tmp_path / "int8", ignore=shutil.ignore_patterns("openvino"))
+    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "likeness_steps": 4}
+    job = replace(trained, run_dir=str(tmp_path / "int8"), openvino=build(OpenVINOArgs, asked))
+    done = exporting.export(job)
+    assert done.shape is None
+    ratio, difference = done.likeness
+    assert 15 < ratio < 80
+    assert difference > 0
+    sizes = [(Run(j.run_dir).openvino / "unet" / "openvino_model.bin").stat().st_size for j in (job, trained)]
+    assert sizes[0] < 0.7 * sizes[1]
+    files = generate(generation_job(job, width=96))
+    assert Image.open(files[0]).size == (96, 64)
+
+
 def generation_job(trained, **values):
     defaults = {"run_dir": trained.run_dir, "prompts": ["a photo of a <dicoo>"], "num_inference_steps": 3}
     return build(GenerationJob, {**defaults, **values})
@@ -180,6 +199,36 @@ def test_a_picture_does_not_depend_on_what_is_drawn_with_it(trained):
     assert (
         np.abs(pixels(generation_job(trained, seeds=[7])) - pixels(generation_job(trained, seeds=[1, 7]), 1)).max() <= 1
     )
+
+
+def test_a_picture_is_the_same_bits_whoever_draws_it(trained):
+    """All in this process, and by the program with two processes: 7 pictures are two batches of five."""
+    job = generation_job(trained, seeds=[1, 2, 3, 4, 5, 6, 7], processes=2)
+    at_once = {f.name: f.read_bytes() for f in generate(job)}
+    file = write_job(Run(job.run_dir).folder / "generation.yaml", job)
+    program = [sys.executable, str(REPOSITORY / "python" / "generate_images.py"), "--job", str(file)]
+    checked = subprocess.run([*program, "--check"], capture_output=True, text=True, check=True)
+    found = json.loads(checked.stdout)
+    assert (found["pictures"], found["batches"], found["processes"]) == (7, 2, min(2, len(os.sched_getaffinity(0))))
+    said = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert "7 of 7 pictures" in said
+    assert {f.name: f.read_bytes() for f in Run(job.run_dir).images.iterdir()} == at_once
+
+
+def test_drawing_goes_on_in_the_background(trained):
+    """As the playbook starts and follows it; a second one is refused meanwhile."""
+    job = generation_job(trained, num_inference_steps=20)
+    run = Run(job.run_dir)
+    file = write_job(run.folder / "generation.yaml", job)
+    command = [sys.executable, str(REPOSITORY / "python/generate_images.py"), "--job", str(file), "--detach"]
+    subprocess.run(command, check=True)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "are being drawn on this host already" in again.stderr
+    seen = runstate.drawing(run.folder, wait=120)
+    assert (seen["going"], seen["state"]["pictures"], seen["state"]["lost"]) == (False, 1, {})
+    assert seen["state"]["ended"] > seen["state"]["began"]
+    assert seen["log"][-1].startswith("1 pictures and ")
 
 
 def test_both_sources_draw_the_same(trained):

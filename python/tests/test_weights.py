@@ -79,7 +79,7 @@ def test_a_full_disk_is_refused_and_leaves_nothing(untrained_model, tmp_path, mo
 
 
 def test_bf16_training_holds_no_float32_copy_of_the_networks(mapping, tmp_path):
-    mapping["training"]["mixed_precision"] = "bf16"
+    mapping["training"] |= {"mixed_precision": "bf16", "convolution": "winograd"}
     mapping["model"]["weights_cache"] = str(tmp_path / "cache")
     frozen = load_frozen(build(Job, mapping))
     wide = {n for m in (frozen.unet, frozen.text_encoder) for n, p in m.named_parameters() if p.dtype == torch.float32}

@@ -1,4 +1,5 @@
-"""Follow a run until it ends, on a line that tells how far it is. Ctrl-C, or a dead control node, leaves the run alone.
+"""Follow a run, or the drawing of its pictures, until it ends, on a line that tells how far it is. Ctrl-C, or a dead
+control node, leaves it alone.
 
 Asks the host now and then with sdtune/runstate.py, which is fed to the host's own Python; each question waits there for
 the end of the run, so that this is noticed at once.
@@ -18,9 +19,10 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 DOCUMENTATION = """
-name: follow_run
+name: follow
 short_description: Follow a run until it ends
 options:
+  what: {description: What is followed., type: str, choices: [training, drawing], required: true}
   run_dir: {description: Folder of the run on the host., type: path, required: true}
   python: {description: The host's own Python., type: path, required: true}
   script: {description: runstate.py on the control node., type: path, required: true}
@@ -85,6 +87,16 @@ def on_terminal() -> bool:
     return stat.S_ISCHR(output.st_mode) and os.major(output.st_rdev) in (4, 136)  # a console, a pseudo-terminal
 
 
+def describe_drawing(state: dict) -> str:
+    """How far the drawing is, in one line."""
+    parts = [f"{state['pictures']}/{state['of']} pictures"]
+    if state.get("hosts"):
+        parts.append(", ".join(f"{host} {batches}" for host, batches in state["hosts"].items()) + " batches")
+    if state.get("eta_s") and "ended" not in state:
+        parts.append(f"ETA {span(state['eta_s'])}")
+    return "; ".join(parts)
+
+
 class ActionModule(ActionBase):
     """See above."""
 
@@ -99,14 +111,42 @@ class ActionModule(ActionBase):
         self._script = Path(arguments["script"]).read_bytes()
         self._patience = float(arguments.get("reconnect_timeout", 120))
         self._live = on_terminal()
-        self._command = f"{shlex.quote(arguments['python'])} - look {shlex.quote(arguments['run_dir'])}"
+        verb = "drawing" if arguments["what"] == "drawing" else "look"
+        self._command = f"{shlex.quote(arguments['python'])} - {verb} {shlex.quote(arguments['run_dir'])}"
+        name = (task_vars or {}).get("inventory_hostname", "the primary")
+        if verb == "drawing":
+            return {**result, **self._follow_drawing(name)}
         seen = self._follow()
         state = seen["state"]
         result.update(changed=True, state=state, progress=seen["progress"])
-        name = (task_vars or {}).get("inventory_hostname", "the primary")
         if state.get("state") not in ("finished", "stopped"):
             result.update(failed=True, msg=self._say_failed(name, arguments["run_dir"], seen))
         return result
+
+    def _follow_drawing(self, name: str) -> dict:
+        """The result: what was drawn, or why not."""
+        last, told = "", set()
+        while True:
+            seen = self._ask(_TERMINAL_SECONDS if self._live else _LINES_SECONDS)
+            state = seen["state"]
+            for host, why in state.get("lost", {}).items():
+                if host not in told:
+                    self._print(f"warning: {host} {why}; the others draw what it has not handed over")
+                    told.add(host)
+            if state and (line := describe_drawing(state)) != last:
+                last = line
+                if self._live:
+                    display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
+                else:
+                    display.display(line)
+            if not seen["going"]:
+                break
+        if self._live:
+            display.display("", screen_only=True)
+        if "ended" not in state:
+            words = seen["log"][-1].removeprefix("error: ") if seen["log"] else "it was killed, and said nothing"
+            return {"failed": True, "msg": f"{name}: the drawing ended before all pictures were there: {words}"}
+        return {"changed": True, "state": state}
 
     def _follow(self) -> dict:
         printed, failures, last = 0.0, 0, ("", 0)

@@ -1,0 +1,268 @@
+"""Seconds a picture takes, and how like it is to the full one: plain diffusers, the usual OpenVINO flow, and ours.
+
+    python bench/generation.py --toyworld --steps 25        # every way to do with fewer operations, in minutes
+    python bench/generation.py --size 256 --steps 4         # the shapes of Stable Diffusion 1.5, random weights
+
+All contenders draw the same prompts with the same seeds and steps in one run, the fastest of ``--rounds`` calls counts,
+and ratios are to the usual flow: export, reshape to a static shape, save, ``from_pretrained``, draw. On current
+versions that flow draws with dynamic shapes, whatever it was reshaped to. Likeness is to our own full run in float32;
+where weights are random, so are the pictures, and likeness says nothing about what one would see.
+
+The share of the peak is that of the rate of a large float32 product (bf16 where the CPU has it) on the same cores.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contenders import say
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sdtune import exporting, generation, toyworld
+from sdtune.config import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
+from sdtune.drawing import likeness
+from sdtune.embedding import save_rows
+from sdtune.pipelines import draw, save_full_pipeline
+from sdtune.runs import Run
+
+REPOSITORY = Path(__file__).parents[2]
+HAS_BF16 = bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()))
+
+
+@dataclass
+class Drawn:
+    """What one contender did."""
+
+    seconds: float
+    """Per picture."""
+    pictures: list[Image.Image]
+
+
+def fastest(call: Callable[[], list[Image.Image]], rounds: int) -> Drawn:
+    """The fastest of ``rounds`` calls after one that compiles."""
+    pictures = call()
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        pictures = call()
+        times.append(time.perf_counter() - begun)
+    return Drawn(min(times) / len(pictures), pictures)
+
+
+def train(args: argparse.Namespace, folder: Path) -> Job:
+    """A run to draw with: the concept learned on toyworld; on Stable Diffusion's shapes a row that nobody learned."""
+    model = REPOSITORY / "toyworld" / "model" if args.toyworld else args.model
+    job = Job(
+        run_name="bench",
+        run_dir=str(folder),
+        model=ModelArgs(path=str(model)),
+        data=DataArgs(path=str(REPOSITORY / "toyworld" / "concept"), resolution=args.size),
+        training=TrainingArgs(
+            max_train_steps=100, train_batch_size=16, learning_rate=5e-3, mixed_precision="no", checkpointing_steps=0
+        ),
+        validation=ValidationArgs(steps=0),
+        openvino=OpenVINOArgs(batch_size=args.batch),
+    )
+    if args.toyworld:
+        from sdtune.trainer import train as learn
+
+        learn(job)
+        return job
+    run, rows = Run(folder), torch.zeros(1, 768)
+    folder.mkdir(parents=True)
+    save_rows(run.learned, job.data.placeholder_token, rows)
+    save_full_pipeline(model, run.pipeline, job.data.placeholder_token, rows)
+    run.finish({"resolution": args.size})
+    return job
+
+
+def usual_flow(job: Job, folder: Path, args: argparse.Namespace) -> Callable[[], list[Image.Image]]:
+    """Export, make static, save, load, draw, as tutorials have it."""
+    from optimum.intel import OVStableDiffusionPipeline
+
+    pipeline = OVStableDiffusionPipeline.from_pretrained(Run(job.run_dir).pipeline, export=True, compile=False)
+    pipeline.reshape(batch_size=args.batch, height=args.size, width=args.size, num_images_per_prompt=1)
+    pipeline.save_pretrained(folder)
+    pipeline = OVStableDiffusionPipeline.from_pretrained(folder, compile=True)
+    shape = pipeline.unet.model.input("sample").get_partial_shape()
+    say(f"the usual flow: the UNet's input after reload is {shape}")
+    pipeline.set_progress_bar_config(disable=True)
+    return lambda: draw(pipeline, args.prompts, args.seeds, **args.options)
+
+
+def plain(job: Job, dtype: torch.dtype, args: argparse.Namespace) -> Callable[[], list[Image.Image]]:
+    """Diffusers as it is."""
+    pipeline = StableDiffusionPipeline.from_pretrained(Run(job.run_dir).pipeline, torch_dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.text_encoder.to(dtype)
+    return lambda: draw(pipeline, args.prompts, args.seeds, **args.options)
+
+
+def ours(job: Job, args: argparse.Namespace, **values: Any) -> Callable[[], list[Image.Image]]:
+    """What generate_images.py does, without the files."""
+    asked = GenerationJob(
+        run_dir=job.run_dir,
+        prompts=args.prompts,
+        seeds=[1],
+        num_inference_steps=values.pop("steps", args.steps),
+        guidance_scale=args.guidance,
+        **values,
+    )
+    planned = generation.plan(asked)
+    cores = [core for share in planned.cores for core in share]
+    artist = generation.artist(asked, planned, len(cores))
+    return lambda: artist.draw(args.prompts, args.seeds)
+
+
+def distil_decoder(job: Job, folder: Path, seconds: float) -> None:
+    """A tiny decoder for toyworld, trained to draw what the model's own decoder draws, for so many seconds."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=torch.float32).eval()
+    tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(24,) * 4)
+    optimizer = torch.optim.AdamW(tiny.decoder.parameters(), lr=2e-3)
+    images = [toyworld.draw_toy(e.toy, e.pose, 64) for e in toyworld.examples(384, 64, seed=5)]
+    pixels = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1 for i in images])
+    end, step = time.monotonic() + seconds, 0
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(p).latent_dist.mean for p in pixels.split(64)])
+        targets = torch.cat([vae.decode(x).sample for x in latents.split(64)])
+    while time.monotonic() < end:
+        picked = torch.randint(len(latents), (16,))
+        loss = (tiny.decode(latents[picked] * vae.config.scaling_factor).sample - targets[picked]).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+    say(f"tiny decoder: {step} steps of distilling, mean difference {127.5 * float(loss):.1f} of 255 to the full one")
+    tiny.save_pretrained(folder)
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product."""
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 2048**3 / best
+
+
+def unet_flops(job: Job, side: int) -> int:
+    """Operations of one evaluation of one row."""
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(job.model.path, subfolder="unet"))
+        width = unet.config.cross_attention_dim
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            unet(torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, 77, width))
+    return int(counter.get_total_flops())
+
+
+def contenders(job: Job, args: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """What is compared; each is loaded when its turn comes."""
+    half = {"guidance_stop": 0.5}
+    found: dict[str, Callable[[], Callable[[], Any]]] = {
+        "plain diffusers f32": lambda: plain(job, torch.float32, args),
+        "plain diffusers bf16": lambda: plain(job, torch.bfloat16, args),
+        "usual OpenVINO flow": lambda: usual_flow(job, scratch / "usual", args),
+        FULL: lambda: ours(job, args),
+        "bf16": lambda: ours(job, args, precision="bf16"),
+        "DPM-Solver++": lambda: ours(job, args, scheduler="dpmsolver++"),
+        "guided to 0.75": lambda: ours(job, args, guidance_stop=0.75),
+        "guided to 0.5": lambda: ours(job, args, **half),
+        "guided from 0.1 to 0.6": lambda: ours(job, args, guidance_start=0.1, guidance_stop=0.6),
+        "no guidance": lambda: ours(job, args, guidance_stop=0.01, guidance_start=0.005),
+        "tiny decoder": lambda: ours(job, args, tiny_autoencoder=str(scratch / "tiny")),
+        "DPM++, guided to 0.5": lambda: ours(job, args, scheduler="dpmsolver++", **half),
+    }
+    for steps in args.fewer:
+        found[f"DPM++, {steps} steps"] = lambda n=steps: ours(job, args, scheduler="dpmsolver++", steps=n)
+        found[f"LCM, {steps} steps, no guidance"] = lambda n=steps: ours(
+            job, args, scheduler="lcm", steps=n, guidance_stop=0.01, guidance_start=0.005
+        )
+    if not HAS_BF16:
+        for name in ("plain diffusers bf16", "bf16"):
+            del found[name]
+        say("no bf16: this CPU has no instructions for it, and torch's own kernels are many times slower than float32")
+    return {name: found[name] for name in found if not args.only or any(only in name for only in (FULL, *args.only))}
+
+
+FULL = "ours, full, f32"
+
+
+def main() -> None:
+    """Measure and print one table."""
+    cache = Path.home() / ".cache" / "sdtune" / "bench" / "sd15"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--toyworld", action="store_true", help="draw with the embedded model, really trained")
+    parser.add_argument("--model", type=Path, default=cache, help=f"made where it is missing (default {cache})")
+    parser.add_argument("--size", type=int, help="pixels (default 64 for toyworld, else 512)")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--batch", type=int, default=1, help="prompts at once")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--weights", nargs="*", default=["int8", "hybrid"], help="copies beside the fp16 one")
+    parser.add_argument("--only", nargs="*", default=[], help="contenders whose names hold one of these")
+    args = parser.parse_args()
+    args.size = args.size or (64 if args.toyworld else 512)
+    args.guidance = 4.0 if args.toyworld else 7.5
+    args.fewer = (12, 8, 4) if args.toyworld else ()
+    places = ["", " in the snow", " on the grass", " at night", " on the sea"]
+    args.prompts = [f"a photo of a <dicoo>{places[i % len(places)]}" for i in range(args.batch)]
+    args.seeds = list(range(1, args.batch + 1))
+    args.options = {
+        "num_inference_steps": args.steps, "guidance_scale": args.guidance, "height": args.size, "width": args.size,
+    }  # fmt: skip
+    if not args.toyworld:
+        from sd15 import make
+
+        make(args.model)
+    with tempfile.TemporaryDirectory(prefix="sdtune-bench-") as folder:
+        scratch = Path(folder)
+        job = train(args, scratch / "run")
+        done = exporting.export(job)
+        say(f"export: peak {done.peak_bytes / 1e9:.2f} GB for {done.model_bytes / 1e9:.2f} GB of float32 weights")
+        if args.toyworld:
+            distil_decoder(job, scratch / "tiny", seconds=60)
+        else:
+            AutoencoderTiny().save_pretrained(scratch / "tiny")  # random, as the networks are
+        measured: dict[str, Drawn] = {}
+        chosen = contenders(job, args, scratch)
+        for name, load in chosen.items():
+            measured[name] = fastest(load(), args.rounds)
+            say(f"  {name}: {measured[name].seconds:.2f} s")
+        for weights in args.weights:
+            quantized = replace(job, openvino=replace(job.openvino, weights=weights, likeness_images=0))
+            exporting.export(quantized)
+            measured[weights] = fastest(ours(quantized, args), args.rounds)
+            say(f"  {weights}: {measured[weights].seconds:.2f} s")
+    rate = product_rate(torch.bfloat16 if HAS_BF16 else torch.float32)
+    evaluations = args.steps + 1  # PNDM
+    flops = 2 * evaluations * unet_flops(job, args.size // 8)
+    share = flops / measured[FULL].seconds / rate
+    say(f"\n{args.size} px, {args.steps} steps, {args.batch} prompt(s) at once; s a picture, fastest of {args.rounds}")
+    say(f"{'':32}{'s':>9}{'usual /':>10}{'PSNR dB':>10}{'of 255':>8}")
+    usual = measured.get("usual OpenVINO flow")
+    for name, drawn in measured.items():
+        ratio, difference = likeness(drawn.pictures, measured[FULL].pictures)
+        times = f"{usual.seconds / drawn.seconds:.2f} x" if usual else "-"
+        say(f"{name:32}{drawn.seconds:>9.3f}{times:>10}{ratio:>10.1f}{difference:>8.2f}")
+    kind = "bf16" if HAS_BF16 else "float32"
+    say(f"\n{FULL}: {100 * share:.0f} % of a {kind} product's {rate / 1e9:.0f} GFLOP/s, by the UNet's operations alone")
+
+
+if __name__ == "__main__":
+    main()
