@@ -30,7 +30,7 @@ def home(tmp_path, monkeypatch):
 def settings(tmp_path, home, channel):
     """Variables for a conda environment with two small wheels; torch is a double."""
     (tmp_path / "lock.txt").write_text(LOCK)
-    make_wheel(tmp_path / "wheels", "torch", "1.0")
+    make_wheel(tmp_path / "wheels", "torch", "1.0", {"torch.py": ""})
     installer = conda_double.make_installer(tmp_path / "miniforge.sh")
     return {
         "python_env_manager": "conda",

@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="prompts at once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--weights", nargs="*", default=["int8", "hybrid"], help="copies beside the fp16 one")
+    parser.add_argument("--calibration-samples", type=int, default=100, help="of a hybrid copy")
     parser.add_argument("--only", nargs="*", default=[], help="contenders whose names hold one of these")
     args = parser.parse_args()
     args.size = args.size or (64 if args.toyworld else 512)
@@ -245,7 +246,8 @@ def main() -> None:
             measured[name] = fastest(load(), args.rounds)
             say(f"  {name}: {measured[name].seconds:.2f} s")
         for weights in args.weights:
-            quantized = replace(job, openvino=replace(job.openvino, weights=weights, likeness_images=0))
+            values = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
+            quantized = replace(job, openvino=replace(job.openvino, **values))
             exporting.export(quantized)
             measured[weights] = fastest(ours(quantized, args), args.rounds)
             say(f"  {weights}: {measured[weights].seconds:.2f} s")
