@@ -37,7 +37,8 @@ from sdtune.pipelines import draw, save_full_pipeline
 from sdtune.runs import Run
 
 REPOSITORY = Path(__file__).parents[2]
-HAS_BF16 = bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()))
+FAST = "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) else "f32"
+"""What all but the full run are drawn in, as the usual flow is by default."""
 
 
 @dataclass
@@ -174,27 +175,29 @@ def unet_flops(job: Job, side: int) -> int:
 
 def contenders(job: Job, args: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Callable[[], Any]]]:
     """What is compared; each is loaded when its turn comes."""
-    half = {"guidance_stop": 0.5}
+
+    def drawn(**values: Any) -> Callable[[], Callable[[], Any]]:
+        return lambda: ours(job, args, **({"precision": FAST} | values))
+
+    never = {"guidance_stop": 0.01, "guidance_start": 0.005}
     found: dict[str, Callable[[], Callable[[], Any]]] = {
         "plain diffusers f32": lambda: plain(job, torch.float32, args),
         "plain diffusers bf16": lambda: plain(job, torch.bfloat16, args),
         "usual OpenVINO flow": lambda: usual_flow(job, scratch / "usual", args),
-        FULL: lambda: ours(job, args),
-        "bf16": lambda: ours(job, args, precision="bf16"),
-        "DPM-Solver++": lambda: ours(job, args, scheduler="dpmsolver++"),
-        "guided to 0.75": lambda: ours(job, args, guidance_stop=0.75),
-        "guided to 0.5": lambda: ours(job, args, **half),
-        "guided from 0.1 to 0.6": lambda: ours(job, args, guidance_start=0.1, guidance_stop=0.6),
-        "no guidance": lambda: ours(job, args, guidance_stop=0.01, guidance_start=0.005),
-        "tiny decoder": lambda: ours(job, args, tiny_autoencoder=str(scratch / "tiny")),
-        "DPM++, guided to 0.5": lambda: ours(job, args, scheduler="dpmsolver++", **half),
+        FULL: drawn(precision="f32"),
+        "bf16": drawn(),
+        "DPM-Solver++": drawn(scheduler="dpmsolver++"),
+        "guided to 0.75": drawn(guidance_stop=0.75),
+        "guided to 0.5": drawn(guidance_stop=0.5),
+        "guided from 0.1 to 0.6": drawn(guidance_start=0.1, guidance_stop=0.6),
+        "no guidance": drawn(**never),
+        "tiny decoder": drawn(tiny_autoencoder=str(scratch / "tiny")),
+        "DPM++, guided to 0.5": drawn(scheduler="dpmsolver++", guidance_stop=0.5),
     }
     for steps in args.fewer:
-        found[f"DPM++, {steps} steps"] = lambda n=steps: ours(job, args, scheduler="dpmsolver++", steps=n)
-        found[f"LCM, {steps} steps, no guidance"] = lambda n=steps: ours(
-            job, args, scheduler="lcm", steps=n, guidance_stop=0.01, guidance_start=0.005
-        )
-    if not HAS_BF16:
+        found[f"DPM++, {steps} steps"] = drawn(scheduler="dpmsolver++", steps=steps)
+        found[f"LCM, {steps} steps, no guidance"] = drawn(scheduler="lcm", steps=steps, **never)
+    if FAST == "f32":
         for name in ("plain diffusers bf16", "bf16"):
             del found[name]
         say("no bf16: this CPU has no instructions for it, and torch's own kernels are many times slower than float32")
@@ -246,15 +249,20 @@ def main() -> None:
             measured[name] = fastest(load(), args.rounds)
             say(f"  {name}: {measured[name].seconds:.2f} s")
         for weights in args.weights:
-            values = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
-            quantized = replace(job, openvino=replace(job.openvino, **values))
+            export = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
+            quantized = replace(job, openvino=replace(job.openvino, **export))
             exporting.export(quantized)
-            measured[weights] = fastest(ours(quantized, args), args.rounds)
-            say(f"  {weights}: {measured[weights].seconds:.2f} s")
-    rate = product_rate(torch.bfloat16 if HAS_BF16 else torch.float32)
+            for name, values in (
+                (weights, {}),
+                (f"{weights}, DPM++, guided to 0.5", {"scheduler": "dpmsolver++", "guidance_stop": 0.5}),
+            ):
+                measured[name] = fastest(ours(quantized, args, precision=FAST, **values), args.rounds)
+                say(f"  {name}: {measured[name].seconds:.2f} s")
+    rate = product_rate(torch.bfloat16 if FAST == "bf16" else torch.float32)
     evaluations = args.steps + 1  # PNDM
     flops = 2 * evaluations * unet_flops(job, args.size // 8)
-    share = flops / measured[FULL].seconds / rate
+    best = "bf16" if "bf16" in measured else FULL
+    share = flops / measured[best].seconds / rate
     say(f"\n{args.size} px, {args.steps} steps, {args.batch} prompt(s) at once; s a picture, fastest of {args.rounds}")
     say(f"{'':32}{'s':>9}{'usual /':>10}{'PSNR dB':>10}{'of 255':>8}")
     usual = measured.get("usual OpenVINO flow")
@@ -262,8 +270,8 @@ def main() -> None:
         ratio, difference = likeness(drawn.pictures, measured[FULL].pictures)
         times = f"{usual.seconds / drawn.seconds:.2f} x" if usual else "-"
         say(f"{name:32}{drawn.seconds:>9.3f}{times:>10}{ratio:>10.1f}{difference:>8.2f}")
-    kind = "bf16" if HAS_BF16 else "float32"
-    say(f"\n{FULL}: {100 * share:.0f} % of a {kind} product's {rate / 1e9:.0f} GFLOP/s, by the UNet's operations alone")
+    kind = {"bf16": "bf16", "f32": "float32"}[FAST]
+    say(f"\n{best}: {100 * share:.0f} % of a {kind} product's {rate / 1e9:.0f} GFLOP/s, by the UNet's operations alone")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2D
             f"software_stack: ipex is asked for, but intel_extension_for_pytorch does not load ({error}); provision "
             f"with software_stack=ipex, or train with native"
         ) from None
+    ipex.disable_auto_channels_last()  # it would copy the kernels, which are channels-last already
     optimized: UNet2DConditionModel = ipex.optimize(unet, dtype=dtype, inplace=True, weights_prepack=False)
     return optimized
 
