@@ -53,7 +53,7 @@ class Cluster:
     def playbook(self, name: str, *args: str, **variables: object) -> subprocess.Popen[str]:
         """Type a playbook; it runs on. No OpenVINO copy is made: no run gets to its end."""
         more = json.dumps({"run_name": "faults", **variables})
-        settings = ("-i", self.inventory, "-e", f"@{Path(__file__).parent}/run.yml", "-e", more)
+        settings = ("-i", self.inventory, "-e", f"@{Path(__file__).parent}/vars/run.yml", "-e", more)
         return subprocess.Popen(
             ["ansible-playbook", *settings, "--skip-tags=openvino_export", *args, name],
             cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
