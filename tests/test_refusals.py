@@ -224,6 +224,11 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
             ["openvino_export_batch_size is 0", "openvino_export_height and _width are 100 and 0; set"],
         ),
         (
+            "train.yml",
+            {"software_stack": "ipex", "openvino_export_weights": "int8"},
+            ["openvino_export_weights is int8, and the stack ipex has no NNCF", "take fp16, or the stack native"],
+        ),
+        (
             "generate.yml",
             {
                 "image_generation_prompts": [], "image_generation_seeds": [], "image_generation_num_inference_steps": 0,
@@ -237,7 +242,7 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
         ("generate.yml", {"image_generation_prompts_file": "/nowhere"}, ["file of prompts /nowhere does not exist"]),
         ("generate.yml", {"image_generation_scheduler": "magic"}, ["scheduler must be one of", "magic"]),
     ],
-    ids=["export", "generation", "prompts", "scheduler"],
+    ids=["export", "int8", "generation", "prompts", "scheduler"],
 )  # fmt: skip
 def test_a_bad_picture(playbook, tmp_path, door, settings, texts):
     """What is asked of the pictures is looked at before a host is."""
