@@ -459,6 +459,11 @@ class Supervisor:
     def _asked_to_stop(self) -> bool:
         return self.stop_request is not None
 
+    def _ended_on_request(self) -> bool:
+        """Whether the ranks did stop as asked; they may be faster than this process is to see the request."""
+        last = runstate.tail_of(self.run / "metrics.jsonl")[-1:]
+        return any(x["kind"] == "stopped" and x["time"] >= self.state.facts["attempt_started"] for x in last)
+
     def supervise(self) -> int:
         """Run to the end.
 
@@ -477,8 +482,8 @@ class Supervisor:
             if outcome.code == 0 or finished:
                 note = {} if outcome.code == 0 else {"note": f"after the last file was written, {outcome.why}"}
                 return self._close(0, "finished", exit_code=0, **note)
-            if self._asked_to_stop():
-                clean = any(x["kind"] == "stopped" for x in runstate.tail_of(self.run / "metrics.jsonl")[-1:])
+            clean = self._ended_on_request()
+            if clean or self._asked_to_stop():
                 reason = "on request" if clean else f"on request, but not cleanly: {outcome.why}"
                 return self._close(3, "stopped", exit_code=outcome.code, reason=reason)
             failure = {

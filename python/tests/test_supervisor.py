@@ -205,6 +205,16 @@ def test_guards_end_their_ranks_when_the_supervisor_is_gone(run):
     assert "the supervisor is gone" in "".join(log.read_text() for log in (run / "logs").glob("rank-*.log"))
 
 
+def test_ranks_that_stop_before_the_supervisor_sees_the_request(run):
+    """A step of milliseconds: rank 0 has taken the request away when the supervisor looks."""
+    line = 'json.dumps({"kind": "stopped", "step": 1, "time": time.time()})'
+    plan(run, f"step(1)\nif rank == 0: open('metrics.jsonl', 'a').write({line} + chr(10))\nsys.exit(3)")
+    assert start(run).wait(30) == 3
+    state = runstate.read_state(run)
+    assert (state["state"], state["reason"], state["failures"]) == ("stopped", "on request", [])
+    nothing_left(run)
+
+
 def test_a_run_that_makes_no_step_is_stopped_all_the_same(run):
     plan(run, "step(1); time.sleep(60)")
     process = start(run)
