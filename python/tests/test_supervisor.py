@@ -208,7 +208,7 @@ def test_guards_end_their_ranks_when_the_supervisor_is_gone(run):
 def test_ranks_that_stop_before_the_supervisor_sees_the_request(run):
     """A step of milliseconds: rank 0 has taken the request away when the supervisor looks."""
     line = 'json.dumps({"kind": "stopped", "step": 1, "time": time.time()})'
-    plan(run, f"step(1)\nif rank == 0: open('metrics.jsonl', 'a').write({line} + chr(10))\nsys.exit(3)")
+    plan(run, f"step(1)\nif rank: time.sleep(60)\nopen('metrics.jsonl', 'a').write({line} + chr(10))\nsys.exit(3)")
     assert start(run).wait(30) == 3
     state = runstate.read_state(run)
     assert (state["state"], state["reason"], state["failures"]) == ("stopped", "on request", [])
