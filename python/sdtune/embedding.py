@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from sdtune.errors import BadInput
 
@@ -21,7 +21,7 @@ def expand_placeholder(text: str, placeholder: str, num_vectors: int) -> str:
     return text.replace(placeholder, " ".join(token_names(placeholder, num_vectors)))
 
 
-def initializer_ids(tokenizer: CLIPTokenizer, initializer: str, num_vectors: int) -> list[int]:
+def initializer_ids(tokenizer: CLIPTokenizerFast, initializer: str, num_vectors: int) -> list[int]:
     """One vocabulary id for each vector.
 
     Raises:
@@ -39,7 +39,7 @@ def initializer_ids(tokenizer: CLIPTokenizer, initializer: str, num_vectors: int
     )
 
 
-def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str, num_vectors: int) -> list[int]:
+def add_placeholder(tokenizer: CLIPTokenizerFast, placeholder: str, num_vectors: int) -> list[int]:
     """Add the word's tokens to ``tokenizer`` and return their ids, which follow one another.
 
     Raises:

@@ -10,7 +10,7 @@ import openvino
 import torch
 from optimum.exporters.openvino import main_export
 from optimum.intel import OVConfig, OVStableDiffusionPipeline, OVWeightQuantizationConfig
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from sdtune.config import Job
 from sdtune.drawing import Artist, likeness
@@ -109,7 +109,7 @@ def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPip
     )
 
 
-def export_tokenizer(tokenizer: CLIPTokenizer, words: list[str], target: Path) -> None:
+def export_tokenizer(tokenizer: CLIPTokenizerFast, words: list[str], target: Path) -> None:
     """Write the tokenizer as OpenVINO models, which openvino_genai reads.
 
     Raises:
@@ -198,7 +198,7 @@ def export(job: Job) -> Exported:
         del pipeline
     finally:
         shutil.rmtree(raw, ignore_errors=True)
-    tokenizer = CLIPTokenizer.from_pretrained(temporary, subfolder="tokenizer")
+    tokenizer = CLIPTokenizerFast.from_pretrained(temporary, subfolder="tokenizer")
     export_tokenizer(tokenizer, token_names(placeholder, len(rows)), temporary / "tokenizer")
     if not o.dynamic_shapes:
         _fix_in_index(temporary)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from sdtune.attention import BlockwiseProcessor
 from sdtune.checkpoint import model_fingerprint
@@ -28,7 +28,7 @@ class Frozen:
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    tokenizer: CLIPTokenizerFast
     scheduler: DDPMScheduler
     embedding: LearnedEmbedding
     dtype: torch.dtype
@@ -85,7 +85,7 @@ def load_frozen(job: Job) -> Frozen:
         BadInput: the tokens do not fit the vocabulary, or the weights' cache has no room.
     """
     model, dtype = Path(job.model.path), DTYPES[job.training.mixed_precision]
-    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
     start = initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
     ids = add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
 

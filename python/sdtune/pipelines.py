@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from sdtune.config import Job
 from sdtune.embedding import add_placeholder, expand_placeholder
@@ -55,7 +55,7 @@ def save_full_pipeline(model: Path, target: Path, placeholder: str, rows: torch.
         index["requires_safety_checker"] = False
     write_atomically(temporary / "model_index.json", json.dumps(index, indent=2) + "\n")
 
-    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
     ids = add_placeholder(tokenizer, placeholder, len(rows))
     text_encoder = CLIPTextModel.from_pretrained(
         model, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
