@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from sdtune.config import Job
 from sdtune.data import list_pictures
@@ -107,7 +107,7 @@ def check_job(job: Job) -> None:
         raise BadInput(f"model.path: its prediction type {prediction!r} is neither epsilon nor v_prediction")
     list_pictures(job.data.path)
     caption_templates(job.data.learnable_property, job.data.templates_file)
-    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
     initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
     add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
     check_cache(Path(job.model.weights_cache) if job.model.weights_cache else default_cache())
