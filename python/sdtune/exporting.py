@@ -198,6 +198,8 @@ def export(job: Job) -> Exported:
         del pipeline
     finally:
         shutil.rmtree(raw, ignore_errors=True)
+    # with transformers 4 the copy was saved with the slow tokenizer, which does not write this file
+    shutil.copy(run.pipeline / "tokenizer" / "tokenizer.json", temporary / "tokenizer")
     tokenizer = CLIPTokenizerFast.from_pretrained(temporary, subfolder="tokenizer")
     export_tokenizer(tokenizer, token_names(placeholder, len(rows)), temporary / "tokenizer")
     if not o.dynamic_shapes:
