@@ -29,7 +29,7 @@ help:
 	@echo 'make lint      ansible-lint, yamllint, shellcheck, ruff, mypy'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
-	@echo 'make bench-pictures  measure the drawing on the embedded model (5 minutes)'
+	@echo 'make bench-pictures  measure the drawing on the embedded model'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster by hand (HOSTS=2, NAME=other); make lab-down removes them'
 	@echo 'make quickstart-test  do in a lab, on a clean clone, what README.md says of clusters (15 minutes)'
