@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
 
@@ -13,6 +14,13 @@ for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # models are folders here: no library has a reason to ask a hub, or to wait for one that a cluster cannot reach
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nobody is told what runs on a user's servers: OpenVINO and NNCF report to their makers where this package is found,
+# and go without it where it is not.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+# not two folders in the home of a user who may have been made for us alone
+os.environ.setdefault(
+    "MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdtune" / "matplotlib")
+)
 
 
 def run(main: Callable[[], None]) -> None:

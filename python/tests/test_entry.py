@@ -37,3 +37,17 @@ def test_flags_a_prompt_and_a_tracker(untrained_model, pictures, tmp_path):
         with Image.open(out / "validation" / name) as sheet:
             assert sheet.width >= 2 * 32
     assert list(out.glob("tensorboard/**/events.*"))
+
+
+def test_nobody_is_told(tmp_path):
+    """OpenVINO and NNCF leave no counter of uses in the home, as they do where they report to their makers."""
+    use = (
+        "import torch, openvino, nncf;"
+        "nncf.compress_weights(openvino.convert_model(torch.nn.Linear(64, 64), example_input=torch.ones(1, 64)))"
+    )
+    for program, left in ((use, {"intel"}), (f"import sdtune.cli; {use}", set())):
+        home = tmp_path / str(len(left))
+        home.mkdir()
+        environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(PYTHON)}
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300, cwd=tmp_path)
+        assert {path.name for path in home.iterdir()} == left
