@@ -23,7 +23,7 @@ from PIL import Image, PngImagePlugin
 from sdtune import memory, numa, runstate
 from sdtune.config import GenerationJob
 from sdtune.errors import BadInput
-from sdtune.images import contact_sheet
+from sdtune.images import columns_of, contact_sheet
 from sdtune.openvino import Copy, StaticShape, digest_folder, load, read_facts, reshape_rows
 from sdtune.runs import Run, replace_folder
 
@@ -335,9 +335,8 @@ def finish(job: GenerationJob, planned: Plan) -> list[Path]:
         if path.name not in names:
             path.unlink()
     pictures = [Image.open(run.drawn / name) for name in names]
-    sheet = contact_sheet(
-        pictures, [f"{r.prompt} (seed {r.seed})" for r in planned.requests], len(dict.fromkeys(job.seeds))
-    )
+    captions = [f"{r.prompt} (seed {r.seed})" for r in planned.requests]
+    sheet = contact_sheet(pictures, captions, columns_of(len(dict.fromkeys(job.seeds))))
     sheet.save(run.drawn / "contact_sheet.png")
     replace_folder(run.drawn, run.images)
     return [run.images / name for name in (*names, "contact_sheet.png")]

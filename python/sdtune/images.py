@@ -8,6 +8,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
+def columns_of(count: int, most: int = 8) -> int:
+    """Columns of a sheet for groups of ``count`` pictures: a row each, or a few rows of about the same length."""
+    return -(-count // -(-count // most))
+
+
 def contact_sheet(
     pictures: Sequence[Image.Image], captions: Sequence[str], columns: int, cell: int = 192
 ) -> Image.Image:

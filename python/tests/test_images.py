@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from sdtune.generation import Request, calls
-from sdtune.images import contact_sheet
+from sdtune.images import columns_of, contact_sheet
 from sdtune.openvino import StaticShape
 
 
@@ -30,3 +30,9 @@ def test_calls_hold_every_request_in_whole_groups(batch, per_prompt):
     for call in made:
         for i in range(0, len(call), per_prompt):
             assert len({r.prompt for r in call[i : i + per_prompt]}) == 1
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (8, 8), (9, 5), (12, 6), (16, 8), (64, 8)])
+def test_columns(count, columns):
+    """Few pictures make one row, many make rows of about the same length."""
+    assert columns_of(count) == columns
