@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import sys
 import sysconfig
 import tarfile
@@ -141,10 +142,12 @@ def main() -> None:
     args = parser.parse_args()
     if "folder" in args:
         make(args.folder)
-        return
-    if args.prefix.exists():
+    elif args.prefix.exists():
         sys.exit(f"CondaValueError: prefix already exists: {args.prefix}")
-    asyncio.run(create(args.prefix, args.file))
+    else:
+        asyncio.run(create(args.prefix, args.file))
+    # rattler's threads may still let go of the interpreter while it is taken down, and that ends in a segmentation fault
+    os._exit(0)
 
 
 if __name__ == "__main__":
