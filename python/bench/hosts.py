@@ -5,8 +5,9 @@
     python bench/hosts.py ../inventory/lab-try
 
 The hosts of a lab share the cores of one machine, so they are not faster together: of pictures a minute from one host,
-several keep what sharing out leaves of them. On real servers the same figure is the speed-up over the number of hosts.
-The time counts from the first process's start to the last picture's arrival on the primary, processes' start included.
+several keep what sharing out, and threads that outnumber the cores, leave of them. One rate counts from the first
+process's start, which four processes on the same cores do in four times the time; one from the first picture's arrival
+on the primary. Both end with the last picture's.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from statistics import median
 
 from contenders import PYTHON, say
 
@@ -33,18 +35,20 @@ def ansible(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def draw(inventory: Path, hosts: list[str], pictures: int) -> tuple[float, dict[str, int]]:
-    """Seconds for so many pictures by the first host's primary and the others, and {host: batches that it drew}."""
+def draw(inventory: Path, hosts: list[str], pictures: int) -> tuple[float, float, dict[str, int]]:
+    """Pictures a minute from the start, and from the first picture on, and {host: batches that it drew}."""
     asked = {"image_generation_seeds": list(range(1, pictures + 1))}
     ansible(
         "ansible-playbook", "-i", str(inventory), "generate.yml", "--limit", ",".join(hosts), "-e", json.dumps(asked)
     )
-    state = "cat {{ work_dir }}/runs/{{ run_name }}/drawing.json"
-    told = ansible("ansible", "-i", str(inventory), hosts[0], "-m", "ansible.builtin.command", "-a", state)
-    drawn = json.loads(told[told.index("{") :])
-    if drawn["pictures"] != pictures or drawn["lost"]:
+    look = "cd {{ work_dir }}/runs/{{ run_name }} && cat drawing.json && stat --format %.Y images/*-seed*.png"
+    told = ansible("ansible", "-i", str(inventory), hosts[0], "-m", "ansible.builtin.shell", "-a", look)
+    state, *arrivals = told[told.index("{") :].split("\n")
+    drawn, times = json.loads(state), sorted(float(line) for line in arrivals if line)
+    if len(times) != pictures or drawn["lost"]:
         raise RuntimeError(f"not all was drawn, or not by all: {drawn}")
-    return drawn["ended"] - drawn["began"], drawn["hosts"]
+    seconds, steady = drawn["ended"] - drawn["began"], times[-1] - times[0]
+    return 60 * pictures / seconds, 60 * (pictures - 1) / steady, drawn["hosts"]
 
 
 def main() -> None:
@@ -60,18 +64,22 @@ def main() -> None:
     names = re.findall(r"^ +(\S+)$", listed, re.MULTILINE)
     if len(names) < max(args.hosts):
         parser.error(f"{inventory} has {len(names)} hosts: {', '.join(names)}")
-    rates: dict[int, list[float]] = {count: [] for count in args.hosts}
+    rates: dict[int, list[tuple[float, float]]] = {count: [] for count in args.hosts}
     for number in range(1, args.rounds + 1):
         for count in args.hosts:
-            seconds, shares = draw(inventory, names[:count], args.pictures)
-            rates[count].append(60 * args.pictures / seconds)
+            whole, steady, shares = draw(inventory, names[:count], args.pictures)
+            rates[count].append((whole, steady))
             shared = ", ".join(f"{host} {batches}" for host, batches in shares.items())
-            say(f"  round {number}, {count} host(s): {rates[count][-1]:.1f} pictures a minute; batches: {shared}")
-    base = args.hosts[0]
-    say(f"\n{args.pictures} pictures, median of {args.rounds}")
+            say(f"  round {number}, {count} host(s): {whole:.0f} a minute, {steady:.0f} once started; {shared} batches")
+    say(f"\n{args.pictures} pictures, medians of {args.rounds}: a minute, and of {args.hosts[0]} host(s)' rate")
+    base = rates[args.hosts[0]]
     for count in args.hosts:
-        kept = sorted(r / b for r, b in zip(rates[count], rates[base], strict=True))[args.rounds // 2]
-        say(f"{count} host(s): {sorted(rates[count])[args.rounds // 2]:>7.1f} a minute, {kept:.2f} x of {base} host(s)")
+        told = []
+        for i in (0, 1):
+            rate = median(r[i] for r in rates[count])
+            kept = median(r[i] / b[i] for r, b in zip(rates[count], base, strict=True))
+            told.append(f"{rate:>6.0f} {kept:>5.2f} x")
+        say(f"{count} host(s): {told[0]} from the start, {told[1]} from the first picture on")
 
 
 if __name__ == "__main__":
