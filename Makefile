@@ -21,7 +21,7 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-# The longest first, for the sake of what runs beside it at the end.
+# The longest first, so that what is left for the end is short.
 SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
 
 .PHONY: $(SCENARIOS) faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
@@ -46,10 +46,10 @@ demo: control-node
 	@echo
 	@echo 'Open artifacts/demo/report.html: what was learned, and how. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
 
-# Two lanes, so that both cores have work: a scenario often waits for hosts, and pytest for one playbook.
+# Two lanes, so that both cores have work: a scenario often waits for hosts. Last comes what is two lanes by itself.
 # What pytest found is said once more at the end: the other lane's output would bury it.
 test: lint lab-tools browser
-	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line pytest-playbooks molecule pytest-python || status=$$?; \
+	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line pytest-python molecule pytest-playbooks || status=$$?; \
 	tail --lines=25 .cache/pytest-*.log; exit $$status
 
 lint: dev-tools $(TEST_STAMP)
