@@ -146,7 +146,7 @@ def main() -> None:
         sys.exit(f"CondaValueError: prefix already exists: {args.prefix}")
     else:
         asyncio.run(create(args.prefix, args.file))
-    # rattler's threads may still let go of the interpreter while it is taken down, and that ends in a segmentation fault
+    # rattler's threads may still let go of the interpreter while it is taken down, which ends in a segmentation fault
     os._exit(0)
 
 
