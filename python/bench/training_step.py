@@ -2,6 +2,7 @@
 
     python bench/training_step.py                      # Stable Diffusion 1.5 at 512 px: make bench
     python bench/training_step.py --toyworld           # seconds instead of minutes: make bench-toy
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python ...     # as on a processor without AMX
 
 Whole programs in turn, plain, engine, plain, engine; figures are medians over the rounds, ratios are taken within a
 round. The floor is what the step's operations take at the rate of a large bf16 product, measured in between.

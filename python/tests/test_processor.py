@@ -20,9 +20,28 @@ from tests.conftest import PYTHON
         ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "AMX"),
     ],
 )
-def test_the_instruction_set_is_the_best_that_there_is(flags, name):
+def test_the_instruction_set_is_the_best_that_there_is(monkeypatch, flags, name):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n\nprocessor\t: 1\nflags\t\t: {flags}\n"
     assert processor.instruction_set(cpuinfo) == name
+
+
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [
+        ("DEFAULT", "AMX"),
+        ("AVX512_CORE_AMX", "AMX"),
+        ("avx512_core_fp16", "AVX-512-BF16"),
+        ("AVX10_1_512", "AVX-512-BF16"),
+        ("AVX512_CORE_BF16", "AVX-512-BF16"),
+        ("AVX512_CORE_VNNI", "AVX-512"),
+        ("AVX2_VNNI", "AVX2"),
+        ("SSE41", "none of AVX2, AVX-512, AMX"),
+    ],
+)
+def test_what_products_may_not_use_is_not_in_use(monkeypatch, limit, name):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert processor.instruction_set("flags : avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n") == name
 
 
 def test_the_libraries_are_those_that_are_mapped():
