@@ -105,14 +105,14 @@ class LatentCache:
             self._vae = AutoencoderKL.from_pretrained(
                 self._model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
             ).eval()
+            # Channels last in memory would be a tenth faster, but then sums depend on the number of threads, and what N
+            # ranks learn is no longer what one learns.
             del self._vae.decoder
-            self._vae.to(memory_format=torch.channels_last)  # measured: a tenth faster at 512 pixels
         moments = torch.zeros(len(missing), 2, *self.shape)
         for i in range(self._rank, len(missing), self._world_size):
             picture, mirrored = missing[i]
             pixels = load_picture(self._pictures[picture], self._resolution, self._center_crop)
-            seen = (pixels.flip(-1) if mirrored else pixels)[None].contiguous(memory_format=torch.channels_last)
-            posterior = self._vae.encode(seen).latent_dist
+            posterior = self._vae.encode((pixels.flip(-1) if mirrored else pixels)[None]).latent_dist
             moments[i, 0], moments[i, 1] = posterior.mean[0], posterior.logvar[0]
         if self._sum is not None and self._world_size > 1:
             moments = self._sum(moments)
