@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,13 @@ class Cluster:
         done = self.playbook("train.yml", "--tags=launch_config", training_overwrite=True)
         said = done.communicate()[0]
         assert done.returncode == 0, said
+
+    def status(self) -> str:
+        """What status.yml prints, in one line."""
+        asked = self.playbook("status.yml", ansible_timeout=5)
+        said = " ".join(asked.communicate(timeout=120)[0].split())
+        assert asked.returncode == 0, said
+        return said
 
     def look(self, wait: float = 0) -> dict[str, Any]:
         """The run as the primary sees it."""
@@ -182,6 +190,9 @@ def link_down_for_good(cluster: Cluster) -> str:
         assert "node2 has not been heard of" in seen["state"]["failures"][0]["why"], seen
         assert "node2 did not come back" in seen["state"]["reason"], seen
         after = cluster.nothing_left(30, sshd=False)
+        status = cluster.status()
+        assert "node2 did not come back" in status, status
+        assert "node2 does not answer" in status, status
     finally:
         cluster.link("node2", "up")
     left = f"no rank, on the cut host too ({after:.0f} s later); there sshd keeps its end until TCP gives up"
@@ -272,6 +283,13 @@ def control_node_killed(cluster: Cluster) -> str:
     two = [cluster.playbook("train.yml", training_overwrite=True) for _ in range(2)]
     cluster.wait_for_step(before["progress"]["step"] + 30)
     time.sleep(45 if os.cpu_count() == 2 else 20)  # both follow by now
+    status = cluster.status()
+    assert "run faults is going on" in status, status
+    for host in ("node1", "node2"):
+        row = re.search(rf"- {host} +(?P<ranks>\d+) +(?P<cpu>\d+) +(?P<memory>\d+) ", status)
+        assert row, status
+        assert row["ranks"] == "1", status
+        assert int(row["memory"]) > 100, status  # MB; what a rank spends in half a second may be little, beside other work
     stop = cluster.playbook("stop.yml")
     said = stop.communicate(timeout=180)[0]
     assert stop.returncode == 0, said
