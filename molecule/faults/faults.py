@@ -289,7 +289,7 @@ def control_node_killed(cluster: Cluster) -> str:
         row = re.search(rf"- {host} +(?P<ranks>\d+) +(?P<cpu>\d+) +(?P<memory>\d+) ", status)
         assert row, status
         assert row["ranks"] == "1", status
-        assert int(row["memory"]) > 100, status  # MB; what a rank spends in half a second may be little, beside other work
+        assert int(row["memory"]) > 100, status  # MB
     stop = cluster.playbook("stop.yml")
     said = stop.communicate(timeout=180)[0]
     assert stop.returncode == 0, said
