@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that what is left for the end is short.
 SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
 
-.PHONY: $(SCENARIOS) faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
@@ -78,7 +78,7 @@ pytest-playbooks: dev-tools lab-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=20 --numprocesses auto --dist loadfile tests 2>&1 \
 	| tee .cache/pytest-playbooks.log
 
-pytest-python: dev-tools browser $(TEST_STAMP)
+pytest-python: dev-tools browser kernels $(TEST_STAMP)
 	cd python && PATH="$(TEST_ENV)/bin:$$PATH" $(TEST_PYTHON) -m pytest --durations=20 2>&1 | tee ../.cache/pytest-python.log
 
 lab: dev-tools lab-tools
@@ -97,23 +97,27 @@ lab-down:
 quickstart-test: dev-tools lab-tools
 	HOSTS=$(HOSTS) $(BIN)/python tests/quickstart.py
 
-toyworld: control-node $(TEST_STAMP)
+toyworld: control-node kernels $(TEST_STAMP)
 	$(TEST_PYTHON) python/make_toyworld.py --out toyworld
 
 # Figures, not tests. BENCH_ARGS='--ipex-python PATH' compares on an environment of the stack ipex too.
-bench: control-node $(TEST_STAMP)
+bench: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/training_step.py $(BENCH_PRELOAD) $(BENCH_ARGS)
 
-bench-toy: control-node $(TEST_STAMP)
+bench-toy: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/training_step.py --toyworld $(BENCH_PRELOAD) $(BENCH_ARGS)
 
 # Seconds and likeness of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
-bench-pictures: control-node $(TEST_STAMP)
+bench-pictures: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
 
 clean:
 	rm --recursive --force .venv .cache .ansible
 	find . -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache -o -name .ruff_cache | xargs --no-run-if-empty rm --recursive
+
+# Provisioning does so too; this is for those who call Python here.
+kernels: dev-tools
+	$(BIN)/python python/sdtune/kernels/build.py
 
 control-node:
 	@scripts/control-node.sh requirements.txt

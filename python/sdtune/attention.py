@@ -1,11 +1,11 @@
-"""Attention over long sequences, in blocks of matrix products that fit the cache.
+"""Attention over long sequences: on a matrix unit (AMX) in one kernel, elsewhere in matrix products that fit the cache.
 
 At 512 pixels the UNet's first blocks attend from 4,096 places to 4,096 places with heads of 40 numbers, a third of a
 training step. torch's flash kernel for CPUs works on tiles so small that its products stay far below the rate of a
-plain one. A block of 256 queries for every thread against the 4,096 keys of one head is 2 MB a core in bf16: it stays
-in the cache, and goes through the same oneDNN products as everything else. Only on a matrix unit (AMX) is torch's
-kernel faster, and only forwards. As in flash attention the backward pass computes the blocks again instead of keeping
-them (Dao et al., arXiv 2205.14135; blocks of whole rows do without its online softmax).
+plain one. With AMX all of it is done by :mod:`sdtune.kernels`. Without, a block of 256 queries for every thread against
+the 4,096 keys of one head is 2 MB a core in bf16: it stays in the cache, and goes through the same oneDNN products as
+everything else. As in flash attention the backward pass computes the blocks again instead of keeping them (Dao et al.,
+arXiv 2205.14135; blocks of whole rows do without its online softmax).
 
 ``python/bench/training_step.py`` measures a step with this and with torch's kernel.
 """
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 from torch.nn import functional as F
+
+from sdtune import kernels
 
 BLOCK = 2**20
 """Weights, queries x keys, at a time and thread: 2 MB in bf16, what a core's own cache holds."""
@@ -37,13 +39,9 @@ class _Blockwise(torch.autograd.Function):
     """softmax(q k^T) v of [heads, n, d], [heads, m, d], [heads, m, d]; q is scaled already."""
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, flash: bool) -> torch.Tensor:
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys = k.transpose(1, 2).contiguous()  # [heads, d, m]
         ctx.save_for_backward(q, keys, v)
-        if flash:
-            whole: torch.Tensor
-            whole, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q[None], k[None], v[None], scale=1.0)
-            return whole[0]
         values = _whole_vectors(v)
         out = q.new_empty(*q.shape[:2], values.shape[-1])
         for head in range(len(q)):
@@ -54,7 +52,7 @@ class _Blockwise(torch.autograd.Function):
         return out[..., : v.shape[-1]]
 
     @staticmethod
-    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, keys, v = ctx.saved_tensors
         d_out = d_outs[0].contiguous()
         values = v.transpose(1, 2).contiguous()  # [heads, d, m]
@@ -74,7 +72,7 @@ class _Blockwise(torch.autograd.Function):
                 torch.mm(d_logits, k[head], out=d_q[head, block])
                 d_keys[head] += its_q.t() @ d_logits
         d_k, d_v = (x.transpose(1, 2).to(q.dtype) for x in (d_keys, d_values))
-        return d_q[..., : q.shape[-1]], d_k, d_v, None
+        return d_q[..., : q.shape[-1]], d_k, d_v
 
 
 class _Recomputed(torch.autograd.Function):
@@ -93,7 +91,7 @@ class _Recomputed(torch.autograd.Function):
         return d_logits @ k, d_logits.transpose(1, 2) @ q, weights.transpose(1, 2) @ d_out
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, flash: bool = False) -> torch.Tensor:
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """softmax(scale * q k^T) v.
 
     Args:
@@ -101,7 +99,6 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *
         k: [heads, m, d].
         v: [heads, m, d].
         scale: usually d ** -0.5.
-        flash: let torch's kernel do the forward pass over many keys.
 
     Returns:
         [heads, n, d], of the type of ``q``; gradients go to all three.
@@ -110,20 +107,38 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *
     # The same number added to all logits of a query changes nothing, so keys may be taken about their mean: the logits
     # get smaller, and rounding them to bf16 costs less.
     k = k - k.mean(1, keepdim=True)
-    operands = q.contiguous(), k, v.contiguous()
-    out: torch.Tensor = (
-        _Recomputed.apply(*operands)  # type: ignore[no-untyped-call]
-        if k.shape[1] <= SMALL
-        else _Blockwise.apply(*operands, flash)  # type: ignore[no-untyped-call]
-    )
+    function = _Recomputed if k.shape[1] <= SMALL else _Blockwise
+    out: torch.Tensor = function.apply(q.contiguous(), k, v.contiguous())  # type: ignore[no-untyped-call]
     return out
 
 
-class BlockwiseProcessor:
-    """diffusers' attention processor that calls :func:`attention`; for UNets without masks, norms or added keys."""
+class _OnMatrixUnit(torch.autograd.Function):
+    """The same in one kernel, of [batch, n, heads * d], [batch, m, heads * d], [batch, m, heads * d]."""
 
-    def __init__(self, *, flash: bool = False) -> None:
-        self._flash = flash
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+        out, log_sums = kernels.attention_forward(q, k, v, heads, scale)
+        ctx.save_for_backward(q, k, v, out, log_sums)
+        ctx.arguments = heads, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, log_sums = ctx.saved_tensors
+        return *kernels.attention_backward(q, k, v, out, d_outs[0], log_sums, *ctx.arguments), None, None
+
+
+class BlockwiseProcessor:
+    """diffusers' attention processor with the attention of this module; for UNets without masks, norms or added keys.
+
+    Args:
+        matrix_unit: use the kernel for it, which needs AMX and bf16.
+    """
+
+    def __init__(self, *, matrix_unit: bool = False) -> None:
+        if matrix_unit:
+            kernels.check()
+        self._matrix_unit = matrix_unit
 
     def __call__(
         self,
@@ -136,8 +151,12 @@ class BlockwiseProcessor:
         if attention_mask is not None:
             raise NotImplementedError("the UNet of Stable Diffusion uses no mask")
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        k = attn.head_to_batch_dim(attn.to_k(context))
-        v = attn.head_to_batch_dim(attn.to_v(context))
-        out: torch.Tensor = attn.to_out[0](attn.batch_to_head_dim(attention(q, k, v, attn.scale, flash=self._flash)))
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        out: torch.Tensor
+        if self._matrix_unit:
+            out = _OnMatrixUnit.apply(q, k, v, attn.heads, attn.scale)  # type: ignore[no-untyped-call]
+        else:
+            q, k, v = (attn.head_to_batch_dim(x) for x in (q, k, v))
+            out = attn.batch_to_head_dim(attention(q, k, v, attn.scale))
+        out = attn.to_out[0](out)
         return out

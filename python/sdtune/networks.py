@@ -108,8 +108,7 @@ def load_frozen(job: Job) -> Frozen:
         dtype,
     )
     if job.training.attention == "blockwise":
-        # torch's kernel has small products, which are slow but on a matrix unit; its backward pass is slower even there
-        unet.set_attn_processor(BlockwiseProcessor(flash=computed_with_amx(job)))
+        unet.set_attn_processor(BlockwiseProcessor(matrix_unit=computed_with_amx(job)))
     use_frozen_ops(unet)
     if convolution_of(job) == "winograd":
         side = latent_side(model, job.data.resolution)

@@ -10,7 +10,7 @@ _LIMITS = {
     "AVX512": "AVX-512", "AVX2": "AVX2",
 }  # fmt: skip
 """What a value of ONEDNN_MAX_CPU_ISA that holds such a word lets torch's products use; the first that is found."""
-_LIBRARIES = ("libtcmalloc", "libiomp5", "libintel-ext-pt-cpu", "libccl.")
+_LIBRARIES = ("libtcmalloc", "libiomp5", "libintel-ext-pt-cpu", "libccl.", "attention-")
 
 
 def instruction_set(cpuinfo: str | None = None) -> str:
@@ -30,7 +30,7 @@ def instruction_set(cpuinfo: str | None = None) -> str:
 
 
 def libraries() -> list[str]:
-    """Files of gperftools' allocator, Intel's OpenMP, its extension and oneCCL that this process has mapped.
+    """Files of gperftools' allocator, Intel's OpenMP, its extension, oneCCL, our kernels that this process has mapped.
 
     What the kernel says, not what was asked for: a library in LD_PRELOAD that is missing is not among them.
     """

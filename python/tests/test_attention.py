@@ -1,12 +1,23 @@
 """The UNet's attention in blocks: the same numbers as torch's, forwards and backwards."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 from sdtune import attention as module
+from sdtune import kernels
 from sdtune.attention import BlockwiseProcessor, attention
+from sdtune.errors import BadInput
+from sdtune.kernels import build
+from sdtune.processor import instruction_set
+
+with_amx = pytest.mark.skipif(instruction_set() != "AMX", reason="this processor has no matrix unit")
 
 
 @pytest.fixture
@@ -26,13 +37,12 @@ def test_gradients_are_right(small_blocks, m):
     assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, 0.4), inputs(torch.float64, m=m))
 
 
-@pytest.mark.parametrize("flash", [False, True], ids=["blocks", "flash"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_it_equals_torchs_attention(dtype, tolerance, flash):
+def test_it_equals_torchs_attention(dtype, tolerance):
     q, k, v = inputs(dtype, n=1300, m=1300, d=40, heads=2)
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*wide)
-    ours = attention(q, k, v, 40**-0.5, flash=flash)
+    ours = attention(q, k, v, 40**-0.5)
     direction = torch.randn_like(expected)
     pairs = zip(
         (ours, *torch.autograd.grad(ours, (q, k, v), direction.to(dtype))),
@@ -62,3 +72,102 @@ def test_a_unet_says_the_same_with_it(untrained_model, small_blocks):
         expected = unet(noisy, torch.tensor([10, 900]), hidden).sample
         unet.set_attn_processor(BlockwiseProcessor())
         torch.testing.assert_close(unet(noisy, torch.tensor([10, 900]), hidden).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+@with_amx
+@pytest.mark.parametrize(
+    ("batch", "heads", "n", "m", "d"),
+    [
+        (1, 2, 1300, 1300, 40),  # no multiple of anything
+        (2, 3, 64, 77, 160),  # cross-attention, with the widest heads of Stable Diffusion 1.5
+        (1, 2, 256, 300, 64),
+        (3, 1, 1, 1, 8),
+        (1, 5, 33, 129, 80),
+    ],
+)
+def test_the_kernel_equals_exact_attention(batch, heads, n, m, d):
+    torch.manual_seed(0)
+    operands = [torch.randn(batch, places, heads * d).bfloat16().requires_grad_() for places in (n, m, m)]
+    exact = [x.detach().double().requires_grad_() for x in operands]
+    apart = [x.unflatten(-1, (heads, d)).transpose(1, 2) for x in exact]
+    scale = 2 * d**-0.5  # some weights near 1
+    expected = F.scaled_dot_product_attention(*apart, scale=scale).transpose(1, 2).flatten(2)
+    ours = module._OnMatrixUnit.apply(*operands, heads, scale)
+    direction = torch.randn(batch, n, heads * d).bfloat16()
+    pairs = zip(
+        (ours, *torch.autograd.grad(ours, operands, direction)),
+        (expected, *torch.autograd.grad(expected, exact, direction.double())),
+        strict=True,
+    )
+    for got, want in pairs:
+        assert got.dtype == torch.bfloat16
+        # one rounding of the weights, one of the result; a gradient that is exactly 0 may come out as rounding left it
+        assert (got - want).norm() < 5e-3 * want.norm() + 1e-2 * (want.norm() == 0)
+
+
+@with_amx
+def test_the_kernel_says_the_same_with_any_number_of_threads():
+    torch.manual_seed(0)
+    q, k, v, direction = (torch.randn(1, 700, 80).bfloat16() for _ in range(4))
+    before, said = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            out, log_sums = kernels.attention_forward(q, k, v, 2, 0.2)
+            said.append((out, *kernels.attention_backward(q, k, v, out, direction, log_sums, 2, 0.2)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for other in said[1:] for x, y in zip(said[0], other, strict=True))
+
+
+@with_amx
+def test_the_kernel_survives_large_logits():
+    torch.manual_seed(0)
+    q, k, v = (100 * torch.randn(1, 300, 64).bfloat16() for _ in range(3))
+    out, log_sums = kernels.attention_forward(q, k, v, 1, 1.0)
+    assert out.isfinite().all()
+    gradients = kernels.attention_backward(q, k, v, out, torch.randn_like(q), log_sums, 1, 1.0)
+    assert all(x.isfinite().all() for x in gradients)
+
+
+@with_amx
+def test_the_kernel_hands_on_a_nan():
+    q, k, v = (torch.randn(1, 64, 40).bfloat16() for _ in range(3))
+    q[0, 3, 0] = torch.nan
+    out, _ = kernels.attention_forward(q, k, v, 1, 1.0)
+    assert out[0, 3].isnan().all()
+    assert out[0, 4:].isfinite().all()
+
+
+@with_amx
+def test_a_unet_says_the_same_with_the_kernel(untrained_model):
+    unet = UNet2DConditionModel.from_pretrained(untrained_model, subfolder="unet").eval().bfloat16()
+    torch.manual_seed(0)
+    noisy, hidden = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 77, 128).bfloat16()
+    with torch.no_grad():
+        exact = unet.float()(noisy.float(), torch.tensor([10, 900]), hidden.float()).sample
+        unet.bfloat16()
+        theirs = unet(noisy, torch.tensor([10, 900]), hidden).sample
+        unet.set_attn_processor(BlockwiseProcessor(matrix_unit=True))
+        ours = unet(noisy, torch.tensor([10, 900]), hidden).sample
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+def test_kernels_of_another_source_are_refused_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "attention-0.so")
+    kernels._load.cache_clear()
+    try:
+        with pytest.raises(BadInput, match=r"attention-0\.so is not there: the kernels were not compiled"):
+            BlockwiseProcessor(matrix_unit=True)
+    finally:
+        kernels._load.cache_clear()
+
+
+def test_without_a_compiler_it_says_what_to_install(tmp_path):
+    """This environment is a host's, and has none."""
+    for name in ("build.py", "attention.c"):
+        shutil.copy(Path(build.__file__).with_name(name), tmp_path)
+    done = subprocess.run([sys.executable, tmp_path / "build.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "attention.c was not compiled; pip install -r requirements.txt brings the compiler, ziglang" in done.stderr
+    assert not list(tmp_path.glob("*.so"))

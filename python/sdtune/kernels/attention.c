@@ -1,0 +1,483 @@
+/* Attention forwards and backwards on Intel's matrix unit (AMX), in bf16 with sums in float32.
+
+   softmax(scale * q k^T) v, as in FlashAttention (Dao et al., arXiv 2205.14135): no weights are kept, and the backward
+   pass makes them again from the logarithms of their sums. What is computed is S^T = k q^T, a column a query: then P^T and
+   dS^T are, as they are computed, what the next products take from the left (dV = P^T dO, dK = dS^T q), and with two rows
+   woven into one what they take from the right (O^T = v^T P^T, dQ^T = k^T dS^T). Nothing is ever transposed.
+
+   q [batch, n, heads * d], k and v [batch, m, heads * d], bf16; so are the results. n, m, d: any, d up to 512.
+
+   A tile is 16 rows of 64 bytes: 16 x 32 numbers of a left operand, 16 pairs x 16 of a right one, 16 x 16 sums.
+
+   Threads are those of the OpenMP that is loaded already, torch's; so they stay on the cores where they are pinned. The
+   result is the same to the bit for any number of them. */
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+extern void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+
+typedef uint16_t bf16;
+enum { TILE = 16, STEP = 32, WORDS = TILE * TILE, KEYS = 128, QUERIES = 256, PARTS = 4 };
+#define LOG2E 1.44269504f
+
+typedef struct {
+    const bf16 *q, *k, *v, *out, *d_out;
+    float *log_sums; /* [batch * heads, n], base 2 */
+    bf16 *result, *d_q, *d_k, *d_v;
+    int64_t batch, heads, n, m, d;
+    float scale;
+    int64_t threads;
+    /* set by plan() */
+    int64_t groups;                     /* batch * heads */
+    int64_t steps, tiles;               /* of d: steps of a sum over d, tiles of a result */
+    int64_t block, n_pad, m_pad, parts; /* queries at a time; parts of the keys of a group */
+    size_t q_rows, q_tiles, k_rows, k_tiles, group_size, thread_size, part_size;
+    char *memory, *thread_memory, *part_memory;
+    int64_t next, tickets; /* of the threads */
+} call;
+
+static int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+static float of_bf16(bf16 x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+static bf16 to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fc0;
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static void use_tiles(void) {
+    struct {
+        uint8_t palette, start, none[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } __attribute__((packed)) config = {.palette = 1};
+    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = TILE;
+    _tile_loadconfig(&config);
+}
+
+/* tiles 0 1 / 2 3 += a0 / a1 times b0 b1, over steps; strides in bytes, steps in numbers of 2 and of 4 bytes */
+#define PRODUCT(a0, a1, a_stride, a_step, b0, b1, b_step, count)         \
+    for (int64_t s_ = 0; s_ < (count); s_++) {                           \
+        _tile_loadd(4, (a0) + s_ * (a_step), a_stride);                  \
+        _tile_loadd(6, (b0) + s_ * (b_step), 64);                        \
+        _tile_dpbf16ps(0, 4, 6);                                         \
+        _tile_loadd(7, (b1) + s_ * (b_step), 64);                        \
+        _tile_dpbf16ps(1, 4, 7);                                         \
+        _tile_loadd(5, (a1) + s_ * (a_step), a_stride);                  \
+        _tile_dpbf16ps(2, 5, 6);                                         \
+        _tile_dpbf16ps(3, 5, 7);                                         \
+    }
+/* the same where there is but one row of tiles, 0 1, or one column, 0 / 2 */
+#define PRODUCT_OF_ROW(a0, a_stride, a_step, b0, b1, b_step, count)      \
+    for (int64_t s_ = 0; s_ < (count); s_++) {                           \
+        _tile_loadd(4, (a0) + s_ * (a_step), a_stride);                  \
+        _tile_loadd(6, (b0) + s_ * (b_step), 64);                        \
+        _tile_dpbf16ps(0, 4, 6);                                         \
+        _tile_loadd(7, (b1) + s_ * (b_step), 64);                        \
+        _tile_dpbf16ps(1, 4, 7);                                         \
+    }
+#define PRODUCT_OF_COLUMN(a0, a1, a_stride, a_step, b0, b_step, count)   \
+    for (int64_t s_ = 0; s_ < (count); s_++) {                           \
+        _tile_loadd(4, (a0) + s_ * (a_step), a_stride);                  \
+        _tile_loadd(6, (b0) + s_ * (b_step), 64);                        \
+        _tile_dpbf16ps(0, 4, 6);                                         \
+        _tile_loadd(5, (a1) + s_ * (a_step), a_stride);                  \
+        _tile_dpbf16ps(2, 5, 6);                                         \
+    }
+#define ZERO_SUMS()                                                       \
+    do {                                                                 \
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);      \
+    } while (0)
+#define LOAD_SUMS(c0, c1, c2, c3)                                        \
+    do {                                                                 \
+        _tile_loadd(0, c0, 64); _tile_loadd(1, c1, 64);                  \
+        _tile_loadd(2, c2, 64); _tile_loadd(3, c3, 64);                  \
+    } while (0)
+#define STORE_SUMS(c0, c1, c2, c3)                                       \
+    do {                                                                 \
+        _tile_stored(0, c0, 64); _tile_stored(1, c1, 64);                \
+        _tile_stored(2, c2, 64); _tile_stored(3, c3, 64);                \
+    } while (0)
+
+/* 2^x to 4 parts in a million: a polynomial between whole powers; x below about -150 gives 0 */
+static inline __m512 power_of_2(__m512 x) {
+    const __m512 whole = _mm512_roundscale_ps(x, 8), part = _mm512_sub_ps(x, whole);
+    __m512 y = _mm512_set1_ps(9.6181291e-3f);
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.5504109e-2f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4022651e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9314718e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.f));
+    return _mm512_scalef_ps(y, whole);
+}
+
+/* two rows of 16, one number of each a word */
+static inline __m512i woven(__m256i above, __m256i below) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(above), _mm512_slli_epi32(_mm512_cvtepu16_epi32(below), 16));
+}
+
+/* ---- operands: what a product takes, prepared once for all blocks of a group ---- */
+
+/* [count, d] of a group -> [padded, steps * 32], zeros around it */
+static void copy_rows(const bf16 *x, int64_t stride, int64_t count, int64_t d, int64_t padded, int64_t steps, bf16 *out) {
+    memset(out, 0, (size_t)(padded * steps * STEP) * sizeof *out);
+    for (int64_t i = 0; i < count; i++) memcpy(out + i * steps * STEP, x + i * stride, (size_t)d * sizeof *out);
+}
+
+/* rows -> right operand of a sum over d: [padded / 16][steps] tiles */
+static void pack_for_sum_over_d(const bf16 *rows, int64_t padded, int64_t steps, uint32_t *out) {
+    const uint32_t *words = (const uint32_t *)rows;
+    for (int64_t i = 0; i < padded; i += TILE)
+        for (int64_t s = 0; s < steps; s++, out += WORDS)
+            for (int64_t r = 0; r < TILE; r++)
+                for (int64_t c = 0; c < TILE; c++) out[r * TILE + c] = words[((i + c) * steps + s) * TILE + r];
+}
+
+/* rows -> right operand of a sum over rows: [padded / 32][tiles] tiles */
+static void pack_for_sum_over_rows(const bf16 *rows, int64_t padded, int64_t steps, int64_t tiles, uint32_t *out) {
+    const int64_t width = steps * STEP;
+    for (int64_t i = 0; i < padded; i += STEP)
+        for (int64_t t = 0; t < tiles; t++, out += WORDS)
+            for (int64_t r = 0; r < TILE; r++)
+                for (int64_t c = 0; c < TILE; c++) {
+                    const bf16 *at = rows + (i + 2 * r) * width + t * TILE + c;
+                    out[r * TILE + c] = (uint32_t)at[0] | (uint32_t)at[width] << 16;
+                }
+}
+
+/* rows -> left operand, transposed, of a sum over rows: [padded / 32][tiles] tiles */
+static void pack_transposed(const bf16 *rows, int64_t padded, int64_t steps, int64_t tiles, bf16 *out) {
+    const int64_t width = steps * STEP;
+    for (int64_t i = 0; i < padded; i += STEP)
+        for (int64_t t = 0; t < tiles; t++, out += 2 * WORDS)
+            for (int64_t r = 0; r < TILE; r++)
+                for (int64_t c = 0; c < STEP; c++) out[r * STEP + c] = rows[(i + c) * width + t * TILE + r];
+}
+
+/* Where things lie in the memory of a group. */
+typedef struct {
+    uint32_t *q_over_d, *d_out_over_d, *q_over_rows, *d_out_over_rows;
+    bf16 *k_rows, *v_rows, *transposed; /* k backwards, v forwards */
+    float *log_sums, *deltas;
+    bf16 *rows; /* for packing */
+} group;
+
+static group group_of(const call *c, int64_t g) {
+    char *at = c->memory + c->group_size * (size_t)g;
+    group x;
+    x.q_over_d = (uint32_t *)at, at += c->q_rows;
+    x.k_rows = (bf16 *)at, at += c->k_rows;
+    x.v_rows = (bf16 *)at, at += c->k_rows;
+    x.transposed = (bf16 *)at, at += c->k_tiles;
+    x.rows = (bf16 *)at, at += c->q_rows;
+    x.d_out_over_d = (uint32_t *)at, at += c->q_rows;
+    x.q_over_rows = (uint32_t *)at, at += c->q_tiles;
+    x.d_out_over_rows = (uint32_t *)at, at += c->q_tiles;
+    x.log_sums = (float *)at, at += (size_t)c->n_pad * sizeof(float);
+    x.deltas = (float *)at;
+    return x;
+}
+
+static const bf16 *rows_of(const call *c, const bf16 *x, int64_t count, int64_t g) {
+    return x + g / c->heads * count * c->heads * c->d + g % c->heads * c->d;
+}
+
+static void prepare(void *data) {
+    call *c = data;
+    const int64_t stride = c->heads * c->d;
+    const int backward = c->d_out != NULL;
+    for (int64_t g; (g = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups;) {
+        const group x = group_of(c, g);
+        copy_rows(rows_of(c, c->q, c->n, g), stride, c->n, c->d, c->n_pad, c->steps, x.rows);
+        pack_for_sum_over_d(x.rows, c->n_pad, c->steps, x.q_over_d);
+        copy_rows(rows_of(c, c->k, c->m, g), stride, c->m, c->d, c->m_pad, c->steps, x.k_rows);
+        copy_rows(rows_of(c, c->v, c->m, g), stride, c->m, c->d, c->m_pad, c->steps, x.v_rows);
+        pack_transposed(backward ? x.k_rows : x.v_rows, c->m_pad, c->steps, c->tiles, x.transposed);
+        if (!backward) continue;
+        pack_for_sum_over_rows(x.rows, c->n_pad, c->steps, c->tiles, x.q_over_rows);
+        const bf16 *d_out = rows_of(c, c->d_out, c->n, g), *out = rows_of(c, c->out, c->n, g);
+        copy_rows(d_out, stride, c->n, c->d, c->n_pad, c->steps, x.rows);
+        pack_for_sum_over_d(x.rows, c->n_pad, c->steps, x.d_out_over_d);
+        pack_for_sum_over_rows(x.rows, c->n_pad, c->steps, c->tiles, x.d_out_over_rows);
+        for (int64_t i = 0; i < c->n_pad; i++) {
+            x.log_sums[i] = i < c->n ? c->log_sums[g * c->n + i] : 1e30f; /* weights of rows that are not there: 0 */
+            x.deltas[i] = 0.f;
+            for (int64_t e = 0; i < c->n && e < c->d; e++)
+                x.deltas[i] += of_bf16(d_out[i * stride + e]) * of_bf16(out[i * stride + e]);
+        }
+    }
+}
+
+/* ---- forwards ---- */
+
+static void forward_blocks(void *data) {
+    call *c = data;
+    char *mine = c->thread_memory + c->thread_size * (size_t)__atomic_fetch_add(&c->tickets, 1, __ATOMIC_RELAXED);
+    float *logits = (float *)mine;                                       /* [m_pad / 16][2] tiles */
+    uint32_t *weights = (uint32_t *)(logits + c->m_pad * 2 * TILE);      /* [m_pad / 32][2] tiles */
+    float *sums = (float *)(weights + c->m_pad * TILE);                  /* [2][2] tiles */
+    const int64_t stride = c->heads * c->d, blocks = c->n_pad / (2 * TILE), a_stride = c->steps * STEP * 2;
+    const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
+    use_tiles();
+    for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * blocks;) {
+        const int64_t g = task / blocks, first = task % blocks * 2 * TILE;
+        const group x = group_of(c, g);
+        const uint32_t *right = x.q_over_d + first / TILE * c->steps * WORDS;
+        __m512 most[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
+        for (int64_t j = 0; j < c->m_pad; j += 2 * TILE) {
+            const bf16 *left = x.k_rows + j * c->steps * STEP;
+            float *tile = logits + j / TILE * 2 * WORDS;
+            ZERO_SUMS();
+            PRODUCT(left, left + TILE * c->steps * STEP, a_stride, STEP, right, right + c->steps * WORDS, WORDS, c->steps)
+            STORE_SUMS(tile, tile + WORDS, tile + 2 * WORDS, tile + 3 * WORDS);
+            for (int64_t r = 0; r < 2 * TILE && j + r < c->m; r++)
+                for (int64_t y = 0; y < 2; y++)
+                    most[y] = _mm512_max_ps(most[y], _mm512_load_ps(tile + (r / TILE * 2 + y) * WORDS + r % TILE * TILE));
+        }
+        __m512 sum[2];
+        for (int64_t y = 0; y < 2; y++) {
+            sum[y] = _mm512_setzero_ps();
+            most[y] = _mm512_mul_ps(most[y], factor);
+            for (int64_t j = 0; j < c->m_pad; j += 2) {
+                __m256i pair[2];
+                for (int64_t u = 0; u < 2; u++) {
+                    const float *at = logits + ((j + u) / TILE * 2 + y) * WORDS + (j + u) % TILE * TILE;
+                    __m512 p = power_of_2(_mm512_fmsub_ps(_mm512_load_ps(at), factor, most[y]));
+                    if (j + u >= c->m) p = _mm512_setzero_ps();
+                    sum[y] = _mm512_add_ps(sum[y], p);
+                    pair[u] = (__m256i)_mm512_cvtneps_pbh(p);
+                }
+                _mm512_store_si512(weights + (j / STEP * 2 + y) * WORDS + j % STEP / 2 * TILE, woven(pair[0], pair[1]));
+            }
+        }
+        float most_of[2 * TILE], sum_of[2 * TILE];
+        for (int64_t y = 0; y < 2; y++) _mm512_storeu_ps(most_of + y * TILE, most[y]), _mm512_storeu_ps(sum_of + y * TILE, sum[y]);
+        bf16 *out = c->result + (rows_of(c, c->q, c->n, g) - c->q);
+        for (int64_t t = 0; t < c->tiles; t += 2) {
+            const bf16 *left = x.transposed + t * 2 * WORDS;
+            ZERO_SUMS();
+            if (t + 1 < c->tiles) {
+                PRODUCT(left, left + 2 * WORDS, 64, c->tiles * 2 * WORDS, weights, weights + WORDS, 2 * WORDS, c->m_pad / STEP)
+            } else {
+                PRODUCT_OF_ROW(left, 64, c->tiles * 2 * WORDS, weights, weights + WORDS, 2 * WORDS, c->m_pad / STEP)
+            }
+            STORE_SUMS(sums, sums + WORDS, sums + 2 * WORDS, sums + 3 * WORDS);
+            for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
+                for (int64_t e = t * TILE; e < (t + 2) * TILE && e < c->d; e++)
+                    out[(first + i) * stride + e] =
+                        to_bf16(sums[((e / TILE - t) * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE] / sum_of[i]);
+        }
+        for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
+            c->log_sums[g * c->n + first + i] = most_of[i] + log2f(sum_of[i]);
+    }
+    _tile_release();
+}
+
+/* ---- backwards ---- */
+
+/* sums [2][tiles] += left [32, block] times right [block / 32][tiles] */
+static inline void add_product(float *sums, const bf16 *left, int64_t block, const uint32_t *right, int64_t tiles) {
+    const bf16 *lower = left + TILE * block;
+    float *above = sums, *below = sums + tiles * WORDS;
+    int64_t t = 0;
+    for (; t + 1 < tiles; t += 2, above += 2 * WORDS, below += 2 * WORDS, right += 2 * WORDS) {
+        LOAD_SUMS(above, above + WORDS, below, below + WORDS);
+        PRODUCT(left, lower, block * 2, STEP, right, right + WORDS, tiles * WORDS, block / STEP)
+        STORE_SUMS(above, above + WORDS, below, below + WORDS);
+    }
+    if (t < tiles) {
+        _tile_loadd(0, above, 64);
+        _tile_loadd(2, below, 64);
+        PRODUCT_OF_COLUMN(left, lower, block * 2, STEP, right, tiles * WORDS, block / STEP)
+        _tile_stored(0, above, 64);
+        _tile_stored(2, below, 64);
+    }
+}
+
+static void write_rows(const float *sums, int64_t tiles, int64_t count, int64_t d, float scale, bf16 *out, int64_t stride) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t e = 0; e < d; e++)
+            out[i * stride + e] = to_bf16(scale * sums[(i / TILE * tiles + e / TILE) * WORDS + i % TILE * TILE + e % TILE]);
+}
+
+static void backward_parts(void *data) {
+    call *c = data;
+    char *mine = c->thread_memory + c->thread_size * (size_t)__atomic_fetch_add(&c->tickets, 1, __ATOMIC_RELAXED);
+    float *logits = (float *)mine, *products = logits + 4 * WORDS;     /* S^T and (dO v^T)^T of 32 x 32 */
+    uint32_t *d_logits_woven = (uint32_t *)(products + 4 * WORDS);     /* [KEYS / 32][block / 16] tiles */
+    bf16 *weights = (bf16 *)(d_logits_woven + KEYS / 2 * QUERIES);     /* P^T [KEYS, block] */
+    bf16 *d_logits = weights + KEYS * QUERIES;                         /* dS^T [KEYS, block] */
+    float *sums_v = (float *)(d_logits + KEYS * QUERIES);              /* [KEYS / 16][tiles] tiles */
+    float *sums_k = sums_v + KEYS * c->tiles * TILE;
+    const int64_t stride = c->heads * c->d, blocks = c->m_pad / KEYS, a_stride = c->steps * STEP * 2;
+    const int64_t row_tile = TILE * c->steps * STEP;
+    const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
+    use_tiles();
+    for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * c->parts;) {
+        const int64_t g = task / c->parts, part = task % c->parts;
+        const group x = group_of(c, g);
+        float *sums_q = (float *)(c->part_memory + c->part_size * (size_t)task); /* dQ^T: [n_pad / 32][tiles][2] tiles */
+        memset(sums_q, 0, c->part_size);
+        for (int64_t j = blocks * part / c->parts * KEYS; j < blocks * (part + 1) / c->parts * KEYS; j += KEYS) {
+            memset(sums_v, 0, (size_t)(2 * KEYS * c->tiles * TILE) * sizeof(float));
+            for (int64_t i = 0; i < c->n_pad; i += c->block) {
+                for (int64_t r0 = 0; r0 < KEYS; r0 += 2 * TILE)
+                    for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE) {
+                        const int64_t right = (i + c0) / TILE * c->steps * WORDS, left = (j + r0) * c->steps * STEP;
+                        const bf16 *k = x.k_rows + left, *v = x.v_rows + left;
+                        const uint32_t *q = x.q_over_d + right, *d_out = x.d_out_over_d + right;
+                        ZERO_SUMS();
+                        PRODUCT(k, k + row_tile, a_stride, STEP, q, q + c->steps * WORDS, WORDS, c->steps)
+                        STORE_SUMS(logits, logits + WORDS, logits + 2 * WORDS, logits + 3 * WORDS);
+                        ZERO_SUMS();
+                        PRODUCT(v, v + row_tile, a_stride, STEP, d_out, d_out + c->steps * WORDS, WORDS, c->steps)
+                        STORE_SUMS(products, products + WORDS, products + 2 * WORDS, products + 3 * WORDS);
+                        for (int64_t y = 0; y < 2; y++) {
+                            const __m512 log_sum = _mm512_loadu_ps(x.log_sums + i + c0 + y * TILE);
+                            const __m512 delta = _mm512_loadu_ps(x.deltas + i + c0 + y * TILE);
+                            uint32_t *tile = d_logits_woven + (r0 / STEP * (c->block / TILE) + c0 / TILE + y) * WORDS;
+                            for (int64_t r = 0; r < 2 * TILE; r += 2) {
+                                __m256i pair[2];
+                                for (int64_t u = 0; u < 2; u++) {
+                                    const int64_t at = (r / TILE * 2 + y) * WORDS + (r + u) % TILE * TILE;
+                                    const int64_t to = (r0 + r + u) * c->block + c0 + y * TILE;
+                                    const __m512 s = _mm512_load_ps(logits + at), z = _mm512_load_ps(products + at);
+                                    const __m512 p = power_of_2(_mm512_fmsub_ps(s, factor, log_sum));
+                                    pair[u] = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(p, _mm512_sub_ps(z, delta)));
+                                    _mm256_store_si256((__m256i *)(weights + to), (__m256i)_mm512_cvtneps_pbh(p));
+                                    _mm256_store_si256((__m256i *)(d_logits + to), pair[u]);
+                                }
+                                _mm512_store_si512(tile + r / 2 * TILE, woven(pair[0], pair[1]));
+                            }
+                        }
+                    }
+                for (int64_t r0 = 0; r0 < KEYS; r0 += 2 * TILE) {
+                    const int64_t sums = r0 * c->tiles * TILE, right = i / STEP * c->tiles * WORDS;
+                    add_product(sums_v + sums, weights + r0 * c->block, c->block, x.d_out_over_rows + right, c->tiles);
+                    add_product(sums_k + sums, d_logits + r0 * c->block, c->block, x.q_over_rows + right, c->tiles);
+                }
+                for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE) {
+                    const uint32_t *right = d_logits_woven + c0 * TILE;
+                    const bf16 *left = x.transposed + j / STEP * c->tiles * 2 * WORDS;
+                    float *sums = sums_q + (i + c0) / TILE * c->tiles * WORDS;
+                    const int64_t step = c->tiles * 2 * WORDS;
+                    int64_t t = 0;
+                    for (; t + 1 < c->tiles; t += 2, left += 4 * WORDS, sums += 4 * WORDS) {
+                        LOAD_SUMS(sums, sums + WORDS, sums + 2 * WORDS, sums + 3 * WORDS);
+                        PRODUCT(left, left + 2 * WORDS, 64, step, right, right + WORDS, c->block * TILE, KEYS / STEP)
+                        STORE_SUMS(sums, sums + WORDS, sums + 2 * WORDS, sums + 3 * WORDS);
+                    }
+                    if (t < c->tiles) {
+                        _tile_loadd(0, sums, 64);
+                        _tile_loadd(1, sums + WORDS, 64);
+                        PRODUCT_OF_ROW(left, 64, step, right, right + WORDS, c->block * TILE, KEYS / STEP)
+                        _tile_stored(0, sums, 64);
+                        _tile_stored(1, sums + WORDS, 64);
+                    }
+                }
+            }
+            const int64_t count = c->m - j < KEYS ? c->m - j : KEYS;
+            const int64_t at = rows_of(c, c->k, c->m, g) - c->k + j * stride;
+            write_rows(sums_v, c->tiles, count, c->d, 1.f, c->d_v + at, stride);
+            write_rows(sums_k, c->tiles, count, c->d, c->scale, c->d_k + at, stride);
+        }
+    }
+    _tile_release();
+}
+
+/* The parts of dQ^T, added up and turned. */
+static void backward_queries(void *data) {
+    call *c = data;
+    const int64_t pairs = c->n_pad / (2 * TILE), size = 2 * c->tiles * WORDS;
+    for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * pairs;) {
+        const int64_t g = task / pairs, pair = task % pairs;
+        float *sums = (float *)(c->part_memory + c->part_size * (size_t)(g * c->parts)) + pair * size;
+        for (int64_t p = 1; p < c->parts; p++) {
+            const float *more = (float *)(c->part_memory + c->part_size * (size_t)(g * c->parts + p)) + pair * size;
+            for (int64_t e = 0; e < size; e++) sums[e] += more[e];
+        }
+        bf16 *out = c->d_q + (rows_of(c, c->q, c->n, g) - c->q);
+        for (int64_t i = 0; i < 2 * TILE && pair * 2 * TILE + i < c->n; i++)
+            for (int64_t e = 0; e < c->d; e++)
+                out[(pair * 2 * TILE + i) * c->heads * c->d + e] =
+                    to_bf16(c->scale * sums[(e / TILE * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE]);
+    }
+}
+
+/* ---- doors ---- */
+
+static void run(call *c, void (*body)(void *)) {
+    c->next = c->tickets = 0;
+    GOMP_parallel(body, c, (unsigned)c->threads, 0);
+}
+
+static int plan(call *c) {
+    const int backward = c->d_out != NULL;
+    c->groups = c->batch * c->heads;
+    c->steps = up(c->d, STEP) / STEP, c->tiles = up(c->d, TILE) / TILE;
+    c->block = up(c->n, 2 * TILE) < QUERIES ? up(c->n, 2 * TILE) : QUERIES;
+    c->n_pad = up(c->n, c->block), c->m_pad = up(c->m, KEYS);
+    c->q_rows = (size_t)(c->n_pad * c->steps * STEP) * sizeof(bf16);
+    c->q_tiles = (size_t)(c->n_pad * c->tiles * TILE) * sizeof(bf16);
+    c->k_rows = (size_t)(c->m_pad * c->steps * STEP) * sizeof(bf16);
+    c->k_tiles = (size_t)(c->m_pad * c->tiles * TILE) * sizeof(bf16);
+    c->group_size = 2 * c->q_rows + 2 * c->k_rows + c->k_tiles;
+    if (backward) {
+        c->group_size += c->q_rows + 2 * c->q_tiles + (size_t)c->n_pad * 2 * sizeof(float);
+        c->thread_size = 8 * WORDS * 4 + KEYS * QUERIES * 6 + (size_t)(2 * KEYS * c->tiles * TILE) * 4;
+        /* the same for any number of threads, or sums would be rounded differently */
+        c->parts = c->m_pad / KEYS < PARTS ? c->m_pad / KEYS : PARTS;
+        c->part_size = (size_t)(c->n_pad * c->tiles * TILE) * 4;
+    } else {
+        c->thread_size = (size_t)(c->m_pad * 2 * TILE) * 4 + (size_t)(c->m_pad * TILE) * 4 + 4 * WORDS * 4;
+        c->parts = 0, c->part_size = 0;
+    }
+    c->group_size = (size_t)up((int64_t)c->group_size, 64);
+    const size_t groups = c->group_size * (size_t)c->groups, threads = c->thread_size * (size_t)c->threads;
+    c->memory = aligned_alloc(64, groups + threads + c->part_size * (size_t)(c->groups * c->parts));
+    c->thread_memory = c->memory + groups;
+    c->part_memory = c->thread_memory + threads;
+    return c->memory == NULL;
+}
+
+/* 0, or what the kernel answers to a process that asks for the unit's registers. */
+int sdtune_attention_allow(void) {
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 1 : 0;
+}
+
+/* 0, or 1: no memory. */
+int sdtune_attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, int64_t batch, int64_t heads, int64_t n,
+                             int64_t m, int64_t d, float scale, int64_t threads, bf16 *out, float *log_sums) {
+    call c = {.q = q, .k = k, .v = v, .result = out, .log_sums = log_sums, .batch = batch, .heads = heads, .n = n, .m = m,
+              .d = d, .scale = scale, .threads = threads};
+    if (plan(&c)) return 1;
+    run(&c, prepare);
+    run(&c, forward_blocks);
+    free(c.memory);
+    return 0;
+}
+
+int sdtune_attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *out, const bf16 *d_out,
+                              float *log_sums, int64_t batch, int64_t heads, int64_t n, int64_t m, int64_t d,
+                              float scale, int64_t threads, bf16 *d_q, bf16 *d_k, bf16 *d_v) {
+    call c = {.q = q, .k = k, .v = v, .out = out, .d_out = d_out, .log_sums = log_sums, .d_q = d_q, .d_k = d_k, .d_v = d_v,
+              .batch = batch, .heads = heads, .n = n, .m = m, .d = d, .scale = scale, .threads = threads};
+    if (plan(&c)) return 1;
+    run(&c, prepare);
+    run(&c, backward_parts);
+    run(&c, backward_queries);
+    free(c.memory);
+    return 0;
+}
