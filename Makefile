@@ -74,7 +74,7 @@ molecule-ipex: molecule-local # both work on this machine, in the same folders
 
 pytest: pytest-playbooks pytest-python
 
-pytest-playbooks: dev-tools lab-tools $(TEST_STAMP)
+pytest-playbooks: dev-tools lab-tools kernels $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=20 --numprocesses auto --dist loadfile tests 2>&1 \
 	| tee .cache/pytest-playbooks.log
 
@@ -115,7 +115,7 @@ clean:
 	rm --recursive --force .venv .cache .ansible
 	find . -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache -o -name .ruff_cache | xargs --no-run-if-empty rm --recursive
 
-# Provisioning does so too; this is for those who call Python here.
+# Provisioning does it too; this is for what is called here without.
 kernels: dev-tools
 	$(BIN)/python python/sdtune/kernels/build.py
 

@@ -11,6 +11,7 @@ import importlib
 import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 DEFAULT = "torch,accelerate,transformers,diffusers,safetensors,openvino,optimum.intel,sdtune"
@@ -48,6 +49,29 @@ def try_ipex() -> dict[str, str]:
     return found
 
 
+def try_kernels() -> str:
+    """Where they are used, on AMX: attention by the kernel and by torch.
+
+    Raises:
+        BadInput: it does not load.
+        RuntimeError: it says something else.
+    """
+    import torch
+
+    from sdtune.kernels import attention_forward
+    from sdtune.processor import instruction_set
+
+    if instruction_set() != "AMX":
+        return "not used, for this processor has no AMX"
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 300, 40).bfloat16() for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    difference = float((attention_forward(q, k, v, 1, 40**-0.5)[0].float() - expected).norm() / expected.norm())
+    if not difference < 5e-3:
+        raise RuntimeError(f"attention is off by {difference:.2%}")
+    return "works"
+
+
 def circumstances(asked: str) -> str:
     """A digest of what the answer depends on: the question, the finished environment, this code, the kernel, the CPU.
 
@@ -57,7 +81,8 @@ def circumstances(asked: str) -> str:
     if not mark.exists():
         return ""
     digest = hashlib.sha256(f"{asked} {platform.uname()} {mark.stat().st_mtime_ns}".encode())
-    for file in [mark, *sorted(Path(__file__).parent.rglob("*.py"))]:
+    code = [file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".c", ".so")]
+    for file in [mark, *sorted(code)]:
         digest.update(f"{file}\0".encode() + file.read_bytes())
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     digest.update("".join(sorted({line for line in cpu if line.startswith(("flags", "model name"))})).encode())
@@ -105,11 +130,14 @@ def main() -> None:
         else:
             versions[name] = str(getattr(module, "__version__", "present"))
     report = {**describe_host(), "packages": versions, "failed": failed}
+    tried: dict[str, Callable[[], object]] = {"kernels": try_kernels} if "sdtune" in versions else {}
     if args.ipex:
+        tried["ipex"] = try_ipex
+    for name, attempt in tried.items():
         try:
-            report["ipex"] = try_ipex()
+            report[name] = attempt()
         except Exception as error:  # noqa: BLE001 - as above
-            failed["ipex"] = " ".join(f"{type(error).__name__}: {error}".split())
+            failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
     text = json.dumps(report) if args.json else "\n".join(f"{k}: {v}" for k, v in report.items())
     if args.remember and now and not failed:
         remember(args.remember, now, text)

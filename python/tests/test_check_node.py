@@ -7,6 +7,8 @@ import sys
 import pytest
 
 import check_node
+from sdtune import kernels
+from sdtune.processor import instruction_set
 
 
 @pytest.fixture
@@ -51,3 +53,20 @@ def test_what_failed_or_is_unfinished_is_looked_at_each_time(check, tmp_path):
     check()
     (tmp_path / ".complete").unlink()
     assert check()[1]
+
+
+def test_the_kernels_are_tried_where_they_are_used(check, monkeypatch):
+    used = instruction_set() == "AMX"
+    assert check("sdtune")[0]["kernels"] == ("works" if used else "not used, for this processor has no AMX")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert check("sdtune,json")[0]["kernels"] == "not used, for this processor has no AMX"
+
+
+@pytest.mark.skipif(instruction_set() != "AMX", reason="this processor has no matrix unit")
+def test_kernels_that_do_not_load_are_a_failure(check, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "attention-0.so")
+    kernels._load.cache_clear()
+    try:
+        assert "attention-0.so is not there" in check("sdtune")[0]["failed"]["kernels"]
+    finally:
+        kernels._load.cache_clear()

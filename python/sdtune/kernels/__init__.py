@@ -3,14 +3,16 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sdtune.errors import BadInput
 from sdtune.kernels.build import library
 
-_POINTER, _LENGTH = ctypes.c_void_p, ctypes.c_int64
-_SHAPE = [_LENGTH] * 5 + [ctypes.c_float, _LENGTH]
+_POINTER: Any = ctypes.c_void_p
+_LENGTH: Any = ctypes.c_int64
+_SHAPE: list[Any] = [_LENGTH] * 5 + [ctypes.c_float, _LENGTH]
 
 
 def _share_openmp() -> None:

@@ -34,7 +34,7 @@ typedef struct {
     float scale;
     int64_t threads;
     /* set by plan() */
-    int64_t groups;                     /* batch * heads */
+    int64_t first, groups;              /* of batch * heads, those that are done at a time */
     int64_t steps, tiles;               /* of d: steps of a sum over d, tiles of a result */
     int64_t block, n_pad, m_pad, parts; /* queries at a time; parts of the keys of a group */
     size_t q_rows, q_tiles, k_rows, k_tiles, group_size, thread_size, part_size;
@@ -191,6 +191,7 @@ static group group_of(const call *c, int64_t g) {
 }
 
 static const bf16 *rows_of(const call *c, const bf16 *x, int64_t count, int64_t g) {
+    g += c->first;
     return x + g / c->heads * count * c->heads * c->d + g % c->heads * c->d;
 }
 
@@ -212,7 +213,7 @@ static void prepare(void *data) {
         pack_for_sum_over_d(x.rows, c->n_pad, c->steps, x.d_out_over_d);
         pack_for_sum_over_rows(x.rows, c->n_pad, c->steps, c->tiles, x.d_out_over_rows);
         for (int64_t i = 0; i < c->n_pad; i++) {
-            x.log_sums[i] = i < c->n ? c->log_sums[g * c->n + i] : 1e30f; /* weights of rows that are not there: 0 */
+            x.log_sums[i] = i < c->n ? c->log_sums[(c->first + g) * c->n + i] : 1e30f; /* weights of rows that are not there: 0 */
             x.deltas[i] = 0.f;
             for (int64_t e = 0; i < c->n && e < c->d; e++)
                 x.deltas[i] += of_bf16(d_out[i * stride + e]) * of_bf16(out[i * stride + e]);
@@ -280,7 +281,7 @@ static void forward_blocks(void *data) {
                         to_bf16(sums[((e / TILE - t) * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE] / sum_of[i]);
         }
         for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
-            c->log_sums[g * c->n + first + i] = most_of[i] + log2f(sum_of[i]);
+            c->log_sums[(c->first + g) * c->n + first + i] = most_of[i] + log2f(sum_of[i]);
     }
     _tile_release();
 }
@@ -418,14 +419,22 @@ static void backward_queries(void *data) {
 
 /* ---- doors ---- */
 
-static void run(call *c, void (*body)(void *)) {
-    c->next = c->tickets = 0;
-    GOMP_parallel(body, c, (unsigned)c->threads, 0);
+static void run(call *c, void (*const *bodies)(void *)) {
+    const int64_t all = c->batch * c->heads, at_a_time = c->groups;
+    for (c->first = 0; c->first < all; c->first += at_a_time) {
+        c->groups = all - c->first < at_a_time ? all - c->first : at_a_time;
+        for (int i = 0; bodies[i]; i++) {
+            c->next = c->tickets = 0;
+            GOMP_parallel(bodies[i], c, (unsigned)c->threads, 0);
+        }
+    }
+    free(c->memory);
 }
 
 static int plan(call *c) {
     const int backward = c->d_out != NULL;
-    c->groups = c->batch * c->heads;
+    /* enough for all threads to have work, and no more: each takes some MB */
+    c->groups = c->batch * c->heads < c->threads ? c->batch * c->heads : c->threads;
     c->steps = up(c->d, STEP) / STEP, c->tiles = up(c->d, TILE) / TILE;
     c->block = up(c->n, 2 * TILE) < QUERIES ? up(c->n, 2 * TILE) : QUERIES;
     c->n_pad = up(c->n, c->block), c->m_pad = up(c->m, KEYS);
@@ -463,9 +472,7 @@ int sdtune_attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, int64_
     call c = {.q = q, .k = k, .v = v, .result = out, .log_sums = log_sums, .batch = batch, .heads = heads, .n = n, .m = m,
               .d = d, .scale = scale, .threads = threads};
     if (plan(&c)) return 1;
-    run(&c, prepare);
-    run(&c, forward_blocks);
-    free(c.memory);
+    run(&c, (void (*const[])(void *)){prepare, forward_blocks, NULL});
     return 0;
 }
 
@@ -475,9 +482,6 @@ int sdtune_attention_backward(const bf16 *q, const bf16 *k, const bf16 *v, const
     call c = {.q = q, .k = k, .v = v, .out = out, .d_out = d_out, .log_sums = log_sums, .d_q = d_q, .d_k = d_k, .d_v = d_v,
               .batch = batch, .heads = heads, .n = n, .m = m, .d = d, .scale = scale, .threads = threads};
     if (plan(&c)) return 1;
-    run(&c, prepare);
-    run(&c, backward_parts);
-    run(&c, backward_queries);
-    free(c.memory);
+    run(&c, (void (*const[])(void *)){prepare, backward_parts, backward_queries, NULL});
     return 0;
 }

@@ -2,9 +2,9 @@
 
     python build.py
 
-Zig's C compiler, a Python package, cross-compiles: the library is for any x86-64 host with glibc 2.28 or newer, whatever
-the control node is. Prints the library's name when it was made, and nothing where it was there. Needs a Python 3.9 and
-nothing of sdtune.
+Zig's C compiler, a Python package, cross-compiles: the library is for any x86-64 host with glibc 2.28 or newer,
+whatever the control node is. Prints the library's name when it was made, and nothing where it was there. Needs a
+Python 3.9 and nothing of sdtune.
 """
 
 from __future__ import annotations
