@@ -112,7 +112,7 @@ bench-pictures: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
 
 clean:
-	rm --recursive --force .venv .cache .ansible
+	rm --recursive --force .venv .cache .ansible python/sdtune/kernels/*.so
 	find . -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache -o -name .ruff_cache | xargs --no-run-if-empty rm --recursive
 
 # Provisioning does it too; this is for what is called here without.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sdtune import kernels
@@ -124,6 +125,7 @@ class _OnMatrixUnit(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, log_sums = ctx.saved_tensors
         if out is None:

@@ -121,13 +121,52 @@ def test_the_kernel_says_the_same_with_any_number_of_threads():
 
 
 @with_amx
-def test_the_kernel_survives_large_logits():
+@pytest.mark.parametrize("m", [77, 300])
+@pytest.mark.parametrize("offset", [100, -100], ids=["far-above-0", "far-below-0"])
+def test_the_kernel_survives_large_logits(m, offset):
+    """What fills up a block of keys has logit 0, and must not count, however far from 0 the others are."""
     torch.manual_seed(0)
-    q, k, v = (100 * torch.randn(1, 300, 64).bfloat16() for _ in range(3))
-    out, log_sums = kernels.attention_forward(q, k, v, 1, 1.0)
-    assert out.isfinite().all()
-    gradients = kernels.attention_backward(q, k, v, out, torch.randn_like(q), log_sums, 1, 1.0)
-    assert all(x.isfinite().all() for x in gradients)
+    q, k, v = (torch.randn(1, places, 64).bfloat16().requires_grad_() for places in (90, m, m))
+    with torch.no_grad():
+        q += 1
+        k += offset / 8  # q k^T / 8 is about offset
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*exact)
+    ours = module._OnMatrixUnit.apply(q, k, v, 1, 64**-0.5)
+    direction = torch.randn(1, 90, 64).bfloat16()
+    gradients = torch.autograd.grad(ours, (q, k, v), direction)
+    wanted = torch.autograd.grad(expected, exact, direction.double())
+    assert (ours - expected).norm() < 1e-2 * expected.norm()
+    for got, want in zip(gradients, wanted, strict=True):
+        assert (got - want).norm() < 2e-2 * want.norm()
+
+
+@with_amx
+def test_the_kernel_takes_tensors_as_they_lie():
+    torch.manual_seed(0)
+    plain = [torch.randn(2, 40, 48).bfloat16() for _ in range(3)]
+    views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in plain]
+    plain = [x.requires_grad_() for x in plain]
+    results = []
+    for operands in (plain, views):
+        out = module._OnMatrixUnit.apply(*operands, 3, 0.25)
+        results.append([out, *torch.autograd.grad(out.float().sum(), operands)])  # an expanded gradient
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_operands_that_do_not_fit_are_refused():
+    q, k = torch.zeros(1, 4, 8, dtype=torch.bfloat16), torch.zeros(1, 5, 8, dtype=torch.bfloat16)
+    for operands, heads, why in (
+        ((q.float(), k, k), 1, "bf16"),
+        ((q, k, k[:, 1:]), 1, "do not belong together"),
+        ((q, k[..., 1:], k[..., 1:]), 1, "do not belong together"),
+        ((q, k, k), 3, "no 3 heads"),
+        ((q[:, :0], k, k), 1, "nothing"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            kernels.attention_forward(*operands, heads, 1.0)
+    with pytest.raises(ValueError, match="sums of another pass"):
+        kernels.attention_backward(q, k, k, q, q, torch.zeros(1, 3), 1, 1.0)
 
 
 @with_amx
@@ -161,6 +200,11 @@ def test_kernels_of_another_source_are_refused_by_name(monkeypatch, tmp_path):
             BlockwiseProcessor(matrix_unit=True)
     finally:
         kernels._load.cache_clear()
+
+
+def test_the_compiler_is_the_pinned_one():
+    lock = Path(__file__).parents[2] / "requirements.txt"
+    assert f"ziglang=={build.VERSION} " in lock.read_text()
 
 
 def test_without_a_compiler_it_says_what_to_install(tmp_path):

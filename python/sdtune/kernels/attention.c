@@ -5,7 +5,7 @@
    dS^T are, as they are computed, what the next products take from the left (dV = P^T dO, dK = dS^T q), and with two rows
    woven into one what they take from the right (O^T = v^T P^T, dQ^T = k^T dS^T). Nothing is ever transposed.
 
-   q [batch, n, heads * d], k and v [batch, m, heads * d], bf16; so are the results. n, m, d: any, d up to 512.
+   q [batch, n, heads * d], k and v [batch, m, heads * d], bf16; so are the results. n, m, d: any but 0.
 
    A tile is 16 rows of 64 bytes: 16 x 32 numbers of a left operand, 16 pairs x 16 of a right one, 16 x 16 sums.
 
@@ -112,14 +112,14 @@ static void use_tiles(void) {
         _tile_stored(2, c2, 64); _tile_stored(3, c3, 64);                \
     } while (0)
 
-/* 2^x to 4 parts in a million: a polynomial between whole powers; x below about -150 gives 0 */
+/* 2^x to 3 parts in a million: a polynomial between whole powers; x below about -150 gives 0 */
 static inline __m512 power_of_2(__m512 x) {
     const __m512 whole = _mm512_roundscale_ps(x, 8), part = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(9.6181291e-3f);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.5504109e-2f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4022651e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9314718e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.f));
+    __m512 y = _mm512_set1_ps(9.5701e-3f);
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.591786e-2f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4024745e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9312181e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.9999926e-1f));
     return _mm512_scalef_ps(y, whole);
 }
 
@@ -157,20 +157,28 @@ static void pack_for_sum_over_rows(const bf16 *rows, int64_t padded, int64_t ste
                 }
 }
 
-/* rows -> left operand, transposed, of a sum over rows: [padded / 32][tiles] tiles */
-static void pack_transposed(const bf16 *rows, int64_t padded, int64_t steps, int64_t tiles, bf16 *out) {
+/* rows -> left operand, transposed, of a sum over rows, less that of the mean [tiles * 16]: [padded / 32][tiles] tiles */
+static void pack_transposed(const bf16 *rows, int64_t padded, int64_t steps, int64_t tiles, const float *mean, bf16 *out) {
     const int64_t width = steps * STEP;
     for (int64_t i = 0; i < padded; i += STEP)
         for (int64_t t = 0; t < tiles; t++, out += 2 * WORDS)
             for (int64_t r = 0; r < TILE; r++)
-                for (int64_t c = 0; c < STEP; c++) out[r * STEP + c] = rows[(i + c) * width + t * TILE + r];
+                for (int64_t c = 0; c < STEP; c++)
+                    out[r * STEP + c] = to_bf16(of_bf16(rows[(i + c) * width + t * TILE + r]) - mean[t * TILE + r]);
+}
+
+static void mean_of_rows(const bf16 *rows, int64_t count, int64_t width, float *mean) {
+    memset(mean, 0, (size_t)width * sizeof *mean);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t e = 0; e < width; e++) mean[e] += of_bf16(rows[i * width + e]);
+    for (int64_t e = 0; e < width; e++) mean[e] /= (float)count;
 }
 
 /* Where things lie in the memory of a group. */
 typedef struct {
     uint32_t *q_over_d, *d_out_over_d, *q_over_rows, *d_out_over_rows;
     bf16 *k_rows, *v_rows, *transposed; /* k backwards, v forwards */
-    float *log_sums, *deltas;
+    float *mean, *log_sums, *deltas;
     bf16 *rows; /* for packing */
 } group;
 
@@ -182,6 +190,7 @@ static group group_of(const call *c, int64_t g) {
     x.v_rows = (bf16 *)at, at += c->k_rows;
     x.transposed = (bf16 *)at, at += c->k_tiles;
     x.rows = (bf16 *)at, at += c->q_rows;
+    x.mean = (float *)at, at += (size_t)(c->steps * STEP) * sizeof(float);
     x.d_out_over_d = (uint32_t *)at, at += c->q_rows;
     x.q_over_rows = (uint32_t *)at, at += c->q_tiles;
     x.d_out_over_rows = (uint32_t *)at, at += c->q_tiles;
@@ -205,8 +214,15 @@ static void prepare(void *data) {
         pack_for_sum_over_d(x.rows, c->n_pad, c->steps, x.q_over_d);
         copy_rows(rows_of(c, c->k, c->m, g), stride, c->m, c->d, c->m_pad, c->steps, x.k_rows);
         copy_rows(rows_of(c, c->v, c->m, g), stride, c->m, c->d, c->m_pad, c->steps, x.v_rows);
-        pack_transposed(backward ? x.k_rows : x.v_rows, c->m_pad, c->steps, c->tiles, x.transposed);
-        if (!backward) continue;
+        if (!backward) {
+            memset(x.mean, 0, (size_t)(c->steps * STEP) * sizeof *x.mean);
+            pack_transposed(x.v_rows, c->m_pad, c->steps, c->tiles, x.mean, x.transposed);
+            continue;
+        }
+        /* A row of dS sums to 0, so keys may be taken about their mean in dQ = dS k. Keys far from 0, as trained networks have
+           them, would else multiply what rounding left of that 0. */
+        mean_of_rows(x.k_rows, c->m, c->steps * STEP, x.mean);
+        pack_transposed(x.k_rows, c->m_pad, c->steps, c->tiles, x.mean, x.transposed);
         pack_for_sum_over_rows(x.rows, c->n_pad, c->steps, c->tiles, x.q_over_rows);
         const bf16 *d_out = rows_of(c, c->d_out, c->n, g), *out = rows_of(c, c->out, c->n, g);
         copy_rows(d_out, stride, c->n, c->d, c->n_pad, c->steps, x.rows);
@@ -229,7 +245,7 @@ static void forward_blocks(void *data) {
     float *logits = (float *)mine;                                       /* [m_pad / 16][2] tiles */
     uint32_t *weights = (uint32_t *)(logits + c->m_pad * 2 * TILE);      /* [m_pad / 32][2] tiles */
     float *sums = (float *)(weights + c->m_pad * TILE);                  /* [2][2] tiles */
-    const int64_t stride = c->heads * c->d, blocks = c->n_pad / (2 * TILE), a_stride = c->steps * STEP * 2;
+    const int64_t stride = c->heads * c->d, blocks = up(c->n, 2 * TILE) / (2 * TILE), a_stride = c->steps * STEP * 2;
     const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
     use_tiles();
     for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * blocks;) {
@@ -355,7 +371,9 @@ static void backward_parts(void *data) {
                                     const int64_t at = (r / TILE * 2 + y) * WORDS + (r + u) % TILE * TILE;
                                     const int64_t to = (r0 + r + u) * c->block + c0 + y * TILE;
                                     const __m512 s = _mm512_load_ps(logits + at), z = _mm512_load_ps(products + at);
-                                    const __m512 p = power_of_2(_mm512_fmsub_ps(s, factor, log_sum));
+                                    /* a key that is not there has logit 0, which may be far above all others */
+                                    const __m512 p = j + r0 + r + u < c->m ? power_of_2(_mm512_fmsub_ps(s, factor, log_sum))
+                                                                           : _mm512_setzero_ps();
                                     pair[u] = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(p, _mm512_sub_ps(z, delta)));
                                     _mm256_store_si256((__m256i *)(weights + to), (__m256i)_mm512_cvtneps_pbh(p));
                                     _mm256_store_si256((__m256i *)(d_logits + to), pair[u]);
@@ -442,7 +460,7 @@ static int plan(call *c) {
     c->q_tiles = (size_t)(c->n_pad * c->tiles * TILE) * sizeof(bf16);
     c->k_rows = (size_t)(c->m_pad * c->steps * STEP) * sizeof(bf16);
     c->k_tiles = (size_t)(c->m_pad * c->tiles * TILE) * sizeof(bf16);
-    c->group_size = 2 * c->q_rows + 2 * c->k_rows + c->k_tiles;
+    c->group_size = 2 * c->q_rows + 2 * c->k_rows + c->k_tiles + (size_t)(c->steps * STEP) * sizeof(float);
     if (backward) {
         c->group_size += c->q_rows + 2 * c->q_tiles + (size_t)c->n_pad * 2 * sizeof(float);
         c->thread_size = 8 * WORDS * 4 + KEYS * QUERIES * 6 + (size_t)(2 * KEYS * c->tiles * TILE) * 4;
