@@ -50,7 +50,7 @@ def try_ipex() -> dict[str, str]:
 
 
 def try_kernels() -> str:
-    """Where they are used, on AMX: attention by the kernel and by torch, and its gradients.
+    """Where there are some for this processor: attention by the kernel and by torch, and its gradients.
 
     Raises:
         BadInput: it does not load.
@@ -58,11 +58,11 @@ def try_kernels() -> str:
     """
     import torch
 
-    from sdtune.kernels import attention_backward, attention_forward
+    from sdtune.kernels import attention_backward, attention_forward, usable
     from sdtune.processor import instruction_set
 
-    if instruction_set() != "AMX":
-        return "not used, for this processor has no AMX"
+    if not usable():
+        return f"not used: they are not for {instruction_set()}"
     torch.manual_seed(0)
     q, k, v, direction = (torch.randn(1, 300, 40).bfloat16() for _ in range(4))
     exact = [x.float().requires_grad_() for x in (q, k, v)]
@@ -85,7 +85,7 @@ def circumstances(asked: str) -> str:
     if not mark.exists():
         return ""
     digest = hashlib.sha256(f"{asked} {platform.uname()} {mark.stat().st_mtime_ns}".encode())
-    code = [file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".c", ".so")]
+    code = [file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".c", ".h", ".so")]
     for file in [mark, *sorted(code)]:
         digest.update(f"{file}\0".encode() + file.read_bytes())
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,11 +1,12 @@
-"""Attention over long sequences: on a matrix unit (AMX) in one kernel, elsewhere in matrix products that fit the cache.
+"""Attention over long sequences: in bf16 by one kernel, elsewhere in matrix products that fit the cache.
 
 At 512 pixels the UNet's first blocks attend from 4,096 places to 4,096 places with heads of 40 numbers, a third of a
 training step. torch's flash kernel for CPUs works on tiles so small that its products stay far below the rate of a
-plain one. With AMX all of it is done by :mod:`sdtune.kernels`. Without, a block of 256 queries for every thread against
-the 4,096 keys of one head is 2 MB a core in bf16: it stays in the cache, and goes through the same oneDNN products as
-everything else. As in flash attention the backward pass computes the blocks again instead of keeping them (Dao et al.,
-arXiv 2205.14135; blocks of whole rows do without its online softmax).
+plain one. In bf16, on processors that have instructions for it, all of it is done by :mod:`sdtune.kernels`. Elsewhere
+a block of 256 queries for every thread against the 4,096 keys of one head goes through the same oneDNN products as
+everything else; in bf16 it would be 2 MB, what a core's cache holds. As in flash attention the backward pass computes
+the blocks again instead of keeping them (Dao et al., arXiv 2205.14135; blocks of whole rows do without its online
+softmax).
 
 ``python/bench/training_step.py`` measures a step with this and with torch's kernel.
 """
@@ -113,7 +114,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
     return out
 
 
-class _OnMatrixUnit(torch.autograd.Function):
+class _InOneKernel(torch.autograd.Function):
     """The same in one kernel, of [batch, n, heads * d], [batch, m, heads * d], [batch, m, heads * d]."""
 
     @staticmethod
@@ -137,13 +138,13 @@ class BlockwiseProcessor:
     """diffusers' attention processor with the attention of this module; for UNets without masks, norms or added keys.
 
     Args:
-        matrix_unit: use the kernel for it, which needs AMX and bf16.
+        kernel: use that of :mod:`sdtune.kernels`, which is for bf16.
     """
 
-    def __init__(self, *, matrix_unit: bool = False) -> None:
-        if matrix_unit:
+    def __init__(self, *, kernel: bool = False) -> None:
+        if kernel:
             kernels.check()
-        self._matrix_unit = matrix_unit
+        self._kernel = kernel
 
     def __call__(
         self,
@@ -158,8 +159,8 @@ class BlockwiseProcessor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         out: torch.Tensor
-        if self._matrix_unit:
-            out = _OnMatrixUnit.apply(q, k, v, attn.heads, attn.scale)  # type: ignore[no-untyped-call]
+        if self._kernel:
+            out = _InOneKernel.apply(q, k, v, attn.heads, attn.scale)  # type: ignore[no-untyped-call]
         else:
             q, k, v = (attn.head_to_batch_dim(x) for x in (q, k, v))
             out = attn.batch_to_head_dim(attention(q, k, v, attn.scale))

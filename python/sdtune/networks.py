@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
+from sdtune import kernels
 from sdtune.attention import BlockwiseProcessor
 from sdtune.checkpoint import model_fingerprint
 from sdtune.config import Job
@@ -65,17 +66,13 @@ def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2D
     return optimized
 
 
-def computed_with_amx(job: Job) -> bool:
-    """Whether products of the frozen networks go to this processor's matrix unit: then few things else cost time."""
-    return job.training.mixed_precision == "bf16" and instruction_set() == "AMX"
-
-
 def convolution_of(job: Job) -> Literal["winograd", "direct"]:
     """What ``convolution: auto`` comes to on this host."""
     asked = job.training.convolution
     if asked != "auto":
         return asked
-    return "direct" if computed_with_amx(job) else "winograd"
+    # on a matrix unit products cost less than Winograd's transforms
+    return "direct" if job.training.mixed_precision == "bf16" and instruction_set() == "AMX" else "winograd"
 
 
 def load_frozen(job: Job) -> Frozen:
@@ -108,12 +105,14 @@ def load_frozen(job: Job) -> Frozen:
         dtype,
     )
     if job.training.attention == "blockwise":
-        unet.set_attn_processor(BlockwiseProcessor(matrix_unit=computed_with_amx(job)))
+        unet.set_attn_processor(BlockwiseProcessor(kernel=dtype is torch.bfloat16 and kernels.usable()))
     use_frozen_ops(unet)
     if convolution_of(job) == "winograd":
         side = latent_side(model, job.data.resolution)
-        kernels = map_tensors(lambda: winograd_kernels(unet, side), cache, f"unet-winograd-{side}", fingerprint, dtype)
-        use_winograd(unet, kernels)
+        transformed = map_tensors(
+            lambda: winograd_kernels(unet, side), cache, f"unet-winograd-{side}", fingerprint, dtype
+        )
+        use_winograd(unet, transformed)
     if job.software_stack == "ipex":
         unet = optimize_with_ipex(unet, dtype)
     embedding = install(text_encoder, ids, start)

@@ -17,7 +17,19 @@ from sdtune.errors import BadInput
 from sdtune.kernels import build
 from sdtune.processor import instruction_set
 
-with_amx = pytest.mark.skipif(instruction_set() != "AMX", reason="this processor has no matrix unit")
+LIMITS = {"AMX": "", "AVX-512-BF16": "AVX512_CORE_BF16"}
+"""What tells a processor that has more to use a set of instructions."""
+
+
+@pytest.fixture(params=build.PROCESSORS)
+def the_kernel(request, monkeypatch):
+    """The kernel for a set of instructions, of those that this processor has."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", LIMITS[request.param])
+    if instruction_set() != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    kernels._load.cache_clear()
+    yield
+    kernels._load.cache_clear()
 
 
 @pytest.fixture
@@ -74,7 +86,6 @@ def test_a_unet_says_the_same_with_it(untrained_model, small_blocks):
         torch.testing.assert_close(unet(noisy, torch.tensor([10, 900]), hidden).sample, expected, rtol=1e-4, atol=1e-5)
 
 
-@with_amx
 @pytest.mark.parametrize(
     ("batch", "heads", "n", "m", "d"),
     [
@@ -85,14 +96,14 @@ def test_a_unet_says_the_same_with_it(untrained_model, small_blocks):
         (1, 5, 33, 129, 80),
     ],
 )
-def test_the_kernel_equals_exact_attention(batch, heads, n, m, d):
+def test_the_kernel_equals_exact_attention(the_kernel, batch, heads, n, m, d):
     torch.manual_seed(0)
     operands = [torch.randn(batch, places, heads * d).bfloat16().requires_grad_() for places in (n, m, m)]
     exact = [x.detach().double().requires_grad_() for x in operands]
     apart = [x.unflatten(-1, (heads, d)).transpose(1, 2) for x in exact]
     scale = 2 * d**-0.5  # some weights near 1
     expected = F.scaled_dot_product_attention(*apart, scale=scale).transpose(1, 2).flatten(2)
-    ours = module._OnMatrixUnit.apply(*operands, heads, scale)
+    ours = module._InOneKernel.apply(*operands, heads, scale)
     direction = torch.randn(batch, n, heads * d).bfloat16()
     pairs = zip(
         (ours, *torch.autograd.grad(ours, operands, direction)),
@@ -105,8 +116,7 @@ def test_the_kernel_equals_exact_attention(batch, heads, n, m, d):
         assert (got - want).norm() < 5e-3 * want.norm() + 1e-2 * (want.norm() == 0)
 
 
-@with_amx
-def test_the_kernel_says_the_same_with_any_number_of_threads():
+def test_the_kernel_says_the_same_with_any_number_of_threads(the_kernel):
     torch.manual_seed(0)
     q, k, v, direction = (torch.randn(1, 700, 80).bfloat16() for _ in range(4))
     before, said = torch.get_num_threads(), []
@@ -120,10 +130,9 @@ def test_the_kernel_says_the_same_with_any_number_of_threads():
     assert all(torch.equal(x, y) for other in said[1:] for x, y in zip(said[0], other, strict=True))
 
 
-@with_amx
 @pytest.mark.parametrize("m", [77, 300])
 @pytest.mark.parametrize("offset", [100, -100], ids=["far-above-0", "far-below-0"])
-def test_the_kernel_survives_large_logits(m, offset):
+def test_the_kernel_survives_large_logits(the_kernel, m, offset):
     """What fills up a block of keys has logit 0, and must not count, however far from 0 the others are."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, places, 64).bfloat16().requires_grad_() for places in (90, m, m))
@@ -132,7 +141,7 @@ def test_the_kernel_survives_large_logits(m, offset):
         k += offset / 8  # q k^T / 8 is about offset
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*exact)
-    ours = module._OnMatrixUnit.apply(q, k, v, 1, 64**-0.5)
+    ours = module._InOneKernel.apply(q, k, v, 1, 64**-0.5)
     direction = torch.randn(1, 90, 64).bfloat16()
     gradients = torch.autograd.grad(ours, (q, k, v), direction)
     wanted = torch.autograd.grad(expected, exact, direction.double())
@@ -141,15 +150,14 @@ def test_the_kernel_survives_large_logits(m, offset):
         assert (got - want).norm() < 2e-2 * want.norm()
 
 
-@with_amx
-def test_the_kernel_takes_tensors_as_they_lie():
+def test_the_kernel_takes_tensors_as_they_lie(the_kernel):
     torch.manual_seed(0)
     plain = [torch.randn(2, 40, 48).bfloat16() for _ in range(3)]
     views = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in plain]
     plain = [x.requires_grad_() for x in plain]
     results = []
     for operands in (plain, views):
-        out = module._OnMatrixUnit.apply(*operands, 3, 0.25)
+        out = module._InOneKernel.apply(*operands, 3, 0.25)
         results.append([out, *torch.autograd.grad(out.float().sum(), operands)])  # an expanded gradient
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
@@ -169,8 +177,7 @@ def test_operands_that_do_not_fit_are_refused():
         kernels.attention_backward(q, k, k, q, q, torch.zeros(1, 3), 1, 1.0)
 
 
-@with_amx
-def test_the_kernel_hands_on_a_nan():
+def test_the_kernel_hands_on_a_nan(the_kernel):
     q, k, v = (torch.randn(1, 64, 40).bfloat16() for _ in range(3))
     q[0, 3, 0] = torch.nan
     out, _ = kernels.attention_forward(q, k, v, 1, 1.0)
@@ -178,8 +185,7 @@ def test_the_kernel_hands_on_a_nan():
     assert out[0, 4:].isfinite().all()
 
 
-@with_amx
-def test_a_unet_says_the_same_with_the_kernel(untrained_model):
+def test_a_unet_says_the_same_with_the_kernel(the_kernel, untrained_model):
     unet = UNet2DConditionModel.from_pretrained(untrained_model, subfolder="unet").eval().bfloat16()
     torch.manual_seed(0)
     noisy, hidden = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 77, 128).bfloat16()
@@ -187,19 +193,27 @@ def test_a_unet_says_the_same_with_the_kernel(untrained_model):
         exact = unet.float()(noisy.float(), torch.tensor([10, 900]), hidden.float()).sample
         unet.bfloat16()
         theirs = unet(noisy, torch.tensor([10, 900]), hidden).sample
-        unet.set_attn_processor(BlockwiseProcessor(matrix_unit=True))
+        unet.set_attn_processor(BlockwiseProcessor(kernel=True))
         ours = unet(noisy, torch.tensor([10, 900]), hidden).sample
     assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
 
 
 def test_kernels_of_another_source_are_refused_by_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "attention-0.so")
+    monkeypatch.setattr(kernels, "instruction_set", lambda: "AMX")
+    monkeypatch.setattr(kernels, "library", lambda _: tmp_path / "attention-0.so")
     kernels._load.cache_clear()
     try:
         with pytest.raises(BadInput, match=r"attention-0\.so is not there: the kernels were not compiled"):
-            BlockwiseProcessor(matrix_unit=True)
+            BlockwiseProcessor(kernel=True)
     finally:
         kernels._load.cache_clear()
+
+
+def test_a_processor_without_kernels_is_told(monkeypatch):
+    monkeypatch.setattr(kernels, "instruction_set", lambda: "AVX2")
+    kernels._load.cache_clear()
+    with pytest.raises(BadInput, match="for AMX and AVX-512-BF16, not for this processor, which has AVX2"):
+        BlockwiseProcessor(kernel=True)
 
 
 def test_the_compiler_is_the_pinned_one():
@@ -209,7 +223,7 @@ def test_the_compiler_is_the_pinned_one():
 
 def test_without_a_compiler_it_says_what_to_install(tmp_path):
     """This environment is a host's, and has none."""
-    for name in ("build.py", "attention.c"):
+    for name in ("build.py", build.SOURCE.name, *build.HEADERS):
         shutil.copy(Path(build.__file__).with_name(name), tmp_path)
     done = subprocess.run([sys.executable, tmp_path / "build.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -56,15 +56,15 @@ def test_what_failed_or_is_unfinished_is_looked_at_each_time(check, tmp_path):
 
 
 def test_the_kernels_are_tried_where_they_are_used(check, monkeypatch):
-    used = instruction_set() == "AMX"
-    assert check("sdtune")[0]["kernels"] == ("works" if used else "not used, for this processor has no AMX")
+    used = kernels.usable()
+    assert check("sdtune")[0]["kernels"] == ("works" if used else f"not used: they are not for {instruction_set()}")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert check("sdtune,json")[0]["kernels"] == "not used, for this processor has no AMX"
+    assert check("sdtune,json")[0]["kernels"] == "not used: they are not for AVX2"
 
 
-@pytest.mark.skipif(instruction_set() != "AMX", reason="this processor has no matrix unit")
+@pytest.mark.skipif(not kernels.usable(), reason="this processor has no instructions for bf16")
 def test_kernels_that_do_not_load_are_a_failure(check, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "attention-0.so")
+    monkeypatch.setattr(kernels, "library", lambda _: tmp_path / "attention-0.so")
     kernels._load.cache_clear()
     try:
         assert "attention-0.so is not there" in check("sdtune")[0]["failed"]["kernels"]

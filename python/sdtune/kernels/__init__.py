@@ -1,4 +1,4 @@
-"""Kernels in C for what torch does slowly: attention on Intel's matrix unit. ``build.py`` compiles them."""
+"""Kernels in C for what torch does slowly: attention in bf16, with AMX or AVX-512. ``build.py`` compiles them."""
 
 import ctypes
 import functools
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from sdtune.errors import BadInput
-from sdtune.kernels.build import library
+from sdtune.kernels.build import PROCESSORS, library
+from sdtune.processor import instruction_set
 
 _POINTER: Any = ctypes.c_void_p
 _LENGTH: Any = ctypes.c_int64
@@ -27,9 +28,20 @@ def _share_openmp() -> None:
         ctypes.CDLL(file, mode=ctypes.RTLD_GLOBAL)
 
 
+def usable() -> bool:
+    """Whether there are kernels for this processor."""
+    return instruction_set() in PROCESSORS
+
+
 @functools.cache
 def _load() -> ctypes.CDLL:
-    path = library()
+    instructions = instruction_set()
+    if instructions not in PROCESSORS:
+        raise BadInput(
+            f"the kernels are for {' and '.join(PROCESSORS)}, not for this processor, which has {instructions}; "
+            f"set training.attention to sdpa"
+        )
+    path = library(instructions)
     if not path.exists():
         raise BadInput(
             f"{path} is not there: the kernels were not compiled from this source; run ansible-playbook provision.yml "
@@ -51,7 +63,8 @@ def check() -> None:
     """Load the kernels now.
 
     Raises:
-        BadInput: they are not compiled, do not load, or the operating system is too old for AMX.
+        BadInput: there are none for this processor, they are not compiled, do not load, or the operating system is too
+            old for AMX.
     """
     _load()
 

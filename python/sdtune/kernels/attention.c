@@ -1,4 +1,5 @@
-/* Attention forwards and backwards on Intel's matrix unit (AMX), in bf16 with sums in float32.
+/* Attention forwards and backwards in bf16 with sums in float32, on Intel's matrix unit (AMX) or with AVX-512's products of
+   bf16, as the compiler is told.
 
    softmax(scale * q k^T) v, as in FlashAttention (Dao et al., arXiv 2205.14135): no weights are kept, and the backward
    pass makes them again from the logarithms of their sums. What is computed is S^T = k q^T, a column a query: then P^T and
@@ -7,7 +8,8 @@
 
    q [batch, n, heads * d], k and v [batch, m, heads * d], bf16; so are the results. n, m, d: any but 0.
 
-   A tile is 16 rows of 64 bytes: 16 x 32 numbers of a left operand, 16 pairs x 16 of a right one, 16 x 16 sums.
+   A tile is 16 rows of 64 bytes: 16 x 32 numbers of a left operand, 16 pairs x 16 of a right one, 16 x 16 sums. How tiles are
+   multiplied is all that the instruction sets differ in: amx.h, avx512.h.
 
    Threads are those of the OpenMP that is loaded already, torch's; so they stay on the cores where they are pinned. The
    result is the same to the bit for any number of them. */
@@ -17,13 +19,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 extern void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 
 typedef uint16_t bf16;
 enum { TILE = 16, STEP = 32, WORDS = TILE * TILE, KEYS = 128, QUERIES = 256, PARTS = 4 };
+#define INLINE static inline __attribute__((always_inline))
 #define LOG2E 1.44269504f
 
 typedef struct {
@@ -58,59 +59,22 @@ static bf16 to_bf16(float x) {
     return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-static void use_tiles(void) {
-    struct {
-        uint8_t palette, start, none[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } __attribute__((packed)) config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = TILE;
-    _tile_loadconfig(&config);
-}
+/* What product() of the next file takes: where the tiles of an operand lie, in numbers (left: bf16, right: pairs of them). */
+typedef struct {
+    const bf16 *at;
+    int64_t row, tile, step; /* to the next row, the next 16 rows, the next 32 numbers of a sum */
+} left;
 
-/* tiles 0 1 / 2 3 += a0 / a1 times b0 b1, over steps; strides in bytes, steps in numbers of 2 and of 4 bytes */
-#define PRODUCT(a0, a1, a_stride, a_step, b0, b1, b_step, count)         \
-    for (int64_t s_ = 0; s_ < (count); s_++) {                           \
-        _tile_loadd(4, (a0) + s_ * (a_step), a_stride);                  \
-        _tile_loadd(6, (b0) + s_ * (b_step), 64);                        \
-        _tile_dpbf16ps(0, 4, 6);                                         \
-        _tile_loadd(7, (b1) + s_ * (b_step), 64);                        \
-        _tile_dpbf16ps(1, 4, 7);                                         \
-        _tile_loadd(5, (a1) + s_ * (a_step), a_stride);                  \
-        _tile_dpbf16ps(2, 5, 6);                                         \
-        _tile_dpbf16ps(3, 5, 7);                                         \
-    }
-/* the same where there is but one row of tiles, 0 1, or one column, 0 / 2 */
-#define PRODUCT_OF_ROW(a0, a_stride, a_step, b0, b1, b_step, count)      \
-    for (int64_t s_ = 0; s_ < (count); s_++) {                           \
-        _tile_loadd(4, (a0) + s_ * (a_step), a_stride);                  \
-        _tile_loadd(6, (b0) + s_ * (b_step), 64);                        \
-        _tile_dpbf16ps(0, 4, 6);                                         \
-        _tile_loadd(7, (b1) + s_ * (b_step), 64);                        \
-        _tile_dpbf16ps(1, 4, 7);                                         \
-    }
-#define PRODUCT_OF_COLUMN(a0, a1, a_stride, a_step, b0, b_step, count)   \
-    for (int64_t s_ = 0; s_ < (count); s_++) {                           \
-        _tile_loadd(4, (a0) + s_ * (a_step), a_stride);                  \
-        _tile_loadd(6, (b0) + s_ * (b_step), 64);                        \
-        _tile_dpbf16ps(0, 4, 6);                                         \
-        _tile_loadd(5, (a1) + s_ * (a_step), a_stride);                  \
-        _tile_dpbf16ps(2, 5, 6);                                         \
-    }
-#define ZERO_SUMS()                                                       \
-    do {                                                                 \
-        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);      \
-    } while (0)
-#define LOAD_SUMS(c0, c1, c2, c3)                                        \
-    do {                                                                 \
-        _tile_loadd(0, c0, 64); _tile_loadd(1, c1, 64);                  \
-        _tile_loadd(2, c2, 64); _tile_loadd(3, c3, 64);                  \
-    } while (0)
-#define STORE_SUMS(c0, c1, c2, c3)                                       \
-    do {                                                                 \
-        _tile_stored(0, c0, 64); _tile_stored(1, c1, 64);                \
-        _tile_stored(2, c2, 64); _tile_stored(3, c3, 64);                \
-    } while (0)
+typedef struct {
+    const uint32_t *at;
+    int64_t tile, step; /* to the next 16 columns, the next 16 pairs of a sum */
+} right;
+
+#ifdef __AMX_BF16__
+#include "amx.h"
+#else
+#include "avx512.h"
+#endif
 
 /* 2^x to 3 parts in a million: a polynomial between whole powers; x below about -150 gives 0 */
 static inline __m512 power_of_2(__m512 x) {
@@ -244,21 +208,18 @@ static void forward_blocks(void *data) {
     char *mine = c->thread_memory + c->thread_size * (size_t)__atomic_fetch_add(&c->tickets, 1, __ATOMIC_RELAXED);
     float *logits = (float *)mine;                                       /* [m_pad / 16][2] tiles */
     uint32_t *weights = (uint32_t *)(logits + c->m_pad * 2 * TILE);      /* [m_pad / 32][2] tiles */
-    float *sums = (float *)(weights + c->m_pad * TILE);                  /* [2][2] tiles */
-    const int64_t stride = c->heads * c->d, blocks = up(c->n, 2 * TILE) / (2 * TILE), a_stride = c->steps * STEP * 2;
+    float *sums = (float *)(weights + c->m_pad * TILE);                  /* [tiles][2] tiles */
+    const int64_t stride = c->heads * c->d, blocks = up(c->n, 2 * TILE) / (2 * TILE), width = c->steps * STEP;
     const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
-    use_tiles();
+    begin_products();
     for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * blocks;) {
         const int64_t g = task / blocks, first = task % blocks * 2 * TILE;
         const group x = group_of(c, g);
-        const uint32_t *right = x.q_over_d + first / TILE * c->steps * WORDS;
+        const right q = {x.q_over_d + first * width / 2, TILE * width / 2, WORDS};
         __m512 most[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
         for (int64_t j = 0; j < c->m_pad; j += 2 * TILE) {
-            const bf16 *left = x.k_rows + j * c->steps * STEP;
-            float *tile = logits + j / TILE * 2 * WORDS;
-            ZERO_SUMS();
-            PRODUCT(left, left + TILE * c->steps * STEP, a_stride, STEP, right, right + c->steps * WORDS, WORDS, c->steps)
-            STORE_SUMS(tile, tile + WORDS, tile + 2 * WORDS, tile + 3 * WORDS);
+            float *tile = logits + j * 2 * TILE;
+            product(FRESH, tile, 2 * TILE, 2, (left){x.k_rows + j * width, width, TILE * width, STEP}, q, c->d);
             for (int64_t r = 0; r < 2 * TILE && j + r < c->m; r++)
                 for (int64_t y = 0; y < 2; y++)
                     most[y] = _mm512_max_ps(most[y], _mm512_load_ps(tile + (r / TILE * 2 + y) * WORDS + r % TILE * TILE));
@@ -282,46 +243,19 @@ static void forward_blocks(void *data) {
         float most_of[2 * TILE], sum_of[2 * TILE];
         for (int64_t y = 0; y < 2; y++) _mm512_storeu_ps(most_of + y * TILE, most[y]), _mm512_storeu_ps(sum_of + y * TILE, sum[y]);
         bf16 *out = c->result + (rows_of(c, c->q, c->n, g) - c->q);
-        for (int64_t t = 0; t < c->tiles; t += 2) {
-            const bf16 *left = x.transposed + t * 2 * WORDS;
-            ZERO_SUMS();
-            if (t + 1 < c->tiles) {
-                PRODUCT(left, left + 2 * WORDS, 64, c->tiles * 2 * WORDS, weights, weights + WORDS, 2 * WORDS, c->m_pad / STEP)
-            } else {
-                PRODUCT_OF_ROW(left, 64, c->tiles * 2 * WORDS, weights, weights + WORDS, 2 * WORDS, c->m_pad / STEP)
-            }
-            STORE_SUMS(sums, sums + WORDS, sums + 2 * WORDS, sums + 3 * WORDS);
-            for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
-                for (int64_t e = t * TILE; e < (t + 2) * TILE && e < c->d; e++)
-                    out[(first + i) * stride + e] =
-                        to_bf16(sums[((e / TILE - t) * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE] / sum_of[i]);
-        }
+        const left v = {x.transposed, STEP, 2 * WORDS, c->tiles * 2 * WORDS};
+        product(FRESH, sums, c->d, 2, v, (right){weights, WORDS, 2 * WORDS}, c->m_pad);
+        for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
+            for (int64_t e = 0; e < c->d; e++)
+                out[(first + i) * stride + e] =
+                    to_bf16(sums[(e / TILE * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE] / sum_of[i]);
         for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
             c->log_sums[(c->first + g) * c->n + first + i] = most_of[i] + log2f(sum_of[i]);
     }
-    _tile_release();
+    end_products();
 }
 
 /* ---- backwards ---- */
-
-/* sums [2][tiles] += left [32, block] times right [block / 32][tiles] */
-static inline void add_product(float *sums, const bf16 *left, int64_t block, const uint32_t *right, int64_t tiles) {
-    const bf16 *lower = left + TILE * block;
-    float *above = sums, *below = sums + tiles * WORDS;
-    int64_t t = 0;
-    for (; t + 1 < tiles; t += 2, above += 2 * WORDS, below += 2 * WORDS, right += 2 * WORDS) {
-        LOAD_SUMS(above, above + WORDS, below, below + WORDS);
-        PRODUCT(left, lower, block * 2, STEP, right, right + WORDS, tiles * WORDS, block / STEP)
-        STORE_SUMS(above, above + WORDS, below, below + WORDS);
-    }
-    if (t < tiles) {
-        _tile_loadd(0, above, 64);
-        _tile_loadd(2, below, 64);
-        PRODUCT_OF_COLUMN(left, lower, block * 2, STEP, right, tiles * WORDS, block / STEP)
-        _tile_stored(0, above, 64);
-        _tile_stored(2, below, 64);
-    }
-}
 
 static void write_rows(const float *sums, int64_t tiles, int64_t count, int64_t d, float scale, bf16 *out, int64_t stride) {
     for (int64_t i = 0; i < count; i++)
@@ -338,10 +272,9 @@ static void backward_parts(void *data) {
     bf16 *d_logits = weights + KEYS * QUERIES;                         /* dS^T [KEYS, block] */
     float *sums_v = (float *)(d_logits + KEYS * QUERIES);              /* [KEYS / 16][tiles] tiles */
     float *sums_k = sums_v + KEYS * c->tiles * TILE;
-    const int64_t stride = c->heads * c->d, blocks = c->m_pad / KEYS, a_stride = c->steps * STEP * 2;
-    const int64_t row_tile = TILE * c->steps * STEP;
+    const int64_t stride = c->heads * c->d, blocks = c->m_pad / KEYS, width = c->steps * STEP;
     const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
-    use_tiles();
+    begin_products();
     for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * c->parts;) {
         const int64_t g = task / c->parts, part = task % c->parts;
         const group x = group_of(c, g);
@@ -352,15 +285,11 @@ static void backward_parts(void *data) {
             for (int64_t i = 0; i < c->n_pad; i += c->block) {
                 for (int64_t r0 = 0; r0 < KEYS; r0 += 2 * TILE)
                     for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE) {
-                        const int64_t right = (i + c0) / TILE * c->steps * WORDS, left = (j + r0) * c->steps * STEP;
-                        const bf16 *k = x.k_rows + left, *v = x.v_rows + left;
-                        const uint32_t *q = x.q_over_d + right, *d_out = x.d_out_over_d + right;
-                        ZERO_SUMS();
-                        PRODUCT(k, k + row_tile, a_stride, STEP, q, q + c->steps * WORDS, WORDS, c->steps)
-                        STORE_SUMS(logits, logits + WORDS, logits + 2 * WORDS, logits + 3 * WORDS);
-                        ZERO_SUMS();
-                        PRODUCT(v, v + row_tile, a_stride, STEP, d_out, d_out + c->steps * WORDS, WORDS, c->steps)
-                        STORE_SUMS(products, products + WORDS, products + 2 * WORDS, products + 3 * WORDS);
+                        const int64_t rows = (j + r0) * width, columns = (i + c0) * width / 2;
+                        const left k = {x.k_rows + rows, width, TILE * width, STEP}, v = {x.v_rows + rows, k.row, k.tile, k.step};
+                        const right q = {x.q_over_d + columns, TILE * width / 2, WORDS};
+                        product(FRESH, logits, 2 * TILE, 2, k, q, c->d);
+                        product(FRESH, products, 2 * TILE, 2, v, (right){x.d_out_over_d + columns, q.tile, q.step}, c->d);
                         for (int64_t y = 0; y < 2; y++) {
                             const __m512 log_sum = _mm512_loadu_ps(x.log_sums + i + c0 + y * TILE);
                             const __m512 delta = _mm512_loadu_ps(x.deltas + i + c0 + y * TILE);
@@ -382,30 +311,14 @@ static void backward_parts(void *data) {
                             }
                         }
                     }
-                for (int64_t r0 = 0; r0 < KEYS; r0 += 2 * TILE) {
-                    const int64_t sums = r0 * c->tiles * TILE, right = i / STEP * c->tiles * WORDS;
-                    add_product(sums_v + sums, weights + r0 * c->block, c->block, x.d_out_over_rows + right, c->tiles);
-                    add_product(sums_k + sums, d_logits + r0 * c->block, c->block, x.q_over_rows + right, c->tiles);
-                }
-                for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE) {
-                    const uint32_t *right = d_logits_woven + c0 * TILE;
-                    const bf16 *left = x.transposed + j / STEP * c->tiles * 2 * WORDS;
-                    float *sums = sums_q + (i + c0) / TILE * c->tiles * WORDS;
-                    const int64_t step = c->tiles * 2 * WORDS;
-                    int64_t t = 0;
-                    for (; t + 1 < c->tiles; t += 2, left += 4 * WORDS, sums += 4 * WORDS) {
-                        LOAD_SUMS(sums, sums + WORDS, sums + 2 * WORDS, sums + 3 * WORDS);
-                        PRODUCT(left, left + 2 * WORDS, 64, step, right, right + WORDS, c->block * TILE, KEYS / STEP)
-                        STORE_SUMS(sums, sums + WORDS, sums + 2 * WORDS, sums + 3 * WORDS);
-                    }
-                    if (t < c->tiles) {
-                        _tile_loadd(0, sums, 64);
-                        _tile_loadd(1, sums + WORDS, 64);
-                        PRODUCT_OF_ROW(left, 64, step, right, right + WORDS, c->block * TILE, KEYS / STEP)
-                        _tile_stored(0, sums, 64);
-                        _tile_stored(1, sums + WORDS, 64);
-                    }
-                }
+                const right d_out = {x.d_out_over_rows + i / 2 * c->tiles * TILE, WORDS, c->tiles * WORDS};
+                const right q = {x.q_over_rows + i / 2 * c->tiles * TILE, WORDS, c->tiles * WORDS};
+                product(ADDED, sums_v, KEYS, c->tiles, (left){weights, c->block, TILE * c->block, STEP}, d_out, c->block);
+                product(ADDED, sums_k, KEYS, c->tiles, (left){d_logits, c->block, TILE * c->block, STEP}, q, c->block);
+                const left k = {x.transposed + j * c->tiles * TILE, STEP, 2 * WORDS, c->tiles * 2 * WORDS};
+                for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE)
+                    product(ADDED, sums_q + (i + c0) * c->tiles * TILE, c->d, 2, k,
+                            (right){d_logits_woven + c0 * TILE, WORDS, c->block * TILE}, KEYS);
             }
             const int64_t count = c->m - j < KEYS ? c->m - j : KEYS;
             const int64_t at = rows_of(c, c->k, c->m, g) - c->k + j * stride;
@@ -413,7 +326,7 @@ static void backward_parts(void *data) {
             write_rows(sums_k, c->tiles, count, c->d, c->scale, c->d_k + at, stride);
         }
     }
-    _tile_release();
+    end_products();
 }
 
 /* The parts of dQ^T, added up and turned. */
@@ -468,7 +381,7 @@ static int plan(call *c) {
         c->parts = c->m_pad / KEYS < PARTS ? c->m_pad / KEYS : PARTS;
         c->part_size = (size_t)(c->n_pad * c->tiles * TILE) * 4;
     } else {
-        c->thread_size = (size_t)(c->m_pad * 2 * TILE) * 4 + (size_t)(c->m_pad * TILE) * 4 + 4 * WORDS * 4;
+        c->thread_size = (size_t)(c->m_pad * 2 * TILE) * 4 + (size_t)(c->m_pad * TILE) * 4 + (size_t)(c->tiles * 2 * WORDS) * 4;
         c->parts = 0, c->part_size = 0;
     }
     c->group_size = (size_t)up((int64_t)c->group_size, 64);
@@ -480,9 +393,7 @@ static int plan(call *c) {
 }
 
 /* 0, or what the kernel answers to a process that asks for the unit's registers. */
-int sdtune_attention_allow(void) {
-    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 1 : 0;
-}
+int sdtune_attention_allow(void) { return allow_products(); }
 
 /* 0, or 1: no memory. */
 int sdtune_attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, int64_t batch, int64_t heads, int64_t n,

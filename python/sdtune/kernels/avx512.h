@@ -1,0 +1,45 @@
+/* Products of tiles with AVX-512's products of bf16 (AVX512_BF16). Included by attention.c. */
+
+enum { FRESH, ADDED };
+
+static int allow_products(void) { return 0; }
+static void begin_products(void) {}
+static void end_products(void) {}
+
+/* 8 rows by one, two or three tiles: sums that fit the registers */
+INLINE void few_rows(int how, float *sums, const int columns, left a, right b, int64_t pairs) {
+    __m512 sum[8][3];
+    for (int i = 0; i < 8; i++)
+        for (int t = 0; t < columns; t++)
+            sum[i][t] = how == FRESH ? _mm512_setzero_ps() : _mm512_load_ps(sums + t * WORDS + i * TILE);
+    for (; pairs > 0; pairs -= TILE, a.at += a.step, b.at += b.step)
+        for (int64_t r = 0; r < TILE && r < pairs; r++) {
+            __m512bh column[3];
+            for (int t = 0; t < columns; t++) column[t] = (__m512bh)_mm512_load_si512(b.at + t * b.tile + r * TILE);
+            for (int i = 0; i < 8; i++) {
+                int32_t pair;
+                memcpy(&pair, a.at + i * a.row + 2 * r, 4);
+                for (int t = 0; t < columns; t++)
+                    sum[i][t] = _mm512_dpbf16_ps(sum[i][t], (__m512bh)_mm512_set1_epi32(pair), column[t]);
+            }
+        }
+    for (int i = 0; i < 8; i++)
+        for (int t = 0; t < columns; t++) _mm512_store_ps(sums + t * WORDS + i * TILE, sum[i][t]);
+}
+
+/* sums [rows / 16][columns] tiles = (FRESH) or += (ADDED) a times b, over `length` numbers; whole halves of tiles are written */
+INLINE void product(int how, float *sums, int64_t rows, int64_t columns, left a, right b, int64_t length) {
+    const int64_t pairs = (length + 1) / 2;
+    for (int64_t i = 0; i < rows; i += TILE / 2) {
+        const left some = {a.at + i / TILE * a.tile + i % TILE * a.row, a.row, a.tile, a.step};
+        float *row = sums + i / TILE * columns * WORDS + i % TILE * TILE;
+        right rest = b;
+        /* threes, and twos where a one would be left */
+        for (int64_t t = 0, now; t < columns; t += now, rest.at += now * b.tile) {
+            now = columns - t == 2 || columns - t == 4 ? 2 : columns - t < 3 ? 1 : 3;
+            if (now == 3) few_rows(how, row + t * WORDS, 3, some, rest, pairs);
+            else if (now == 2) few_rows(how, row + t * WORDS, 2, some, rest, pairs);
+            else few_rows(how, row + t * WORDS, 1, some, rest, pairs);
+        }
+    }
+}
