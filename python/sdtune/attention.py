@@ -134,6 +134,35 @@ class _InOneKernel(torch.autograd.Function):
         return *kernels.attention_backward(q, k, v, out, d_outs[0], log_sums, *ctx.arguments), None, None
 
 
+class _WithProjections(torch.autograd.Function):
+    """The same of one x [batch, n, channels] and weights and biases of its projections to q, k and v, which are frozen.
+
+    Keeps x, and makes q, k and v again, three times as large: at 512 pixels that is 30 MB less when most is held, for
+    2 % more products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, heads: int, scale: float, *projections: tuple[torch.Tensor, torch.Tensor | None]
+    ) -> torch.Tensor:
+        q, k, v = (F.linear(x, *projection) for projection in projections)
+        out, log_sums = kernels.attention_forward(q, k, v, heads, scale)
+        ctx.save_for_backward(x, out, log_sums)
+        ctx.projections, ctx.arguments = projections, (heads, scale)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, out, log_sums = ctx.saved_tensors
+        q, k, v = (F.linear(x, *projection) for projection in ctx.projections)
+        gradients = kernels.attention_backward(q, k, v, out, d_outs[0], log_sums, *ctx.arguments)
+        d_x = torch.zeros_like(x.flatten(0, 1))
+        for gradient, (weight, _) in zip(gradients, ctx.projections, strict=True):
+            d_x.addmm_(gradient.flatten(0, 1), weight)
+        return d_x.view(x.shape), None, None, None, None, None
+
+
 class BlockwiseProcessor:
     """diffusers' attention processor with the attention of this module; for UNets without masks, norms or added keys.
 
@@ -157,12 +186,16 @@ class BlockwiseProcessor:
         if attention_mask is not None:
             raise NotImplementedError("the UNet of Stable Diffusion uses no mask")
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         out: torch.Tensor
-        if self._kernel:
-            out = _InOneKernel.apply(q, k, v, attn.heads, attn.scale)  # type: ignore[no-untyped-call]
+        if self._kernel and context is hidden_states:
+            projections = [(linear.weight, linear.bias) for linear in (attn.to_q, attn.to_k, attn.to_v)]
+            out = _WithProjections.apply(context, attn.heads, attn.scale, *projections)  # type: ignore[no-untyped-call]
         else:
-            q, k, v = (attn.head_to_batch_dim(x) for x in (q, k, v))
-            out = attn.batch_to_head_dim(attention(q, k, v, attn.scale))
+            q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+            if self._kernel:
+                out = _InOneKernel.apply(q, k, v, attn.heads, attn.scale)  # type: ignore[no-untyped-call]
+            else:
+                q, k, v = (attn.head_to_batch_dim(x) for x in (q, k, v))
+                out = attn.batch_to_head_dim(attention(q, k, v, attn.scale))
         out = attn.to_out[0](out)
         return out

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+TILES = 512
+"""Of the image, at a time: the transforms of half an image of 64 x 64, as fast as the whole and half as large."""
 BASIS = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
 """G of the paper: takes a kernel of 3 to the basis of 4."""
 DOUBLED_BASIS = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
@@ -55,14 +57,12 @@ def _analyse_along(x: torch.Tensor, dim: int, out: torch.Tensor, slots: tuple[in
     torch.sub(b, d, out=out[slots[3]])
 
 
-def _analyse(x: torch.Tensor, slots: tuple[int, ...]) -> torch.Tensor:
-    """[b, c, h, w] -> [4 (rows), 4 (columns), b * h / 2 * w / 2, c]."""
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # channels are last in memory anyway
+def _analyse(padded: torch.Tensor, slots: tuple[int, ...]) -> torch.Tensor:
+    """[b, h + 2, w + 2, c] -> [4 (rows), 4 (columns), b * h / 2 * w / 2, c]."""
     b, h, w, c = padded.shape
-    tall = x.new_empty(4, b, h // 2 - 1, w, c)
+    tall = padded.new_empty(4, b, h // 2 - 1, w, c)
     _analyse_along(padded, 1, tall, slots)
-    del padded
-    out = x.new_empty(4, 4, b, h // 2 - 1, w // 2 - 1, c)
+    out = padded.new_empty(4, 4, b, h // 2 - 1, w // 2 - 1, c)
     _analyse_along(tall, 3, out.transpose(0, 1), slots)
     return out.flatten(2, 4)
 
@@ -73,16 +73,15 @@ def _synthesise_along(parts: list[torch.Tensor], first: torch.Tensor, second: to
     torch.sub(parts[1], parts[2], out=second).sub_(parts[3])
 
 
-def _synthesise(parts: torch.Tensor, shape: tuple[int, ...], slots: tuple[int, ...]) -> torch.Tensor:
-    """[4, 4, b * h / 2 * w / 2, c] -> [b, c, h, w], channels last in memory; ``shape`` is b, h, w."""
-    b, h, w = shape
-    parts = parts.view(4, 4, b, h // 2, w // 2, -1)
+def _synthesise(parts: torch.Tensor, slots: tuple[int, ...], out: torch.Tensor) -> None:
+    """[4, 4, b * h / 2 * w / 2, c] -> ``out``, [b, h, w, c]."""
+    b, h, w, c = out.shape
+    parts = parts.view(4, 4, b, h // 2, w // 2, c)
     flat = parts.new_empty(2, *parts.shape[1:])
     _synthesise_along([parts[slot] for slot in slots], flat[0], flat[1])
-    out = parts.new_empty(b, h // 2, 2, w // 2, 2, parts.shape[-1])
+    places = out.view(b, h // 2, 2, w // 2, 2, c)
     for i in (0, 1):
-        _synthesise_along([flat[i, slot] for slot in slots], out[:, :, i, :, 0], out[:, :, i, :, 1])
-    return out.view(b, h, w, -1).permute(0, 3, 1, 2)
+        _synthesise_along([flat[i, slot] for slot in slots], places[:, :, i, :, 0], places[:, :, i, :, 1])
 
 
 def _products(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
@@ -91,20 +90,32 @@ def _products(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     return out.view(*kernels.shape[:2], *out.shape[1:])
 
 
+def _filter(
+    x: torch.Tensor, kernels: torch.Tensor, slots: tuple[int, ...], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[b, in, h, w] and [4, 4, in, out] -> [b, out, h, w], channels last in memory."""
+    b, _, h, w = x.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # channels are last in memory anyway
+    out = x.new_empty(b, h, w, kernels.shape[-1])
+    rows = 2 * max(1, TILES // (b * w // 2))
+    for top in range(0, h, rows):
+        parts = _products(_analyse(padded[:, top : top + rows + 2], slots), kernels)
+        if bias is not None:
+            parts[1, 1] += bias  # which goes to every place of the tile, once
+        _synthesise(parts, slots, out[:, top : top + rows])
+    return out.permute(0, 3, 1, 2)
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(kernels)
-        parts = _products(_analyse(x, FORWARDS), kernels)
-        if bias is not None:
-            parts[1, 1] += bias  # which goes to every place of the tile, once
-        return _synthesise(parts, (len(x), *x.shape[2:]), FORWARDS)
+        return _filter(x, kernels, FORWARDS, bias)
 
     @staticmethod
     def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (kernels,), [d_out] = ctx.saved_tensors, d_outs
-        parts = _products(_analyse(d_out, BACKWARDS), kernels.transpose(2, 3))
-        return _synthesise(parts, (len(d_out), *d_out.shape[2:]), BACKWARDS), None, None
+        return _filter(d_out, kernels.transpose(2, 3), BACKWARDS), None, None
 
 
 def _difference_along(x: torch.Tensor, dim: int, out: torch.Tensor) -> None:

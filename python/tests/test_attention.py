@@ -1,5 +1,6 @@
 """The UNet's attention in blocks: the same numbers as torch's, forwards and backwards."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch.nn import functional as F
 
 from sdtune import attention as module
@@ -175,6 +177,26 @@ def test_operands_that_do_not_fit_are_refused():
             kernels.attention_forward(*operands, heads, 1.0)
     with pytest.raises(ValueError, match="sums of another pass"):
         kernels.attention_backward(q, k, k, q, q, torch.zeros(1, 3), 1, 1.0)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_kernel_with_projections_of_its_input(the_kernel, with_bias):
+    torch.manual_seed(0)
+    exact = Attention(48, heads=3, dim_head=16, bias=with_bias, out_bias=True).double().requires_grad_(False)
+    ours = copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict(ours.state_dict())
+    ours.set_processor(BlockwiseProcessor(kernel=True))
+    x = torch.randn(2, 150, 48).bfloat16().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    direction = torch.randn(2, 150, 48).bfloat16()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        got = ours(x)
+    want = exact(wide)
+    assert sum(kept) < 3 * x.nbytes
+    assert (got - want).norm() < 1e-2 * want.norm()
+    (got,), (want,) = torch.autograd.grad(got, x, direction), torch.autograd.grad(want, wide, direction.double())
+    assert (got - want).norm() < 1e-2 * want.norm()
 
 
 def test_the_kernel_hands_on_a_nan(the_kernel):

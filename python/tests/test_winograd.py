@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sdtune import winograd
 from sdtune.winograd import convolve, transform_kernels
 
 
@@ -14,7 +15,9 @@ def direct(x, weight, bias, doubled):
 @pytest.mark.parametrize("doubled", [False, True], ids=["plain", "doubled"])
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (8, 2)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_result_and_its_gradient(doubled, size, with_bias):
+@pytest.mark.parametrize("tiles", [4, winograd.TILES], ids=["strips", "whole"])
+def test_the_result_and_its_gradient(monkeypatch, doubled, size, with_bias, tiles):
+    monkeypatch.setattr(winograd, "TILES", tiles)
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(5, 3, 3, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
