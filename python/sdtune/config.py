@@ -115,7 +115,7 @@ class TrainingArgs:
     mixed_precision: Literal["bf16", "no"] = "bf16"
     """Type of the frozen weights; the learned rows, the noise and the loss are always float32."""
     attention: Literal["blockwise", "sdpa"] = "blockwise"
-    """The UNet's attention: in blocks, on a matrix unit (AMX) by our kernel; or by torch's. Same but for rounding."""
+    """The UNet's attention: in blocks, in bf16 by our kernel; or by torch's. Same but for rounding."""
     convolution: Literal["auto", "winograd", "direct"] = "auto"
     """The UNet's 3x3 convolutions of large images: with fewer products, or the plain sum. Same but for rounding.
 
