@@ -26,7 +26,7 @@ LARGE_KERNELS = 2**20
 RECOMPUTED_CHANNELS = 640
 """A gated GELU of so many channels or less is made again for the backward pass: 4 % more products for 150 MB less."""
 ROWS = 512
-"""Places whose gated GELU is computed at a time, 3 MB of the widest in bf16."""
+"""Places whose gated GELU is computed at a time: what its projection says of them is 5 MB at 640 channels in bf16."""
 _OUTPUTS = (True, False, False)  # of the gradients of input, weight and bias, only the first
 
 
