@@ -283,6 +283,7 @@ class Attempt:
     def _stall(self, now: float) -> str | None:
         if now - self.progressed <= (self.plan.stall_timeout if self.made_step else self.plan.start_timeout):
             return None
+        stopped = self._stopped()  # asked before the dump: it ends a rank that has no handler for it yet
         for peer in self.peers.values():  # where do they hang? faulthandler answers through mpirun
             if not peer.gone:
                 self._tell(peer, b"dump")
@@ -290,7 +291,7 @@ class Attempt:
         while time.monotonic() < end:
             self._listen(_TICK)
         what = f"nothing was written to metrics.jsonl for {now - self.progressed:.0f} s"
-        stopped = [rank for rank, peer in sorted(self.peers.items()) if peer.state in ("T", "t")]
+        stopped = sorted(stopped | self._stopped())
         absent = sorted(set(range(self.world_size)) - set(self.peers))
         stacks = {rank: _traceback(list(lines)) for rank, lines in self.output.items() if rank is not None}
         alone = sorted(
@@ -305,6 +306,10 @@ class Attempt:
                 self.culprit = ranks[0]
                 return f"{what}; rank {ranks[0]} on {self.host_of(ranks[0])} {how}"
         return what
+
+    def _stopped(self) -> set[int]:
+        """Ranks whose guards said last that they are stopped."""
+        return {rank for rank, peer in self.peers.items() if peer.state in ("T", "t")}
 
     def _judge(self, why: str | None) -> Outcome:
         """Who failed first, and how."""

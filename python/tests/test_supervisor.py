@@ -36,7 +36,8 @@ wait -n "$first" "$second" || code=$?
 wait "$first" "$second"
 """
 RANK = """
-import json, os, sys, time
+import faulthandler, json, os, signal, sys, time
+faulthandler.register(signal.SIGUSR1, all_threads=False)
 rank, arguments = int(sys.argv[1]), sys.argv[2:]
 def step(n):
     if rank == 0:
@@ -173,11 +174,13 @@ def test_what_the_program_refuses_is_not_tried_again(run):
 
 
 def test_a_stopped_rank_is_a_stall_with_its_name(run):
-    plan(run, "step(1); time.sleep(60)", stall_timeout=4)
+    # rank 0 waits for the other from the moment at which that one is stopped, as in a real job
+    plan(run, "while not os.path.exists('hush'): step(1); time.sleep(0.1)\ntime.sleep(60)", stall_timeout=4)
     process = start(run)
     pid = pid_of(run, 1)
     guards_of(run)
     os.kill(pid, signal.SIGSTOP)
+    (run / "hush").touch()
     assert process.wait(30) == 1
     assert "rank 1 on here is stopped" in runstate.read_state(run)["reason"]
     nothing_left(run)
