@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 
 import pytest
@@ -94,6 +95,21 @@ def test_all_that_is_wrong_is_told_at_once(playbook, tmp_path):
     """A report, not a guessing game."""
     done = playbook("provision.yml", software_stack="x", base_model_source="/nowhere", training_data_source="/nowhere")
     refused(done, tmp_path, "software_stack 'x'", "model folder /nowhere", "picture folder /nowhere")
+
+
+def test_a_control_node_with_another_compiler(playbook, tmp_path, pictures, model, monkeypatch):
+    """Where the kernels are still to be compiled, that is told before anything is installed. Double: the compiler."""
+    source = tmp_path / "python"
+    shutil.copytree(REPOSITORY / "python", source, ignore=shutil.ignore_patterns("*.so", "__pycache__", "tests"))
+    double = tmp_path / "double/ziglang"
+    double.mkdir(parents=True)
+    (double / "__init__.py").touch()
+    (double / "__main__.py").write_text("print('0.1.0')")
+    monkeypatch.setenv("PYTHONPATH", str(double.parent))
+    done = playbook(
+        "provision.yml", base_model_source=str(model), training_data_source=str(pictures), sdtune_source=str(source)
+    )
+    refused(done, tmp_path, "the compiler, ziglang, is 0.1.0, not", "-m pip install -r requirements.txt")
 
 
 @pytest.mark.parametrize("names", [[], ["a", "b"]], ids=["none", "two"])

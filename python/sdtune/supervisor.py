@@ -283,7 +283,7 @@ class Attempt:
     def _stall(self, now: float) -> str | None:
         if now - self.progressed <= (self.plan.stall_timeout if self.made_step else self.plan.start_timeout):
             return None
-        stopped = self._stopped()  # asked before the dump: it ends a rank that has no handler for it yet
+        before = self._stopped()  # asked before the dump: it ends a rank that has no handler for it yet
         for peer in self.peers.values():  # where do they hang? faulthandler answers through mpirun
             if not peer.gone:
                 self._tell(peer, b"dump")
@@ -291,7 +291,7 @@ class Attempt:
         while time.monotonic() < end:
             self._listen(_TICK)
         what = f"nothing was written to metrics.jsonl for {now - self.progressed:.0f} s"
-        stopped = sorted(stopped | self._stopped())
+        stopped = sorted(before | self._stopped())
         absent = sorted(set(range(self.world_size)) - set(self.peers))
         stacks = {rank: _traceback(list(lines)) for rank, lines in self.output.items() if rank is not None}
         alone = sorted(

@@ -249,5 +249,7 @@ def test_without_a_compiler_it_says_what_to_install(tmp_path):
         shutil.copy(Path(build.__file__).with_name(name), tmp_path)
     done = subprocess.run([sys.executable, tmp_path / "build.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "attention.c was not compiled; pip install -r requirements.txt brings the compiler, ziglang" in done.stderr
+    why = "the compiler, ziglang, does not start: "
+    assert f"error: attention.c was not compiled: {why}" in done.stderr
+    assert "No module named ziglang; pip install -r requirements.txt brings it" in done.stderr
     assert not list(tmp_path.glob("*.so"))

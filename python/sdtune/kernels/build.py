@@ -1,10 +1,11 @@
 """Compile the kernels; on the control node, before the code is copied to the hosts, which need no compiler.
 
-    python build.py
+    python build.py [--obstacle]
 
 Zig's C compiler, a Python package, cross-compiles: the libraries, one for each instruction set that has bf16, are for
 any x86-64 host with glibc 2.28 or newer, whatever the control node is. Prints the names of those that were made, and
-nothing where all were there. Needs a Python 3.9 and nothing of sdtune.
+nothing where all were there; with --obstacle, prints what keeps it from making them, and makes none. Needs a Python 3.9
+and nothing of sdtune.
 """
 
 from __future__ import annotations
@@ -41,15 +42,26 @@ def library(instructions: str) -> Path:
     return FOLDER / f"attention-{instructions.lower()}-{hashlib.sha256(told).hexdigest()[:12]}.so"
 
 
-def _call(*arguments: str, **environment: str) -> str:
-    """What the compiler prints."""
-    done = subprocess.run(
+def _compiler(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [*COMPILER, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
+
+
+def _wanted() -> dict[Path, str]:
+    return {library(instructions): instructions for instructions in PROCESSORS}
+
+
+def obstacle() -> str:
+    """What is in the way of making what is not there yet, in a line; empty when nothing is."""
+    if all(made.exists() for made in _wanted()):
+        return ""
+    done = _compiler("version")
     if done.returncode:
-        remedy = "pip install -r requirements.txt brings the compiler, ziglang"
-        sys.exit(f"error: {SOURCE.name} was not compiled; {remedy}\n{done.stderr}")
-    return done.stdout.strip()
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"the compiler, ziglang, does not start: {said}"
+    version = done.stdout.strip()
+    return "" if version == VERSION else f"the compiler, ziglang, is {version}, not {VERSION}"
 
 
 def build() -> list[Path]:
@@ -58,16 +70,18 @@ def build() -> list[Path]:
     Raises:
         SystemExit: there is no compiler, another one, or it refuses.
     """
-    wanted = {library(instructions): instructions for instructions in PROCESSORS}
+    if why := obstacle():
+        sys.exit(f"error: {SOURCE.name} was not compiled: {why}; pip install -r requirements.txt brings it")
+    wanted = _wanted()
     missing = [made for made in wanted if not made.exists()]
-    if missing and (version := _call("version")) != VERSION:
-        sys.exit(f"error: ziglang is {version}, not {VERSION}; pip install -r requirements.txt brings that")
     # caches of a compiler in the user's home would outlive what needs them
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".build-") as scratch:
         caches = {f"ZIG_{name}_CACHE_DIR": scratch for name in ("GLOBAL", "LOCAL")}
         for made in missing:
             fresh = Path(scratch) / made.name
-            _call("cc", *_flags(wanted[made]), "-o", str(fresh), str(SOURCE), "-lm", **caches)
+            done = _compiler("cc", *_flags(wanted[made]), "-o", str(fresh), str(SOURCE), "-lm", **caches)
+            if done.returncode:
+                sys.exit(f"error: {SOURCE.name} was not compiled\n{done.stderr}")
             fresh.replace(made)
     for old in FOLDER.glob("attention-*.so"):
         if old not in wanted:
@@ -76,5 +90,9 @@ def build() -> list[Path]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--obstacle"]:
+        if why := obstacle():
+            print(why)
+        sys.exit()
     for made in build():
         print(made.name)
