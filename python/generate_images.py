@@ -52,9 +52,10 @@ def main() -> None:
         shared = sharing.Sharing(job, planned)
         shared.draw(seats)
         files = finish(job, planned)
-    for host, why in shared.lost.items():
-        print(f"warning: all pictures are there, but {host} {why}", flush=True)
-    print(f"{len(files) - 1} pictures and {files[-1]}")
+        for host, why in shared.lost.items():
+            print(f"warning: all pictures are there, but {host} {why}", flush=True)
+        # before the lock is free, which tells whoever follows the log that it is complete
+        print(f"{len(files) - 1} pictures and {files[-1]}", flush=True)
 
 
 if __name__ == "__main__":

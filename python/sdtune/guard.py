@@ -5,6 +5,7 @@ line now and then; whoever hears nothing for ``timeout`` seconds gives the other
 ranks by itself, which nobody could tell it to do. A guard costs a few megabytes and no time.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -110,7 +111,9 @@ class Guard:
                 log.write(f"guard: {why}; this rank is ended\n")
         except OSError as error:  # a full disk must not keep a rank alive
             print(f"{self.log}: {error}", file=sys.stderr)
-        _signal([self.pid, *self.launchers], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.rank_end, signal.SIGKILL)
+        _signal(self.launchers, signal.SIGKILL)
 
     def watch(self) -> None:
         """Until the rank ends."""
@@ -120,6 +123,9 @@ class Guard:
             readable, _, _ = select.select([connection, self.rank_end], [], [], max(0.0, due - time.monotonic()))
             try:
                 if self.rank_end in readable:
+                    if connection in readable and not self.connection.recv(1, socket.MSG_PEEK):
+                        self.end("the supervisor is gone")  # first, and so the rank's launcher
+                        return
                     self.say(gone=True)
                     return
                 if connection in readable:

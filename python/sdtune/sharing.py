@@ -41,6 +41,7 @@ class Seat(threading.Thread):
         super().__init__(name=f"seat on {host}", daemon=True)
         self.sharing, self.host, self.command = sharing, host, list(command)
         self.process: subprocess.Popen[str] | None = None
+        self._ears: threading.Thread | None = None
         self._said: deque[str] = deque(maxlen=20)
 
     def run(self) -> None:
@@ -57,7 +58,8 @@ class Seat(threading.Thread):
         if self.process is None:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-            threading.Thread(target=self._listen, args=(self.process.stderr,), daemon=True).start()
+            self._ears = threading.Thread(target=self._listen, args=(self.process.stderr,), daemon=True)
+            self._ears.start()
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -76,8 +78,9 @@ class Seat(threading.Thread):
 
     def _why(self) -> str:
         assert self.process is not None
+        assert self._ears is not None
         code = self.process.wait()
-        time.sleep(0.1)  # for the last words
+        self._ears.join(5)  # its last words; a master connection of ssh may hold the stream open
         last = self._said[-1].removeprefix("error: ") if self._said else "it said nothing"
         return f"does not answer ({last})" if code == 255 else f"stopped drawing (exit code {code}: {last})"
 

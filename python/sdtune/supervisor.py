@@ -135,7 +135,7 @@ class Attempt:
         self.speechless: set[int] = set()  # those of them whose guards ended without a word
         self.culprit: int | None = None
         self.output: dict[int | None, deque[str]] = {None: deque(maxlen=_KEPT)}
-        self.pending = b""
+        self.pending, self.silent = b"", False  # of the output: the last line's beginning, and whether it ended
         self.token = secrets.token_hex(16)
         self.selector = selectors.DefaultSelector()
         # on one host lo, else where ranks meet
@@ -225,6 +225,7 @@ class Attempt:
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), 65_536)
         if not data:
+            self.silent = True
             self.selector.unregister(self.process.stdout)
             return
         try:
@@ -316,9 +317,11 @@ class Attempt:
         code = self.process.poll()
         if why is None and code == 0:
             return Outcome(0, "finished")
-        end = time.monotonic() + 1
-        while why is None and time.monotonic() < end:  # last words of mpirun, and of guards that are still on their way
-            self._listen(0.1)
+        began = time.monotonic()
+        while why is None and time.monotonic() < began + (1 if self.silent else _ENDING):
+            self._listen(0.1)  # last words of mpirun and of ranks, and of guards that are still on their way
+            if self.silent and all(peer.gone for peer in self.peers.values()):
+                break
         told = list(self.output[None])
         said = {rank: list(lines) for rank, lines in self.output.items() if rank is not None}
         refusals = {rank: [x for x in lines if x.startswith("error: ")] for rank, lines in sorted(said.items())}

@@ -1,5 +1,6 @@
 """Fixtures: an untrained pipeline of toyworld's shape (a double: its weights are random), pictures, jobs, and ranks."""
 
+import contextlib
 import os
 import random
 import socket
@@ -19,6 +20,8 @@ from sdtune.pipelines import assemble
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
+# Seconds that a program of torch gets, however busy the machine: to fail sooner would prove nothing.
+PATIENCE = 600
 # As training_mixed_precision: auto has it: without AVX-512, torch computes bf16 many times slower.
 PRECISION = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
@@ -85,9 +88,12 @@ def write_job(path: Path, job) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """One that nobody has, nor gets from the kernel for the asking while a rank still imports torch."""
+    while True:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(20_000, 32_000)
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def start_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -> list[subprocess.Popen]:
@@ -110,6 +116,6 @@ def start_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -
 def run_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -> list[str]:
     """Run ranks to their end, which has to be a good one; returns what each printed."""
     ranks = start_ranks(job_file, count, meet=meet)
-    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(outputs)
     return outputs

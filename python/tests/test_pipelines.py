@@ -23,7 +23,7 @@ from sdtune.generation import generate
 from sdtune.pipelines import save_full_pipeline
 from sdtune.runs import Run
 from sdtune.trainer import train
-from tests.conftest import PRECISION, REPOSITORY, write_job
+from tests.conftest import PATIENCE, PRECISION, REPOSITORY, write_job
 
 # torch's tracer remarks on every shape that the export makes static
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -224,7 +224,7 @@ def test_drawing_goes_on_in_the_background(trained):
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "are being drawn on this host already" in again.stderr
-    seen = runstate.drawing(run.folder, wait=120)
+    seen = runstate.drawing(run.folder, wait=PATIENCE)
     assert (seen["going"], seen["state"]["pictures"], seen["state"]["lost"]) == (False, 1, {})
     assert seen["state"]["ended"] > seen["state"]["began"]
     assert seen["log"][-1].startswith("1 pictures and ")

@@ -18,7 +18,7 @@ from sdtune.report.page import MOST_BYTES, spread_out, write_comparison, write_r
 from sdtune.report.pictures import SIDES, embed
 from sdtune.report.record import read_run
 from sdtune.report.words import seconds, share, size
-from tests.conftest import PYTHON
+from tests.conftest import PATIENCE, PYTHON
 from tests.report_double import HOSTILE, write_run
 
 
@@ -187,17 +187,25 @@ def test_a_page_of_many_large_pictures_can_be_sent(tmp_path):
 def test_the_command_makes_the_page_and_training_never_imports_what_it_needs(tmp_path):
     folder = write_run(tmp_path / "r")
     done = subprocess.run(
-        [sys.executable, PYTHON / "make_report.py", folder], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, PYTHON / "make_report.py", folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
     assert done.stdout.strip() == str(folder / "report.html")
     refused = subprocess.run(
-        [sys.executable, PYTHON / "make_report.py", tmp_path], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, PYTHON / "make_report.py", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     loaded = "import sys, sdtune.trainer; print('matplotlib' in sys.modules)"
     trained = subprocess.run(
-        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, timeout=120, cwd=PYTHON
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, timeout=PATIENCE, cwd=PYTHON
     )
     assert trained.stdout.strip() == "False"
 

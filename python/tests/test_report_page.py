@@ -7,6 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from sdtune.report.page import write_comparison, write_report
+from tests.conftest import PATIENCE
 from tests.report_double import HOSTILE, write_run
 
 # what a browser does beside showing a page: it asks its maker for updates, and guards itself from pages with rights
@@ -24,7 +25,7 @@ def browser():
     chromium = shutil.which("chromium")
     assert chromium, "chromium is missing; make pytest installs it"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET), timeout=1000 * PATIENCE)
         yield browser
         browser.close()
 

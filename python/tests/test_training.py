@@ -21,7 +21,7 @@ from sdtune.latents import LatentCache
 from sdtune.metrics import read_metrics
 from sdtune.runs import Run
 from sdtune.trainer import train
-from tests.conftest import run_ranks, start_ranks, write_job
+from tests.conftest import PATIENCE, run_ranks, start_ranks, write_job
 
 
 def rows_of(job):
@@ -131,7 +131,7 @@ def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path)
     run_ranks(write_job(tmp_path / "whole.yaml", whole), 2)
     cut = changed(mapping, tmp_path / "cut", training=options)
     ranks = start_ranks(write_job(tmp_path / "cut.yaml", cut), 2)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list(Run(cut.run_dir).checkpoints.glob("step-*")):
         assert time.monotonic() < deadline, ranks[0].communicate()[0]
         time.sleep(0.01)
@@ -163,7 +163,7 @@ def test_two_ranks_that_are_asked_to_stop_do_so_together_and_go_on_to_the_same_b
     run.folder.mkdir()
     run.stop.touch()
     ranks = start_ranks(write_job(tmp_path / "cut.yaml", cut), 2)
-    printed = [rank.communicate(timeout=240)[0] for rank in ranks]
+    printed = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [3, 3], printed
     assert "stopped on request after step 1" in printed[1]
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000001"]
@@ -196,7 +196,7 @@ def test_another_number_of_ranks_is_refused_or_resharded(mapping, tmp_path):
     refused = changed(mapping, tmp_path / "cut", training=two)
     ranks = start_ranks(write_job(tmp_path / "job.yaml", refused), 2)
     for rank in ranks:
-        printed = rank.communicate(timeout=240)[0]
+        printed = rank.communicate(timeout=PATIENCE)[0]
         assert rank.returncode == 2, printed
         assert "its world_size is 1, this job's is 2; put it back, or allow it with resume_reshard" in printed
     allowed = changed(mapping, tmp_path / "cut", training={**two, "resume_reshard": True})
@@ -386,7 +386,7 @@ def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_pa
 def test_another_number_of_ranks_is_refused_at_once(mapping, tmp_path, launched):
     job = changed(mapping, training={"world_size": 3})
     ranks = start_ranks(write_job(tmp_path / "job.yaml", job), launched)
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2] * launched
     assert f"error: the job asks for 3 ranks (training.world_size) but {launched} were started" in outputs[0]
     assert not Run(job.run_dir).folder.exists()

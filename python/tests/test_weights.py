@@ -15,6 +15,7 @@ from sdtune.config import Job, build
 from sdtune.errors import BadInput
 from sdtune.networks import load_frozen
 from sdtune.weights import load_converted
+from tests.conftest import PATIENCE
 
 PYTHON = Path(__file__).parents[1]
 
@@ -65,7 +66,7 @@ def test_ranks_that_start_together_convert_once(untrained_model, tmp_path):
     )
     command = [sys.executable, "-c", script, str(untrained_model), str(tmp_path)]
     ranks = [subprocess.Popen(command, cwd=PYTHON, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(3)]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0, 0]
+    assert [rank.wait(timeout=PATIENCE) for rank in ranks] == [0, 0, 0]
     assert (tmp_path / "converted").read_text() == "x"
     assert not list(tmp_path.glob("*.tmp"))
 
