@@ -1,6 +1,8 @@
 """Run playbooks as a user types them, on this machine and in a work_dir of the test's own."""
 
+import contextlib
 import json
+import random
 import socket
 import sys
 from pathlib import Path
@@ -16,10 +18,12 @@ ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta
 
 
 def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+    """One that nobody has, nor gets from the kernel for the asking before the playbook comes to it."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(20_000, 29_000)  # the port where ranks usually meet is above
+            probe.bind(("", port))
+            return port
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def playbook(tmp_path):
             "launch_config_master_port": port,
             **settings,
         }
-        done = play(*args, "--extra-vars", json.dumps(variables), timeout=300)
+        done = play(*args, "--extra-vars", json.dumps(variables), timeout=900)
         return SimpleNamespace(returncode=done.rc, stdout=done.stdout, stderr="", played=done)
 
     return run

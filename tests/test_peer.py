@@ -20,22 +20,28 @@ def peer(*args: str) -> str:
     ).stdout.strip()
 
 
+def in_the_end(said):
+    """Ask until the listener's time is over."""
+    end = time.monotonic() + 60
+    while not said():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
 def test_a_listener_answers_and_goes_by_itself():
     """It is found from the outside, tells the time, and does not outlive its time."""
-    port = peer("listen", "127.0.0.1", "2")
+    port = peer("listen", "127.0.0.1", "10")
     found = json.loads(peer("connect", f"a=127.0.0.1:{port}", "b=127.0.0.1:1"))
     assert abs(found["a"]["skew"]) < 1
     assert "refused" in found["b"]["error"]
-    time.sleep(2.5)
-    assert "refused" in json.loads(peer("connect", f"a=127.0.0.1:{port}"))["a"]["error"]
+    in_the_end(lambda: "refused" in json.loads(peer("connect", f"a=127.0.0.1:{port}"))["a"].get("error", ""))
 
 
 def test_a_port_in_use_is_told():
     """Only while somebody listens there."""
-    port = peer("listen", "127.0.0.1", "2")
+    port = peer("listen", "127.0.0.1", "10")
     assert peer("free", "127.0.0.1", port) == "Address already in use"
-    time.sleep(2.5)
-    assert peer("free", "127.0.0.1", port) == ""
+    in_the_end(lambda: peer("free", "127.0.0.1", port) == "")
 
 
 def test_a_clock_that_differs_is_measured():

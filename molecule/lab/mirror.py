@@ -8,6 +8,7 @@ Usage: mirror.py ADDRESS PORT FOLDER
 """
 
 import collections
+import contextlib
 import hashlib
 import shutil
 import sys
@@ -44,7 +45,8 @@ class Downloads:
                 with self._indexes.open(url) as source, tempfile.NamedTemporaryFile(dir=self._folder) as file:
                     shutil.copyfileobj(source, file)  # raises when the source breaks off
                     file.flush()
-                    target.hardlink_to(file.name)
+                    with contextlib.suppress(FileExistsError):  # another mirror was faster
+                        target.hardlink_to(file.name)
         return target
 
 

@@ -264,8 +264,8 @@ class Attempt:
         """
         why: str | None = None
         while why is None and self.process.poll() is None:
+            now = time.monotonic()  # what lies unread is no silence
             self._listen(_TICK)
-            now = time.monotonic()
             if (mark := self._mark()) != self.mark:
                 self.mark, self.progressed = mark, now
                 self.made_step = self.made_step or "step" in runstate.progress(self.run, self.began)
