@@ -351,7 +351,7 @@ class Attempt:
     def _first_cause(self, said: dict[int, list[str]], told: list[str]) -> int | None:
         """The rank that ended first, unless all that it says is that another one left."""
         raised = {rank: lines for rank, text in said.items() if (lines := _traceback(text)) and "Traceback" in lines[0]}
-        causes = [rank for rank, lines in sorted(raised.items()) if not _ECHO.search(lines[-1])]
+        causes = [rank for rank, lines in sorted(raised.items()) if not _ECHO.search(_exception(lines))]
         if self.left:
             first = self.left[0]
             return causes[0] if causes and first in raised and first not in causes else first
@@ -364,7 +364,7 @@ class Attempt:
         who = f"rank {rank} on {self.host_of(rank)}"
         lines = _traceback(said.get(rank, []))
         if lines and "Traceback" in lines[0]:
-            return f"{who}: {lines[-1]}"
+            return f"{who}: {_exception(lines)}"
         if rank in self.speechless:
             return f"all processes on {self.host_of(rank)} ended at once"
         number = dict(_killed_ranks(told)).get(rank)
@@ -420,6 +420,11 @@ def _traceback(lines: list[str]) -> list[str]:
         i for i, line in enumerate(lines) if line.startswith(("Traceback (most", "Current thread", "Fatal Python"))
     ]
     return lines[starts[-1] :] if starts else lines[-15:]
+
+
+def _exception(lines: list[str]) -> str:
+    """The exception of a traceback: its first line that is not indented; on a full disk rank.sh's tee joins in."""
+    return next((x for x in lines[1:] if x and not x.startswith((" ", "tee: "))), lines[-1])
 
 
 class Supervisor:

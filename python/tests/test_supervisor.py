@@ -315,3 +315,8 @@ def test_what_failed_first_is_told_from_its_echoes():
     lines = ["x", "Traceback (most recent call last):", "  File", "RuntimeError: [gloo] Connection closed by peer"]
     assert supervisor._traceback(lines) == lines[1:]
     assert supervisor._ECHO.search(lines[-1])
+    assert supervisor._exception(lines[1:]) == lines[-1]
+    tee = "tee: [0] logs/rank-0.log[0] : No space left on device"
+    full = "OSError: [Errno 28] No space left on device"
+    assert supervisor._exception([lines[1], tee, "  File", full, "a second line", tee]) == full
+    assert supervisor._exception(lines[1:2]) == lines[1]
