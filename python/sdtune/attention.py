@@ -8,7 +8,7 @@ everything else; in bf16 it would be 2 MB, what a core's cache holds. As in flas
 the blocks again instead of keeping them (Dao et al., arXiv 2205.14135; blocks of whole rows do without its online
 softmax).
 
-``python/bench/training_step.py`` measures a step with this and with torch's kernel.
+``python/bench/attention.py`` measures all three.
 """
 
 from typing import Any
