@@ -320,7 +320,7 @@ class Attempt:
         began = time.monotonic()
         while why is None and time.monotonic() < began + (1 if self.silent else _ENDING):
             self._listen(0.1)  # last words of mpirun and of ranks, and of guards that are still on their way
-            if self.silent and all(peer.gone for peer in self.peers.values()):
+            if self.silent and sum(peer.gone for peer in self.peers.values()) == self.world_size:
                 break
         told = list(self.output[None])
         said = {rank: list(lines) for rank, lines in self.output.items() if rank is not None}
