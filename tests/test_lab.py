@@ -41,7 +41,7 @@ class Sandbox:
 
     def __call__(self, *args: str, fails: bool = False) -> str:
         process = self.start(*args)
-        output, _ = process.communicate(timeout=6000)
+        output, _ = process.communicate(timeout=600)
         assert bool(process.returncode) == fails, output
         return output
 
@@ -89,7 +89,7 @@ def sandbox(tmp_path):
 def pair(tmp_path_factory):
     """A lab of two hosts with a mirror, for tests that leave it as it was."""
     tool = Sandbox(tmp_path_factory.mktemp("pair"))
-    output, _ = (process := tool.up("pair", "--hosts", "2", "--mirror")).communicate(timeout=6000)
+    output, _ = (process := tool.up("pair", "--hosts", "2", "--mirror")).communicate(timeout=600)
     assert process.returncode == 0, output
     yield tool
     tool("down", "pair")
@@ -140,7 +140,7 @@ def test_up_clears_what_a_killed_up_has_left(sandbox):
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
-    output, _ = (other := sandbox.up("second", "--hosts", "1")).communicate(timeout=6000)
+    output, _ = (other := sandbox.up("second", "--hosts", "1")).communicate(timeout=600)
     assert other.returncode == 0, output
     assert "first" not in sandbox("list")
     assert not (sandbox.inventory / "first").exists()
@@ -164,7 +164,7 @@ def test_down_ends_the_building_of_an_image(tmp_path):
 
 def test_a_lab_that_is_gone_frees_its_interfaces(sandbox):
     before = traces(sandbox)
-    output, _ = (process := sandbox.up("links", "--hosts", "2")).communicate(timeout=6000)
+    output, _ = (process := sandbox.up("links", "--hosts", "2")).communicate(timeout=600)
     assert process.returncode == 0, output
     slot = sandbox.settings("links")["slot"]
     ours = {f"lab{slot}", f"lab{slot}n1", f"lab{slot}n2"}
@@ -177,7 +177,7 @@ def test_a_lab_that_is_gone_frees_its_interfaces(sandbox):
 def test_two_labs_at_once_do_not_see_each_other(sandbox):
     processes = {name: sandbox.up(name, "--hosts", "1") for name in ("left", "right")}
     for process in processes.values():
-        output, _ = process.communicate(timeout=6000)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     slots = {name: sandbox.settings(name)["slot"] for name in processes}
     assert slots["left"] != slots["right"]
@@ -192,7 +192,7 @@ def test_two_labs_at_once_do_not_see_each_other(sandbox):
 def test_up_again_adds_and_removes_hosts_and_leaves_the_others_alone(pair):
     before = [pid_of(pair, "pair", host) for host in ("node1", "node2")]
     for hosts in ("2", "3", "2"):
-        output, _ = (process := pair.up("pair", "--hosts", hosts, "--mirror")).communicate(timeout=6000)
+        output, _ = (process := pair.up("pair", "--hosts", hosts, "--mirror")).communicate(timeout=600)
         assert process.returncode == 0, output
         assert ("node3" in pair("list")) == (hosts == "3")
         assert ("node3" in (pair.inventory / "pair/hosts.yml").read_text()) == (hosts == "3")

@@ -126,7 +126,7 @@ class Cluster:
         found = self.execute(host, "pgrep", "--euid", "sdtune", "--list-full", check=False).splitlines()
         return [line for line in found if sshd or " sshd: " not in line]
 
-    def nothing_left(self, seconds: float = 30, *, sshd: bool = True) -> float:
+    def nothing_left(self, seconds: float = 5, *, sshd: bool = True) -> float:
         """Seconds until no host has a process of the run's user."""
         began = time.monotonic()
         while left := [line for host in ("node1", "node2") for line in self.processes(host, sshd=sshd)]:
@@ -360,7 +360,7 @@ def main() -> None:
         finally:  # the next one begins with nothing going on
             for host in ("node1", "node2"):
                 cluster.execute(host, "pkill", "-KILL", "--euid", "sdtune", check=False)
-            cluster.nothing_left(sshd=False)
+            cluster.nothing_left(30, sshd=False)
     if failed:
         sys.exit(f"not as it should be: {', '.join(failed)}")
 

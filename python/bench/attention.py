@@ -31,7 +31,7 @@ Gradients = tuple[torch.Tensor, ...]
 
 @dataclass
 class Contender:
-    """A way to compute attention; its seconds, the fastest first."""
+    """A way to compute attention, and the seconds of its calls, forwards and backwards."""
 
     forward: Callable[[], object]
     backward: Callable[[], Gradients]

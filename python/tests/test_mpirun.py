@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdtune.runs import Run
-from tests.conftest import PATIENCE, free_port, write_job
+from tests.conftest import free_port, write_job
 
 PYTHON = Path(__file__).parents[1]
 PREFIX = Path(sys.prefix)
@@ -80,10 +80,10 @@ def test_a_failing_rank_ends_the_job_at_once(mapping, tmp_path, failure, said):
         env=env,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=240,
         check=False,
     )
     assert done.returncode != 0
     assert said in done.stdout + done.stderr
     assert not Run(mapping["run_dir"]).finished.exists()
-    assert time.monotonic() - began < 900  # nobody waited for gloo's half hour
+    assert time.monotonic() - began < 200  # nobody waited for gloo's half hour

@@ -211,7 +211,7 @@ def test_a_silent_guard_is_a_lost_host(run):
     assert process.wait(40) == 1
     seconds = re.search(r"here has not been heard of for (\d+) s", runstate.read_state(run)["reason"])
     assert seconds
-    assert int(seconds[1]) >= 2
+    assert 2 <= int(seconds[1]) < 5  # long before the stall of 30 s
     nothing_left(run)
 
 
@@ -221,7 +221,7 @@ def test_guards_end_their_ranks_when_the_supervisor_is_gone(run):
     guards_of(run, process)
     process.kill()
     process.wait()
-    nothing_left(run)
+    nothing_left(run, seconds=5)
     assert runstate.look(run)["lost"]
     # the first guard to notice says so; its rank then makes the launcher kill the other, whose guard has no cause
     assert "the supervisor is gone" in "".join(log.read_text() for log in (run / "logs").glob("rank-*.log"))
