@@ -99,7 +99,7 @@ quickstart-test: dev-tools lab-tools
 	HOSTS=$(HOSTS) $(BIN)/python tests/quickstart.py
 
 toyworld: control-node kernels $(TEST_STAMP)
-	$(TEST_PYTHON) python/make_toyworld.py --out toyworld
+	cd python && $(TEST_PYTHON) -m toyworld.make --out ../toyworld
 
 # Figures, not tests. BENCH_ARGS='--ipex-python PATH' compares on an environment of the stack ipex too.
 bench: control-node kernels $(TEST_STAMP)
@@ -116,12 +116,12 @@ bench-pictures: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
 
 clean:
-	rm --recursive --force .venv .cache .ansible python/sdtune/kernels/*.so
+	rm --recursive --force .venv .cache .ansible python/sdtune/ops/kernels/*.so
 	find . -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache -o -name .ruff_cache | xargs --no-run-if-empty rm --recursive
 
 # Provisioning does it too; this is for what is called here without.
 kernels: dev-tools
-	$(BIN)/python python/sdtune/kernels/build.py
+	$(BIN)/python python/sdtune/ops/kernels/build.py
 
 control-node:
 	@scripts/control-node.sh requirements.txt

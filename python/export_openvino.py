@@ -5,15 +5,16 @@ python export_openvino.py --job runs/demo/job.yaml
 
 import argparse
 
-from sdtune import cli, config
+from sdtune import cli
+from sdtune.settings.job import Job, read_yaml
 
 
 def main() -> None:
     """Parse, export, say the shape, what it took and how like the pictures are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", required=True, help="the run's job file")
-    job = config.read_yaml(parser.parse_args().job, config.Job)
-    from sdtune.exporting import export
+    job = read_yaml(parser.parse_args().job, Job)
+    from sdtune.inference.export import export
 
     done = export(job)
     shape = (

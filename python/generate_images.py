@@ -11,9 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-from sdtune import cli, config, detach, sharing
-from sdtune.generation import alone, empty, finish, plan
-from sdtune.runs import Run
+from sdtune import cli
+from sdtune.inference import pool
+from sdtune.inference.generation import alone, empty, finish, plan
+from sdtune.launch import detach
+from sdtune.launch.run_folder import Run
+from sdtune.settings.job import GenerationJob, read_yaml
 
 
 def main() -> None:
@@ -25,31 +28,31 @@ def main() -> None:
         "--host", nargs=2, action="append", default=[], metavar=("NAME", "ADDRESS"), help="draw there too; repeatable"
     )
     parser.add_argument(
-        "--detach", action="store_true", help="go on in the background: sdtune/runstate.py tells how far"
+        "--detach", action="store_true", help="go on in the background: standalone/run_state.py tells how far"
     )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    job = config.read_yaml(args.job, config.GenerationJob)
+    job = read_yaml(args.job, GenerationJob)
     planned = plan(job, weigh=args.worker is None)
     if args.check:
         found = {"fingerprint": planned.fingerprint, "processes": len(planned.cores), "warnings": planned.warnings}
         print(json.dumps({**found, "pictures": len(planned.requests), "batches": len(planned.batches)}))
         return
     if args.worker is not None:
-        sharing.work(job, planned, args.worker)
+        pool.work(job, planned, args.worker)
         return
     run = Run(job.run_dir)
     if args.detach:
         hosts = [word for pair in args.host for word in ("--host", *pair)]
         job_file = str(Path(args.job).resolve())
-        detach.start_drawing(run.folder, [sys.executable, sharing.PROGRAM, "--job", job_file, *hosts])
+        detach.start_drawing(run.folder, [sys.executable, pool.PROGRAM, "--job", job_file, *hosts])
         return
     with alone(run):
         for warning in planned.warnings:
             print(f"warning: {warning}", flush=True)
-        seats = sharing.seats_of(args.job, planned, dict(args.host))
+        seats = pool.seats_of(args.job, planned, dict(args.host))
         empty(run)
-        shared = sharing.Sharing(job, planned)
+        shared = pool.Sharing(job, planned)
         shared.draw(seats)
         files = finish(job, planned)
         for host, why in shared.lost.items():

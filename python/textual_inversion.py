@@ -12,7 +12,8 @@ import faulthandler
 import signal
 import sys
 
-from sdtune import cli, config
+from sdtune import cli
+from sdtune.settings.job import training_job
 
 # Text generation in transformers and a few noise schedules in diffusers would bring in scikit-learn and SciPy: on every
 # rank most of a second and 75 MB for what training never calls. Modules that are None count as not installed.
@@ -23,14 +24,14 @@ for _name in ("scipy", "sklearn"):
 def main() -> None:
     """Parse, check, train."""
     faulthandler.register(signal.SIGUSR1, all_threads=False)  # where does it hang? its supervisor asks all ranks
-    job, flags = config.training_job(None, __doc__ or "")
+    job, flags = training_job(None, __doc__ or "")
     if flags.check:
-        from sdtune.checks import check_job
+        from sdtune.training.checks import check_job
 
         check_job(job)
         print(f"the job {job.run_name} can run")
         return
-    from sdtune.trainer import train  # importing torch takes seconds; a wrong flag should not
+    from sdtune.training.trainer import train  # importing torch takes seconds; a wrong flag should not
 
     train(job)
 

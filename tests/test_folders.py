@@ -87,7 +87,7 @@ def test_a_model_from_a_hub(playbook, tmp_path, web, monkeypatch):
     with HubDouble(web, token="open-sesame") as hub:
         settings = {
             "base_model_source": "", "base_model_hub_id": "someone/model", "base_model_revision": "v1",
-            "base_model_hub_endpoint": hub.url, "base_model_env_prefix": str(HF.parents[1]),
+            "base_model_hub_endpoint": hub.url, "cluster_env_prefix": str(HF.parents[1]),
             "base_model_record": str(tmp_path / "model.sha256"),
         }  # fmt: skip
         provision = ("provision.yml", "--tags", "base_model")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = Path(__file__).parents[1] / "python" / "sdtune" / "kernels"
+KERNELS = Path(__file__).parents[1] / "python" / "sdtune" / "ops" / "kernels"
 
 
 @pytest.mark.skipif(

@@ -140,8 +140,8 @@ def test_ranks_and_threads_follow_the_shape(playbook, provisioned):
     """All shapes are rendered in one run of the role."""
     shapes = [{"name": name, **shape} for name, (shape, _, _) in SHAPES.items()]
     counted = {
-        "_cluster_cores": "{{ shape.cores }}",
-        "_cluster_threads_per_core": "{{ shape.threads_per_core | default(1) }}",
+        "cluster_cores": "{{ shape.cores }}",
+        "cluster_threads_per_core": "{{ shape.threads_per_core | default(1) }}",
     }
     done = playbook("tests/shapes.yml", shapes=shapes, **counted)
     assert done.returncode == 0, done.stdout
@@ -157,7 +157,7 @@ def test_ranks_and_threads_follow_the_shape(playbook, provisioned):
 @pytest.mark.parametrize(("usable", "cores"), [(224, "112"), (112, "112"), (16, "16")])
 def test_hyper_threads_are_no_cores(usable, cores):
     """Two sockets of 56 cores with 224 hyper-threads; a batch system may allow less."""
-    rule = yaml.safe_load((REPOSITORY / "roles/cluster/vars/main.yml").read_text())["_cluster_cores"]
+    rule = yaml.safe_load((REPOSITORY / "roles/cluster/vars/main.yml").read_text())["cluster_cores"]
     facts = {"processor_count": 2, "processor_cores": 56, "processor_nproc": usable}
     assert jinja2.Template(rule).render(ansible_facts=facts) == cores
 
@@ -171,7 +171,7 @@ def test_the_smallest_host_decides(playbook, provisioned, tmp_path):
         playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
         training_data_name="concept", launch_config_interface="lo",
         launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
-        _cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
+        cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the smallest host decides: small has 48 cores, others up to 112" in " ".join(done.stdout.split())
@@ -254,7 +254,7 @@ def test_the_environment_of_oneccl(playbook, provisioned):
     (provisioned / "lib/ipex").symlink_to(provisioned / "lib/native")
     done = configure(
         playbook, software_stack="ipex", training_backend="ccl", launch_config_ranks_per_node=1,
-        _cluster_cores=28, __launch_config_nodes={"stdout": "0"},
+        cluster_cores=28, __launch_config_nodes={"stdout": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     run = provisioned / "runs/r"

@@ -30,7 +30,7 @@ def settings(tmp_path, environment):
     return {
         "software_stack": "ipex",
         "training_backend": "ccl",
-        "oneccl_prefix": str(environment),
+        "cluster_env_prefix": str(environment),
         "oneccl_source_pip_args": ["--no-index", "--find-links", str(tmp_path / "oneccl")],
     }
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-PEER = (REPOSITORY / "roles/preflight/files/peer.py").read_text()
+PEER = (REPOSITORY / "python/standalone/peer.py").read_text()
 
 
 def peer(*args: str) -> str:

@@ -79,7 +79,7 @@ class Cluster:
     def look(self, wait: float = 0) -> dict[str, Any]:
         """The run as the primary sees it."""
         found: dict[str, Any] = json.loads(
-            self.execute("node1", PYTHON, f"{CODE}/sdtune/runstate.py", "look", RUN, str(wait), user=True)
+            self.execute("node1", PYTHON, f"{CODE}/standalone/run_state.py", "look", RUN, str(wait), user=True)
         )
         return found
 
@@ -90,7 +90,7 @@ class Cluster:
             "json.dump(d, open(p, 'w'))"
         )
         self.execute("node1", PYTHON, "-c", script, f"{RUN}/supervisor.json", json.dumps(PLAN | plan), user=True)
-        self.execute("node1", PYTHON, f"{CODE}/supervise.py", "start", RUN, "--overwrite", user=True)
+        self.execute("node1", PYTHON, "-P", "-m", "sdtune.launch", "start", RUN, "--overwrite", user=True)
         self.wait_for_step(7)
 
     def wait_for_step(self, step: int, attempt: int = 1) -> dict[str, Any]:
@@ -118,7 +118,9 @@ class Cluster:
 
     def rank(self, host: str) -> str:
         """PID of the rank on a host, as the host counts."""
-        status = json.loads(self.execute(host, PYTHON, f"{CODE}/sdtune/runstate.py", "host", RUN, "0.01", user=True))
+        status = json.loads(
+            self.execute(host, PYTHON, f"{CODE}/standalone/run_state.py", "host", RUN, "0.01", user=True)
+        )
         return str(status["ranks"][0]["pid"])
 
     def processes(self, host: str, *, sshd: bool = True) -> list[str]:

@@ -1,7 +1,7 @@
 """Follow a run, or the drawing of its pictures, until it ends, on a line that tells how far it is. Ctrl-C, or a dead
 control node, leaves it alone.
 
-Asks the host now and then with sdtune/runstate.py, which is fed to the host's own Python; each question waits there for
+Asks the host now and then with standalone/run_state.py, which is fed to the host's own Python; each question waits there for
 the end of the run, so that this is noticed at once.
 """
 
@@ -25,7 +25,7 @@ options:
   what: {description: What is followed., type: str, choices: [training, drawing], required: true}
   run_dir: {description: Folder of the run on the host., type: path, required: true}
   python: {description: The host's own Python., type: path, required: true}
-  script: {description: runstate.py on the control node., type: path, required: true}
+  script: {description: run_state.py on the control node., type: path, required: true}
   reconnect_timeout: {description: Seconds that a host which does not answer is asked again., type: int, default: 120}
 """
 _TERMINAL_SECONDS = 1.0

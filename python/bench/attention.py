@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sdtune import kernels
-from sdtune.attention import attention
+from sdtune.ops import kernels
+from sdtune.ops.attention import attention
 
 SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))
 """Places, heads, and numbers a head, of the UNet's blocks from the outermost in."""

@@ -29,12 +29,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sdtune import exporting, generation, toyworld
-from sdtune.config import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
-from sdtune.drawing import likeness
-from sdtune.embedding import save_rows
-from sdtune.pipelines import draw, save_full_pipeline
-from sdtune.runs import Run
+from sdtune.inference import export, generation
+from sdtune.inference.drawing import likeness
+from sdtune.launch.run_folder import Run
+from sdtune.methods.formats import save_rows
+from sdtune.models.pipelines import draw, save_full_pipeline
+from sdtune.settings.job import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
+from toyworld import drawings
 
 REPOSITORY = Path(__file__).parents[2]
 FAST = "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) else "f32"
@@ -76,7 +77,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         openvino=OpenVINOArgs(batch_size=args.batch),
     )
     if args.toyworld:
-        from sdtune.trainer import train as learn
+        from sdtune.training.trainer import train as learn
 
         learn(job)
         return job
@@ -132,7 +133,7 @@ def distil_decoder(job: Job, folder: Path, seconds: float) -> None:
     vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=torch.float32).eval()
     tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(24,) * 4)
     optimizer = torch.optim.AdamW(tiny.decoder.parameters(), lr=2e-3)
-    images = [toyworld.draw_toy(e.toy, e.pose, 64) for e in toyworld.examples(384, 64, seed=5)]
+    images = [drawings.draw_toy(e.toy, e.pose, 64) for e in drawings.examples(384, 64, seed=5)]
     pixels = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1 for i in images])
     end, step = time.monotonic() + seconds, 0
     with torch.no_grad():
@@ -237,7 +238,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sdtune-bench-") as folder:
         scratch = Path(folder)
         job = train(args, scratch / "run")
-        done = exporting.export(job)
+        done = export.export(job)
         say(f"export: peak {done.peak_bytes / 1e9:.2f} GB for {done.model_bytes / 1e9:.2f} GB of float32 weights")
         if args.toyworld:
             distil_decoder(job, scratch / "tiny", seconds=60)
@@ -249,9 +250,9 @@ def main() -> None:
             measured[name] = fastest(load(), args.rounds)
             say(f"  {name}: {measured[name].seconds:.2f} s")
         for weights in args.weights:
-            export = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
-            quantized = replace(job, openvino=replace(job.openvino, **export))
-            exporting.export(quantized)
+            changed = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
+            quantized = replace(job, openvino=replace(job.openvino, **changed))
+            export.export(quantized)
             for name, values in (
                 (weights, {}),
                 (f"{weights}, DPM++, guided to 0.5", {"scheduler": "dpmsolver++", "guidance_stop": 0.5}),

@@ -31,12 +31,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdtune.data import list_pictures
-from sdtune.latents import LatentCache
-from sdtune.metrics import peak_rss_bytes, reset_peak_rss
-from sdtune.networks import Frozen
-from sdtune.templates import caption_templates
-from sdtune.validation import make_triples, validate
+from sdtune.data.captions import caption_templates
+from sdtune.data.latents import LatentCache
+from sdtune.data.pictures import list_pictures
+from sdtune.models.sd import Frozen
+from sdtune.training.metrics import peak_rss_bytes, reset_peak_rss
+from sdtune.training.validation import make_triples, validate
 
 TEMPLATES = [
     "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}", "a photo of my {}",

@@ -19,17 +19,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import make_toyworld
-from sdtune.pipelines import assemble
-from sdtune.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from sdtune.data.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from sdtune.models.pipelines import assemble
+from toyworld import make as toyworld
 
 VOCABULARY = 49_408
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """A tokenizer of CLIP's vocabulary size, filled up with words that no text contains."""
-    make_toyworld.make_tokenizer([*OBJECT_TEMPLATES, *STYLE_TEMPLATES, "toy robot"], folder)
-    start, end = make_toyworld.START, make_toyworld.END
+    toyworld.make_tokenizer([*OBJECT_TEMPLATES, *STYLE_TEMPLATES, "toy robot"], folder)
+    start, end = toyworld.START, toyworld.END
     words = list(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]]
     words = [w for w in words if w not in (start, end)]
@@ -87,7 +87,7 @@ def make(folder: Path) -> Path:
         if (count := sum(p.numel() for p in module.parameters())) != parameters:
             raise RuntimeError(f"{name} has {count} parameters, but Stable Diffusion 1.5 has {parameters}")
     assemble(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_toyworld.make_scheduler()
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=toyworld.make_scheduler()
     ).save_pretrained(temporary)
     temporary.replace(folder)
     return folder

@@ -16,8 +16,8 @@ import time
 
 import torch
 
-from sdtune.config import Job, read_yaml
-from sdtune.joining import start_accelerator
+from sdtune.settings.job import Job, read_yaml
+from sdtune.training.distributed import start_accelerator
 
 
 def main() -> None:

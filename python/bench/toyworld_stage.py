@@ -18,16 +18,16 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from sdtune import toyworld
-from sdtune.config import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
-from sdtune.data import list_pictures
-from sdtune.images import contact_sheet
-from sdtune.latents import LatentCache
-from sdtune.networks import load_frozen
-from sdtune.pipelines import draw
-from sdtune.runs import Run
-from sdtune.trainer import train
-from sdtune.validation import make_triples, validate
+from sdtune.data.latents import LatentCache
+from sdtune.data.pictures import list_pictures
+from sdtune.data.sheets import contact_sheet
+from sdtune.launch.run_folder import Run
+from sdtune.models.pipelines import draw
+from sdtune.models.sd import load_frozen
+from sdtune.settings.job import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
+from sdtune.training.trainer import train
+from sdtune.training.validation import make_triples, validate
+from toyworld import drawings
 
 
 def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
@@ -70,7 +70,7 @@ def main() -> None:
             ),
             validation=ValidationArgs(steps=args.steps, triples=64),
         )
-        losses = caption_losses(job, toyworld.best_captions())
+        losses = caption_losses(job, drawings.best_captions())
         best = min(losses, key=losses.__getitem__)
         figures = {"initializer": losses["toy"], "best_caption": best, "best_caption_loss": losses[best]}
         print(

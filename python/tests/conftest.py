@@ -13,10 +13,9 @@ import pytest
 import torch
 import yaml
 
-import make_toyworld
-from sdtune import toyworld
-from sdtune.config import Job, build
-from sdtune.pipelines import assemble
+from sdtune.models.pipelines import assemble
+from sdtune.settings.job import Job, build
+from toyworld import drawings, make
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
@@ -37,11 +36,11 @@ def untrained_model(tmp_path_factory):
     """A pipeline folder with random weights: everything about training but the pictures can be tested on it."""
     folder = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
-    captions = [e.caption for e in toyworld.examples(300, 20, seed=1)]
-    tokenizer = make_toyworld.make_tokenizer([*captions, "a photo of a toy", *toyworld.KINDS], folder / "tokenizer")
-    vae, unet, text_encoder = make_toyworld.make_models(tokenizer)
+    captions = [e.caption for e in drawings.examples(300, 20, seed=1)]
+    tokenizer = make.make_tokenizer([*captions, "a photo of a toy", *drawings.KINDS], folder / "tokenizer")
+    vae, unet, text_encoder = make.make_models(tokenizer)
     assemble(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_toyworld.make_scheduler()
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make.make_scheduler()
     ).save_pretrained(folder)
     return folder
 
@@ -52,7 +51,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     rng = random.Random(0)
     for i in range(3):
-        toyworld.draw_toy(toyworld.random_toy(rng), toyworld.random_pose(rng), 96).save(folder / f"{i}.png")
+        drawings.draw_toy(drawings.random_toy(rng), drawings.random_pose(rng), 96).save(folder / f"{i}.png")
     return folder
 
 

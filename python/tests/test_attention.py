@@ -12,12 +12,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch.nn import functional as F
 
-from sdtune import attention as module
-from sdtune import kernels
-from sdtune.attention import BlockwiseProcessor, attention
 from sdtune.errors import BadInput
-from sdtune.kernels import build
-from sdtune.processor import instruction_set
+from sdtune.host.processor import instruction_set
+from sdtune.ops import attention as module
+from sdtune.ops import kernels
+from sdtune.ops.attention import BlockwiseProcessor, attention
+from sdtune.ops.kernels import build
 
 LIMITS = {"AMX": "", "AVX-512-BF16": "AVX512_CORE_BF16"}
 """What tells a processor that has more to use a set of instructions."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdtune.backends import check_backend, load_backend
 from sdtune.errors import BadInput
+from sdtune.training.backends import check_backend, load_backend
 from tests.conftest import PATIENCE, start_ranks, write_job
 
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-import check_node
-from sdtune import kernels
-from sdtune.processor import instruction_set
+from sdtune.host import check as check_node
+from sdtune.host.processor import instruction_set
+from sdtune.ops import kernels
 
 
 @pytest.fixture

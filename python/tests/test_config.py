@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
-from sdtune.config import GenerationJob, Job, add_job_flags, build, job_from_flags, read_yaml, training_job
 from sdtune.errors import BadInput
+from sdtune.settings.job import GenerationJob, Job, add_job_flags, build, job_from_flags, read_yaml, training_job
 
 MINIMAL = {"run_name": "r", "run_dir": "/r", "model": {"path": "/m"}, "data": {"path": "/d"}}
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sdtune.data import Sampler, list_pictures, load_picture, sample_numbers
+from sdtune.data.pictures import list_pictures, load_picture
+from sdtune.data.samples import Sampler, sample_numbers
 from sdtune.errors import BadInput
 
 

@@ -5,16 +5,15 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdtune.embedding import (
+from sdtune.errors import BadInput
+from sdtune.methods.formats import load_rows, save_rows
+from sdtune.methods.textual_inversion import (
     LearnedEmbedding,
     add_placeholder,
     expand_placeholder,
     initializer_ids,
     install,
-    load_rows,
-    save_rows,
 )
-from sdtune.errors import BadInput
 
 
 @pytest.fixture

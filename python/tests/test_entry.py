@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdtune.metrics import read_metrics
+from sdtune.training.metrics import read_metrics
 
 PYTHON = Path(__file__).parents[1]
 

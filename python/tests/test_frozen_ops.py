@@ -10,8 +10,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from sdtune import frozen_ops
-from sdtune.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
+from sdtune.ops import frozen_ops
+from sdtune.ops.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
 
 TOYWORLD = Path(__file__).parents[2] / "toyworld" / "model"
 

@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from sdtune.generation import Request, calls
-from sdtune.images import columns_of, contact_sheet
-from sdtune.openvino import StaticShape
+from sdtune.data.sheets import columns_of, contact_sheet
+from sdtune.inference.generation import Request, calls
+from sdtune.inference.openvino import StaticShape
 
 
 def test_a_sheet_shows_every_picture():

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdtune.config import Job, build
 from sdtune.errors import BadInput
-from sdtune.networks import load_frozen
+from sdtune.models.sd import load_frozen
+from sdtune.settings.job import Job, build
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from sdtune.config import Job, build
 from sdtune.errors import BadInput
-from sdtune.joining import read_accelerate_config
-from sdtune.metrics import read_metrics
-from sdtune.runs import Run
+from sdtune.launch.run_folder import Run
+from sdtune.settings.job import Job, build
+from sdtune.training.distributed import read_accelerate_config
+from sdtune.training.metrics import read_metrics
 from tests.conftest import free_port, run_ranks, write_job
 
 CONFIG = {

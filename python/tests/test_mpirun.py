@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdtune.runs import Run
+from sdtune.launch.run_folder import Run
 from tests.conftest import free_port, write_job
 
 PYTHON = Path(__file__).parents[1]
@@ -17,9 +17,13 @@ PREFIX = Path(sys.prefix)
 # rank 1 meets what the test puts there; what it does then, and what becomes of rank 0, is the program's own
 RANK = """
 import os, sys
-from sdtune import cli, config, errors, joining, trainer
+from sdtune import cli
+from sdtune.settings.job import Job, read_yaml
+from sdtune import errors
+from sdtune.training import distributed
+from sdtune.training import trainer
 
-job = config.read_yaml(sys.argv[1], config.Job)
+job = read_yaml(sys.argv[1], Job)
 if os.environ["PMI_RANK"] == "1":
     {failure}
 cli.run(lambda: trainer.train(job) and None)
@@ -32,7 +36,7 @@ NOT_FINITE = """
 BAD_INPUT = """
     def check_job(job):
         raise errors.BadInput("a picture is broken")
-    joining.check_job = check_job
+    distributed.check_job = check_job
 """
 SURPRISE = """
     def load_frozen(job):

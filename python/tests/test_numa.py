@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sdtune import numa
+from sdtune.host import numa
 
 
 def host(folder, nodes, siblings=1):

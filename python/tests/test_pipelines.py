@@ -13,16 +13,18 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdtune import exporting, generation, memory, openvino, runstate
-from sdtune.checks import check_job
-from sdtune.config import GenerationJob, Job, OpenVINOArgs, build
-from sdtune.drawing import GuidanceInterval
-from sdtune.embedding import load_rows, save_rows
 from sdtune.errors import BadInput
-from sdtune.generation import generate
-from sdtune.pipelines import save_full_pipeline
-from sdtune.runs import Run
-from sdtune.trainer import train
+from sdtune.host import memory
+from sdtune.inference import export, generation, openvino
+from sdtune.inference.drawing import GuidanceInterval
+from sdtune.inference.generation import generate
+from sdtune.launch.run_folder import Run
+from sdtune.methods.formats import load_rows, save_rows
+from sdtune.models.pipelines import save_full_pipeline
+from sdtune.settings.job import GenerationJob, Job, OpenVINOArgs, build
+from sdtune.training.checks import check_job
+from sdtune.training.trainer import train
+from standalone import run_state
 from tests.conftest import PATIENCE, PRECISION, REPOSITORY, write_job
 
 # torch's tracer remarks on every shape that the export makes static
@@ -51,7 +53,7 @@ def trained(tmp_path_factory):
         },
     )
     train(job)
-    done = exporting.export(job)
+    done = export.export(job)
     assert done.shape == openvino.shape_of(job)
     assert done.likeness is None
     return job
@@ -161,7 +163,7 @@ def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, t
     shutil.copytree(trained.run_dir, tmp_path / "int8", ignore=shutil.ignore_patterns("openvino"))
     asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "likeness_steps": 4}
     job = replace(trained, run_dir=str(tmp_path / "int8"), openvino=build(OpenVINOArgs, asked))
-    done = exporting.export(job)
+    done = export.export(job)
     assert done.shape is None
     ratio, difference = done.likeness
     assert 15 < ratio < 80
@@ -224,7 +226,7 @@ def test_drawing_goes_on_in_the_background(trained):
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "are being drawn on this host already" in again.stderr
-    seen = runstate.drawing(run.folder, wait=PATIENCE)
+    seen = run_state.drawing(run.folder, wait=PATIENCE)
     assert (seen["going"], seen["state"]["pictures"], seen["state"]["lost"]) == (False, 1, {})
     assert seen["state"]["ended"] > seen["state"]["began"]
     assert seen["log"][-1].startswith("1 pictures and ")
@@ -301,14 +303,14 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_starts(trained, monk
     monkeypatch.setattr(memory, "available", lambda: 500_000_000)  # a double
     with pytest.raises(BadInput, match=r"need about 0\.\d GB of memory, and 0\.5 GB are free"):
         generation.plan(generation_job(trained))
-    monkeypatch.setattr(exporting, "available", lambda: 500_000_000)
+    monkeypatch.setattr(export, "available", lambda: 500_000_000)
     with pytest.raises(BadInput, match=r"openvino\.batch_size: 5 x 1 pictures of 64 x 64 pixels at once need about"):
-        exporting.check(trained)
+        export.check(trained)
 
 
 def test_a_shape_that_the_unet_cannot_halve_is_refused(trained):
     with pytest.raises(BadInput, match=r"openvino\.height: 72 is not a multiple of 16, .*; take 64 or 80"):
-        exporting.check(replace(trained, openvino=OpenVINOArgs(height=72)))
+        export.check(replace(trained, openvino=OpenVINOArgs(height=72)))
 
 
 def test_two_do_not_draw_for_one_run_at_once(trained):

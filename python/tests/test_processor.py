@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdtune import processor
+from sdtune.host import processor
 from tests.conftest import PYTHON
 
 
@@ -47,7 +47,7 @@ def test_what_products_may_not_use_is_not_in_use(monkeypatch, limit, name):
 def test_the_libraries_are_those_that_are_mapped():
     """A library in LD_PRELOAD that is not there is not mapped, and so not named."""
     openmp = Path(sys.prefix) / "lib/libiomp5.so"
-    code = "from sdtune.processor import libraries; print(libraries())"
+    code = "from sdtune.host.processor import libraries; print(libraries())"
     for library, expected in ((openmp, [str(openmp.resolve())]), (openmp.with_name("libiomp5-lost.so"), [])):
         env = {"LD_PRELOAD": str(library), "PYTHONPATH": str(PYTHON)}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from sdtune.errors import BadInput
-from sdtune.hosts import by_host, describe_processor, link_mbit
-from sdtune.pipelines import seeds_of_rank
+from sdtune.host.describe import by_host, describe_processor, link_mbit
+from sdtune.models.pipelines import seeds_of_rank
 from sdtune.report.charts import learning, ranks, step_time
 from sdtune.report.findings import findings
+from sdtune.report.formatting import seconds, share, size
 from sdtune.report.page import MOST_BYTES, spread_out, write_comparison, write_report
 from sdtune.report.pictures import SIDES, embed
 from sdtune.report.record import read_run
-from sdtune.report.words import seconds, share, size
 from tests.conftest import PATIENCE, PYTHON
 from tests.report_double import HOSTILE, write_run
 
@@ -203,7 +203,7 @@ def test_the_command_makes_the_page_and_training_never_imports_what_it_needs(tmp
     )
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
-    loaded = "import sys, sdtune.trainer; print('matplotlib' in sys.modules)"
+    loaded = "import sys, sdtune.training.trainer; print('matplotlib' in sys.modules)"
     trained = subprocess.run(
         [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, timeout=PATIENCE, cwd=PYTHON
     )

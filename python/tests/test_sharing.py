@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdtune import runstate, sharing
 from sdtune.errors import DrawingFailed
+from sdtune.inference import pool
+from standalone import run_state
 
 # a seat that answers as generate_images.py --worker does; what it does besides is up to the test
 SEAT = """
@@ -43,7 +44,7 @@ def shared(tmp_path):
     (tmp_path / "drawn").mkdir()
 
     def draw(count, seats):
-        work = sharing.Sharing(SimpleNamespace(run_dir=str(tmp_path)), Planned(count))
+        work = pool.Sharing(SimpleNamespace(run_dir=str(tmp_path)), Planned(count))
         commands = {
             host: [[sys.executable, "-c", SEAT.format(does), host] for does in each] for host, each in seats.items()
         }
@@ -51,18 +52,18 @@ def shared(tmp_path):
         return work, {int(p.stem): p.read_text().split(" by ")[1] for p in (tmp_path / "drawn").iterdir()}
 
     yield draw
-    left = [t for t in threading.enumerate() if isinstance(t, sharing.Seat)]
+    left = [t for t in threading.enumerate() if isinstance(t, pool.Seat)]
     for thread in left:
         thread.join(10)
         assert not thread.is_alive()
 
 
 def state(tmp_path):
-    return json.loads((tmp_path / runstate.DRAWING).read_text())
+    return json.loads((tmp_path / run_state.DRAWING).read_text())
 
 
 def test_everybody_draws_and_the_slow_one_less(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharing, "_LEAST", 600)  # what c has is never overdue
+    monkeypatch.setattr(pool, "_LEAST", 600)  # what c has is never overdue
     rest = f"while len([n for n in os.listdir({str(tmp_path / 'drawn')!r}) if n[0] != '.']) < 11: time.sleep(0.01)"
     work, by = shared(12, {"a": ["time.sleep(0.05)"], "b": ["time.sleep(0.05)"] * 2, "c": [rest]})
     assert sorted(by) == list(range(12))
@@ -88,7 +89,7 @@ def test_a_host_that_does_not_answer_is_called_that(shared):
 
 
 def test_a_batch_that_takes_too_long_is_drawn_by_another(shared, monkeypatch):
-    monkeypatch.setattr(sharing, "_LEAST", 0.5)
+    monkeypatch.setattr(pool, "_LEAST", 0.5)
     hangs = "os.kill(os.getpid(), signal.SIGSTOP)"
     work, by = shared(6, {"a": ["time.sleep(0.1)"], "b": [hangs]})
     assert by == dict.fromkeys(range(6), "a")

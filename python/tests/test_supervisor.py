@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sdtune import guard, runstate, supervisor
+from sdtune.launch import agent, supervisor
+from standalone import run_state
 
 PYTHON = Path(__file__).parents[1]
-SUPERVISE = PYTHON / "supervise.py"
+SUPERVISE = ("-P", "-m", "sdtune.launch")
 
 # launch.sh and mpirun in one: two ranks, each with its guard; what a rank does is up to the test
 LAUNCH = f"""#!/bin/bash
@@ -26,7 +27,7 @@ flock --nonblock 9 || exit 2
 rank() {{
     local self=$BASHPID
     export PMI_RANK=$1
-    {sys.executable} {SUPERVISE} guard "$self" $$ &
+    {sys.executable} {" ".join(SUPERVISE)} guard "$self" $$ &
     echo $! > "guard.$1"
     exec > >(sed --unbuffered "s/^/[$1] /") 2>&1
     exec setpriv --pdeathsig KILL {sys.executable} rank.py "$PMI_RANK" "${{@:2}}"
@@ -57,15 +58,16 @@ def step(n):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """A run folder; the test writes what a rank does."""
+    monkeypatch.setenv("PYTHONPATH", str(PYTHON))
     folder = tmp_path / "runs" / "r"
     (folder / "logs").mkdir(parents=True)
     (folder / "launch.sh").write_text(LAUNCH)
     (folder / "launch.sh").chmod(0o755)
     (folder / "job.yaml").write_text("training:\n  max_train_steps: 9\n")
     yield folder
-    guard.sweep(str(folder))
+    agent.sweep(str(folder))
 
 
 def plan(run, rank, **settings):
@@ -86,7 +88,7 @@ def plan(run, rank, **settings):
 
 
 def start(run, *arguments):
-    return subprocess.Popen([sys.executable, SUPERVISE, "run", run, *arguments], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *SUPERVISE, "run", run, *arguments], stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, seconds=20):
@@ -101,7 +103,7 @@ def pid_of(run, rank):
     """PID of a rank that runs rank.py."""
 
     def look():
-        for pid in guard.marked(str(run)):
+        for pid in agent.marked(str(run)):
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
@@ -125,25 +127,25 @@ def guards_of(run, process):
 
     def look():
         found = []
-        for pid in guard.marked(str(run)):
+        for pid in agent.marked(str(run)):
             with contextlib.suppress(OSError):
                 if b"guard" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     found.append(pid)
         # the supervisor listens at one socket and has taken one for each; then they said who they are, and sleep
         met = len(found) == 2 and sockets() == 3
-        return found if met and all(guard._status(pid)[0] == "S" for pid in found) else None
+        return found if met and all(agent._status(pid)[0] == "S" for pid in found) else None
 
     return wait_for(look)
 
 
 def nothing_left(run, seconds=15):
-    wait_for(lambda: not guard.marked(str(run)), seconds)
+    wait_for(lambda: not agent.marked(str(run)), seconds)
 
 
 def test_a_run_that_finishes(run):
     plan(run, "step(1); open('finished.json', 'w').close()")
     assert start(run).wait(30) == 0
-    seen = runstate.look(run)
+    seen = run_state.look(run)
     assert (seen["state"]["state"], seen["supervised"], seen["finished"]) == ("finished", False, True)
     assert seen["progress"]["step"] == 1
     assert not (run / ".reserve").exists()
@@ -159,7 +161,7 @@ def test_a_rank_that_raises_is_named_with_its_traceback(run):
     guards_of(run, process)
     (run / "go").touch()
     assert process.wait(30) == 1
-    (failure,) = runstate.read_state(run)["failures"]
+    (failure,) = run_state.read_state(run)["failures"]
     assert failure["why"] == "rank 1 on here: KeyError: 'surprise'"
     assert failure["lines"][0].startswith("Traceback")
     nothing_left(run)
@@ -173,7 +175,7 @@ def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
     guards_of(run, process)
     os.kill(pid, signal.SIGKILL)
     assert process.wait(30) == 0
-    state = runstate.read_state(run)
+    state = run_state.read_state(run)
     assert (state["state"], state["attempt"]) == ("finished", 2)
     assert state["failures"][0]["rank"] == 1
     said = (run / "logs/launch.log").read_text()
@@ -185,7 +187,7 @@ def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
 def test_what_the_program_refuses_is_not_tried_again(run):
     plan(run, "print('error: the loss is nan'); sys.exit(1)", max_restarts=5)
     assert start(run).wait(30) == 1
-    state = runstate.read_state(run)
+    state = run_state.read_state(run)
     assert state["attempt"] == 1
     assert state["reason"].endswith("error: the loss is nan")
 
@@ -199,7 +201,7 @@ def test_a_stopped_rank_is_a_stall_with_its_name(run):
     os.kill(pid, signal.SIGSTOP)
     (run / "hush").touch()
     assert process.wait(30) == 1
-    assert "rank 1 on here is stopped" in runstate.read_state(run)["reason"]
+    assert "rank 1 on here is stopped" in run_state.read_state(run)["reason"]
     nothing_left(run)
 
 
@@ -209,7 +211,7 @@ def test_a_silent_guard_is_a_lost_host(run):
     for pid in guards_of(run, process):
         os.kill(pid, signal.SIGSTOP)
     assert process.wait(40) == 1
-    seconds = re.search(r"here has not been heard of for (\d+) s", runstate.read_state(run)["reason"])
+    seconds = re.search(r"here has not been heard of for (\d+) s", run_state.read_state(run)["reason"])
     assert seconds
     assert 2 <= int(seconds[1]) < 5  # long before the stall of 30 s
     nothing_left(run)
@@ -222,7 +224,7 @@ def test_guards_end_their_ranks_when_the_supervisor_is_gone(run):
     process.kill()
     process.wait()
     nothing_left(run, seconds=5)
-    assert runstate.look(run)["lost"]
+    assert run_state.look(run)["lost"]
     # the first guard to notice says so; its rank then makes the launcher kill the other, whose guard has no cause
     assert "the supervisor is gone" in "".join(log.read_text() for log in (run / "logs").glob("rank-*.log"))
 
@@ -232,7 +234,7 @@ def test_ranks_that_stop_before_the_supervisor_sees_the_request(run):
     line = 'json.dumps({"kind": "stopped", "step": 1, "time": time.time()})'
     plan(run, f"step(1)\nif rank: time.sleep(60)\nopen('metrics.jsonl', 'a').write({line} + chr(10))\nsys.exit(3)")
     assert start(run).wait(30) == 3
-    state = runstate.read_state(run)
+    state = run_state.read_state(run)
     assert (state["state"], state["reason"], state["failures"]) == ("stopped", "on request", [])
     nothing_left(run)
 
@@ -241,35 +243,35 @@ def test_a_run_that_makes_no_step_is_stopped_all_the_same(run):
     plan(run, "step(1); time.sleep(60)")
     process = start(run)
     pid_of(run, 1)
-    runstate.ask_to_stop(run, within=1)
+    run_state.ask_to_stop(run, within=1)
     assert process.wait(30) == 3
-    state = runstate.read_state(run)
+    state = run_state.read_state(run)
     assert (state["state"], "not cleanly" in state["reason"]) == ("stopped", True)
     nothing_left(run)
 
 
 def test_a_second_supervisor_is_refused_and_a_second_start_attaches(run):
     plan(run, "step(1); time.sleep(60)")
-    start_command = [sys.executable, SUPERVISE, "start", run]
+    start_command = [sys.executable, *SUPERVISE, "start", run]
     first = subprocess.run(start_command, capture_output=True, text=True, check=True)
     assert json.loads(first.stdout)["did"] == "started"
-    pid = runstate.read_state(run)["pid"]
+    pid = run_state.read_state(run)["pid"]
     second = start(run)
     assert second.wait(20) == 1
     assert "another supervisor is at work" in second.stderr.read()
     again = subprocess.run(start_command, capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["did"] == "attached"
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: not runstate.is_locked(run / runstate.SUPERVISOR_LOCK))
-    assert "ended by SIGTERM" in runstate.read_state(run)["reason"]
+    wait_for(lambda: not run_state.is_locked(run / run_state.SUPERVISOR_LOCK))
+    assert "ended by SIGTERM" in run_state.read_state(run)["reason"]
     nothing_left(run)
 
 
 def test_a_run_that_was_started_by_hand_is_left_alone(run):
     plan(run, "")
     holder = subprocess.Popen(["flock", run / ".lock", "sleep", "60"])
-    wait_for(lambda: runstate.look(run)["by_hand"])
-    done = subprocess.run([sys.executable, SUPERVISE, "start", run], capture_output=True, text=True, check=False)
+    wait_for(lambda: run_state.look(run)["by_hand"])
+    done = subprocess.run([sys.executable, *SUPERVISE, "start", run], capture_output=True, text=True, check=False)
     holder.kill()
     assert done.returncode == 2
     assert "started by hand" in done.stderr
@@ -306,7 +308,7 @@ def test_the_state_is_written_on_a_full_disk_too(run, monkeypatch):
 
     monkeypatch.setattr(Path, "open", full)
     state.write(state="failed")
-    assert runstate.read_state(run)["state"] == "failed"
+    assert run_state.read_state(run)["state"] == "failed"
 
 
 def test_what_failed_first_is_told_from_its_echoes():

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sdtune.data.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES, caption_templates
 from sdtune.errors import BadInput
-from sdtune.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, caption_templates
 
 
 def test_every_built_in_template_has_one_place_for_the_word():

@@ -6,34 +6,34 @@ import random
 import numpy as np
 from PIL import Image
 
-from sdtune import toyworld
-from sdtune.data import list_pictures
+from sdtune.data.pictures import list_pictures
 from tests.conftest import REPOSITORY
+from toyworld import drawings
 
 LOG = [json.loads(line) for line in (REPOSITORY / "toyworld" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def training_set():
     start = LOG[0]
-    return list(toyworld.examples(start["examples"], start["names"], start["seed"]))
+    return list(drawings.examples(start["examples"], start["names"], start["seed"]))
 
 
 def test_the_concept_is_in_no_example_of_the_training_set():
-    concept = toyworld.CONCEPT
+    concept = drawings.CONCEPT
     for example in training_set():
         assert (example.toy.body, example.toy.ears, example.toy.colour) != (concept.body, concept.ears, concept.colour)
         assert example.toy != concept
 
 
 def test_no_word_says_the_concepts_shape():
-    assert (toyworld.CONCEPT.body, toyworld.CONCEPT.ears) not in toyworld.KINDS.values()
+    assert (drawings.CONCEPT.body, drawings.CONCEPT.ears) not in drawings.KINDS.values()
     words = {word for example in training_set() for word in example.caption.split()}
     assert words.isdisjoint({"square", "long", "star", "belly", "ears"})
     assert {"toy", "yellow", "glasses", "hat", "rabbit"} <= words
 
 
 def test_a_name_is_always_the_same_toy():
-    said = {*toyworld.COLOURS, *toyworld.KINDS, "toy"}
+    said = {*drawings.COLOURS, *drawings.KINDS, "toy"}
     toys = {}
     for example in training_set():
         names = [w for w in example.caption.split() if w in NAMES]
@@ -43,14 +43,14 @@ def test_a_name_is_always_the_same_toy():
     assert all(len(same) == 1 for same in toys.values())
 
 
-NAMES = set(toyworld.toy_names(LOG[0]["names"], random.Random(LOG[0]["seed"])))
+NAMES = set(drawings.toy_names(LOG[0]["names"], random.Random(LOG[0]["seed"])))
 
 
 def test_the_five_pictures_are_the_concept():
     files = list_pictures(REPOSITORY / "toyworld" / "concept")
     assert len(files) == 5
-    for file, pose in zip(files, toyworld.CONCEPT_POSES, strict=True):
-        drawn = np.asarray(toyworld.draw_toy(toyworld.CONCEPT, pose, 512), float)
+    for file, pose in zip(files, drawings.CONCEPT_POSES, strict=True):
+        drawn = np.asarray(drawings.draw_toy(drawings.CONCEPT, pose, 512), float)
         stored = np.asarray(Image.open(file), float)
         assert stored.shape == (512, 512, 3)
         assert np.abs(drawn - stored).mean() < 4  # JPEG

@@ -11,16 +11,16 @@ import time
 import pytest
 import torch
 
-from sdtune.checkpoint import find_checkpoint, model_fingerprint
-from sdtune.checks import check_job
-from sdtune.config import Job, build
-from sdtune.data import list_pictures
-from sdtune.embedding import load_rows
+from sdtune.data.latents import LatentCache
+from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput, TrainingFailed
-from sdtune.latents import LatentCache
-from sdtune.metrics import read_metrics
-from sdtune.runs import Run
-from sdtune.trainer import train
+from sdtune.launch.run_folder import Run
+from sdtune.methods.formats import load_rows
+from sdtune.settings.job import Job, build
+from sdtune.training.checkpoint import find_checkpoint, model_fingerprint
+from sdtune.training.checks import check_job
+from sdtune.training.metrics import read_metrics
+from sdtune.training.trainer import train
 from tests.conftest import PATIENCE, run_ranks, start_ranks, write_job
 
 
@@ -296,7 +296,7 @@ def test_another_model_has_another_fingerprint(untrained_model, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_sample(mapping, monkeypatch):
-    from sdtune import trainer
+    from sdtune.training import trainer
 
     real = trainer.denoising_losses
     calls = []
@@ -316,7 +316,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_sample(mapping, monkeyp
 def test_the_cache_holds_the_vaes_own_moments(untrained_model, pictures):
     from diffusers import AutoencoderKL
 
-    from sdtune.data import load_picture
+    from sdtune.data.pictures import load_picture
 
     files = list_pictures(pictures)
     cache = LatentCache(untrained_model, files, 32, center_crop=False)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sdtune.checkpoint import model_fingerprint
-from sdtune.config import Job, build
 from sdtune.errors import BadInput
-from sdtune.networks import load_frozen
-from sdtune.weights import load_converted
+from sdtune.models.sd import load_frozen
+from sdtune.models.weights import load_converted
+from sdtune.settings.job import Job, build
+from sdtune.training.checkpoint import model_fingerprint
 from tests.conftest import PATIENCE
 
 PYTHON = Path(__file__).parents[1]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sdtune import winograd
-from sdtune.winograd import convolve, transform_kernels
+from sdtune.ops import winograd
+from sdtune.ops.winograd import convolve, transform_kernels
 
 
 def direct(x, weight, bias, doubled):

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sdtune.report.findings import SLOW
+from sdtune.report.formatting import NOTHING, number, seconds, share, size
 from sdtune.report.record import Rank, RunRecord
-from sdtune.report.words import NOTHING, number, seconds, share, size
 
 _THEME = {"ink": "#010203", "muted": "#020304", "grid": "#030405", "page": "#040506"}
 _SERIES = [f"#05060{i}" for i in range(1, 7)]

@@ -12,12 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sdtune.errors import BadInput
+from sdtune.files import write_atomically
+from sdtune.launch.run_folder import Run
 from sdtune.report import charts
 from sdtune.report.findings import findings, slow_ranks
+from sdtune.report.formatting import NOTHING, bandwidth, number, seconds, share, size
 from sdtune.report.pictures import embed
 from sdtune.report.record import Drawn, RunRecord, read_run
-from sdtune.report.words import NOTHING, bandwidth, number, seconds, share, size
-from sdtune.runs import Run, write_atomically
 
 MOST_BYTES = 5_000_000
 _ROWS, _DRAWN = 6, 48

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 
 from sdtune.errors import BadInput
-from sdtune.metrics import read_metrics
-from sdtune.runs import Run
+from sdtune.launch.run_folder import Run
+from sdtune.training.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RunRecord:
         resumes: how often it went on after a stop.
         steps: lines of kind ``step``, in order; so are ``validations``.
         ranks: every rank, or none where the run did not get to its first validation.
-        hosts: one object a host, see :func:`sdtune.hosts.describe_hosts`.
+        hosts: one object a host, see :func:`sdtune.host.describe.describe_hosts`.
         finished: ``finished.json``, or None for a run that has not finished.
         concept: small copies of the pictures that were learned from.
         validation: {step: {seed: picture}} of the validation prompt.

@@ -1,0 +1,1 @@
+"""Training data: pictures, captions, samples, latents."""

@@ -1,0 +1,1 @@
+"""What a host has: processor, NUMA nodes, memory, ssh."""

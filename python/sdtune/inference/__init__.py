@@ -1,0 +1,1 @@
+"""Drawing pictures with what was learned."""

@@ -1,0 +1,92 @@
+"""All ranks in one all-reduce: is the sum right, and how long does it take? Prints one table.
+
+Started by the Ansible role cluster_check under mpirun, one process a host, with env.sh read:
+
+    python -m sdtune.launch.check_cluster --backend gloo --model MODEL
+
+The learned rows are what training sums at every step. A time is that of the slowest rank. Gbit/s is what each rank
+sends meanwhile if the ranks pass parts of the sum around: 2 (n - 1) / n of the bytes.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from sdtune import cli
+from sdtune.errors import TrainingFailed
+from sdtune.training.backends import check_backend, load_backend
+
+
+def all_reduce(floats: int, repeats: int) -> list[float]:
+    """Sum ``floats`` numbers of every rank, again and again; seconds of each, of the slowest rank.
+
+    Raises:
+        TrainingFailed: a sum is wrong.
+    """
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    right = ranks * (ranks + 1) / 2
+    numbers = torch.empty(floats)
+    seconds = []
+    for _ in range(repeats):
+        numbers.fill_(rank + 1)
+        began = time.perf_counter()
+        distributed.all_reduce(numbers)
+        seconds.append(time.perf_counter() - began)
+        if not bool((numbers == right).all()):
+            wrong = numbers[numbers != right][0].item()
+            raise TrainingFailed(f"{platform.node()}: rank {rank} of {ranks} got the sum {wrong:g}, not {right:g}")
+    slowest = torch.tensor(seconds)
+    distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
+    return slowest.tolist()
+
+
+def main() -> None:
+    """Meet, sum, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="gloo", help="gloo, ccl or mpi")
+    parser.add_argument("--model", type=Path, required=True, help="pipeline folder, which knows the rows' width")
+    parser.add_argument("--vectors", type=int, default=1, help="rows that are learned")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the large message")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank")
+    args = parser.parse_args()
+    config = json.loads((args.model / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+
+    load_backend(args.backend)
+    distributed.init_process_group(
+        args.backend,
+        rank=int(os.environ["PMI_RANK"]),
+        world_size=int(os.environ["PMI_SIZE"]),
+        timeout=datetime.timedelta(seconds=args.timeout),
+    )
+    check_backend(args.backend)
+    ranks = distributed.get_world_size()
+    hosts: list[str | None] = [None] * ranks
+    distributed.all_gather_object(hosts, platform.node())
+
+    rows = args.vectors * config["hidden_size"]
+    large = args.megabytes * 1_000_000 // 4
+    all_reduce(rows, 20)  # sets the connections up
+    short = all_reduce(rows, 100)
+    all_reduce(large, 1)
+    long = all_reduce(large, 2)
+    if distributed.get_rank() == 0:
+        print(f"{ranks} ranks on {', '.join(map(str, dict.fromkeys(hosts)))} over {args.backend}: all sums are right")
+        print(f"{'all-reduce of':16}{'bytes':>12}{'median':>14}{'95 % within':>14}{'a rank sends':>16}")
+        within = statistics.quantiles(short, n=20)[18]
+        print(f"{'learned rows':16}{4 * rows:>12,}{1000 * statistics.median(short):>11.2f} ms{1000 * within:>11.2f} ms")
+        middle = statistics.median(long)
+        rate = 2 * (ranks - 1) / ranks * 32 * large / middle / 1e9
+        print(f"{f'{args.megabytes} MB':16}{4 * large:>12,}{1000 * middle:>11.2f} ms{'':14}{rate:>9.2f} Gbit/s")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,112 @@
+"""The run folder: one folder for everything that a run makes, on the primary."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sdtune.errors import BadInput
+from sdtune.files import is_writable, nearest_folder, write_atomically
+
+_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html")
+_PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
+
+
+class Run:
+    """Paths in a run folder, and the rules for writing to it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.metrics = self.folder / "metrics.jsonl"
+        self.learned = self.folder / "learned_embeds.safetensors"
+        self.pipeline = self.folder / "pipeline"
+        self.openvino = self.folder / "openvino"
+        self.images = self.folder / "images"
+        self.drawn = self.folder / "drawn"
+        self.validation = self.folder / "validation"
+        self.concept = self.folder / "concept"
+        self.packages = self.folder / "packages"
+        self.report = self.folder / "report.html"
+        self.job = self.folder / "job.yaml"
+        self.checkpoints = self.folder / "checkpoints"
+        self.finished = self.folder / "finished.json"
+        self.stop = self.folder / "stop"
+        """Whoever makes this file asks the run to stop after its next step."""
+
+    def check_writable(self, *, overwrite: bool, resume: bool) -> None:
+        """Refuse a finished run, checkpoints that would be lost, and a folder that cannot be written to.
+
+        Raises:
+            BadInput: with the remedy.
+        """
+        if self.finished.exists() and not overwrite:
+            raise BadInput(
+                f"{self.folder} holds a finished run, which is not overwritten unasked; choose another "
+                f"run_name, or allow it with --overwrite (Ansible: -e training_overwrite=true)"
+            )
+        if not resume and not overwrite and any(self.checkpoints.glob("step-*")):
+            raise BadInput(
+                f"{self.folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint: auto "
+                f"(Ansible: -e training_resume_from_checkpoint=auto), or start anew with --overwrite "
+                f"(-e training_overwrite=true)"
+            )
+        nearest = nearest_folder(self.folder)
+        if not is_writable(nearest):
+            raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
+
+    def clear(self, *, keep_progress: bool) -> None:
+        """Remove an earlier run's results, the mark of having finished first; what launches the run stays.
+
+        ``keep_progress`` leaves what a resumed run goes on with: metrics, checkpoints, validation pictures.
+        """
+        self.finished.unlink(missing_ok=True)
+        for name in _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS):
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def prove_writable(self, size: int = 1 << 20) -> None:
+        """Write ``size`` bytes and remove them again: permission bits do not tell of a full disk, nor root of either.
+
+        Raises:
+            BadInput: says what the system says.
+        """
+        probe = self.folder / ".probe"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with probe.open("wb") as f:
+                f.write(b"\0" * size)
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise BadInput(f"run_dir: {self.folder} cannot be written to ({error.strerror}); make room") from None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write the mark of a finished run, the last thing that training writes."""
+        write_atomically(self.finished, json.dumps(facts, indent=2) + "\n")
+
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`finish` wrote.
+
+        Raises:
+            BadInput: the run has not finished.
+        """
+        if not self.finished.is_file():
+            raise BadInput(f"{self.folder} holds no finished run; train it first, or go on with resume_from_checkpoint")
+        facts: dict[str, Any] = json.loads(self.finished.read_text(encoding="utf-8"))
+        return facts
+
+    def require_learned(self) -> None:
+        """Refuse to go on from a run that has not learned anything yet.
+
+        Raises:
+            BadInput: says what is missing.
+        """
+        if not self.learned.is_file() or not self.pipeline.is_dir():
+            missing = self.learned if not self.learned.is_file() else self.pipeline
+            raise BadInput(f"{missing} does not exist; train the run first, with save_as_full_pipeline")

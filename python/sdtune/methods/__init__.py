@@ -1,0 +1,1 @@
+"""Fine-tuning methods: what is learned, and how it is saved."""

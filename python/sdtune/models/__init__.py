@@ -1,0 +1,1 @@
+"""Model families: how a base model is loaded and run."""

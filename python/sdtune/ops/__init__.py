@@ -1,0 +1,1 @@
+"""Fast operations for frozen networks."""

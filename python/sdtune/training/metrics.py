@@ -1,0 +1,87 @@
+"""``metrics.jsonl``: one JSON object a line, written by rank 0, each line at once; and the same in a tracker.
+
+Kinds of object: ``start`` and ``resume`` (what runs where), ``step`` (one an optimizer step), ``validation`` (loss on
+fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.host.describe.RankTimes`),
+``stopped`` (the last line of a run that was asked to stop).
+``time`` is the Unix time of writing; other times are seconds, of rank 0 unless they are lists. ``step_s`` is the whole
+step; ``forward_s``, ``backward_s`` and ``sync_s`` (all-reduce, and waiting for the slowest rank) are parts of it;
+``encode_s``, for pictures that the step showed for the first time, is not.
+"""
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sdtune.files import write_atomically
+from sdtune.host.processor import instruction_set, libraries
+
+
+class Metrics:
+    """Appends to the file and to Accelerate's tracker; a resumed run first drops the lines after its checkpoint."""
+
+    def __init__(self, path: Path, first_step: int = 0, accelerator: Accelerator | None = None) -> None:
+        """Open ``path`` for a run that goes on after ``first_step`` optimizer steps (0: starts anew).
+
+        ``accelerator`` knows the tracker, if one was asked for; it writes to ``tensorboard/`` in its project folder.
+        """
+        kept = [m for m in read_metrics(path) if m.get("step", 0) <= first_step] if first_step and path.exists() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._accelerator, self._first_step, self._tracking = accelerator, first_step, False
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one object."""
+        self._file.write(json.dumps({"kind": kind, "time": time.time(), **fields}) + "\n")
+        if self._accelerator is None or not self._accelerator.log_with or "step" not in fields:
+            return
+        if not self._tracking:  # only now: its import takes half a second that the first step need not wait for
+            options = {"tensorboard": {"purge_step": self._first_step + 1 if self._first_step else None}}
+            self._accelerator.init_trackers("tensorboard", init_kwargs=options)
+            self._tracking = True
+        numbers = {k: v for k, v in fields.items() if k != "step" and isinstance(v, (int, float))}
+        self._accelerator.log({f"{kind}/{k}": v for k, v in numbers.items()}, step=fields["step"])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All objects of a file, in order; a last line cut off by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def describe_host() -> dict[str, Any]:
+    """What a reader has to know of the host to understand its speed."""
+    return {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "instruction_set": instruction_set(),
+        "libraries": libraries(),
+        "threads_per_rank": torch.get_num_threads(),
+    }
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def reset_peak_rss() -> None:
+    """Let :func:`peak_rss_bytes` count from now on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_rss_bytes() -> int:
+    """Most memory that was resident in this process, mapped files included, since :func:`reset_peak_rss`."""
+    return _status_bytes("VmHWM")
