@@ -1,0 +1,125 @@
+#!/usr/bin/python
+"""Compare the packages of a Python environment with pins, file by file. Changes nothing."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: installed_packages
+short_description: Compare the packages of a Python environment with pins, file by file
+description:
+  - Reads the metadata that pip leaves beside each package, and compares every file with its recorded checksum.
+  - Runs on the host's own Python. The environment's Python is not started, so a damaged environment can be asked too.
+options:
+  prefix:
+    description: Folder of the environment.
+    type: path
+    required: true
+  packages:
+    description: Pins, each C(name==version).
+    type: list
+    elements: str
+    required: true
+author: [sdtune]
+"""
+EXAMPLES = r"""
+- name: Look for what is missing or damaged
+  installed_packages:
+    prefix: /home/sdtune/sdtune/env/ipex
+    packages: [impi-rt==2021.18.1]
+  register: found
+"""
+RETURN = r"""
+wanted:
+  description: The pins whose package is missing, of another version, or damaged; what has to be installed again.
+  returned: always
+  type: list
+  elements: str
+problems:
+  description: What is wrong with each of them, in a few words.
+  returned: always
+  type: dict
+"""
+
+
+def normalize(name: str) -> str:
+    """A package's name as PEP 503 compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def metadata_folders(prefix: Path) -> dict[str, Path]:
+    """{normalized name: its ``.dist-info`` folder} of all packages below ``prefix``."""
+    folders = sorted(prefix.glob("lib/python3.*/site-packages/*.dist-info"))
+    return {normalize(folder.name.split("-")[0]): folder for folder in folders}
+
+
+def version_of(folder: Path) -> str:
+    """The version without its local part (``+cpu``); empty where the metadata does not say it."""
+    try:
+        text = (folder / "METADATA").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"^Version: *(\S+)", text, re.MULTILINE)
+    return found.group(1).split("+")[0] if found else ""
+
+
+def damaged_files(folder: Path) -> Iterator[str]:
+    """Paths of files that are missing or differ from their checksum in RECORD, relative to site-packages."""
+    try:
+        with (folder / "RECORD").open(encoding="utf-8", newline="") as record:
+            rows = list(csv.reader(record))
+    except OSError:
+        yield f"{folder.name}/RECORD"
+        return
+    for path, checksum, *_ in rows:
+        if not checksum:  # RECORD itself, and what is compiled at the first import
+            continue
+        algorithm, _, wanted = checksum.partition("=")
+        try:
+            digest = hashlib.new(algorithm, (folder.parent / path).read_bytes()).digest()
+        except OSError:
+            yield path
+            continue
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted:
+            yield path
+
+
+def problem_with(pin: str, folders: dict[str, Path]) -> str:
+    """What is wrong with the package of ``pin``; empty where it is installed as pinned and whole."""
+    name, _, version = pin.partition("==")
+    folder = folders.get(normalize(name))
+    if folder is None:
+        return "is not installed"
+    installed = version_of(folder)
+    if installed != version.split("+")[0]:
+        return f"is {installed or 'of an unknown version'}"
+    damaged = [Path(path).name for path in damaged_files(folder)]
+    more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+    return f"is damaged ({', '.join(damaged[:3])}{more})" if damaged else ""
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "prefix": {"type": "path", "required": True},
+            "packages": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    folders = metadata_folders(Path(module.params["prefix"]))
+    found = {pin: problem_with(pin, folders) for pin in module.params["packages"]}
+    problems = {pin: problem for pin, problem in found.items() if problem}
+    module.exit_json(changed=False, wanted=list(problems), problems=problems)
+
+
+if __name__ == "__main__":
+    main()
