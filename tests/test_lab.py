@@ -262,6 +262,12 @@ def test_a_cable_can_be_pulled(pair):
     pair(*ping)
 
 
+def test_two_hosts_can_have_a_second_link(pair):
+    other = pair("second-link", "pair", "node1", "node2").splitlines()[1].split()[-1]
+    pair("exec", "pair", "node1", "--", "ping", "-c", "1", "-W", "1", other)
+    assert "dev eth1" in pair("exec", "pair", "node1", "--", "ip", "route", "get", other)
+
+
 def test_the_rate_is_limited_both_ways(pair):
     slot = pair.settings("pair")["slot"]
     pair("rate", "pair", "1gbit")

@@ -22,6 +22,8 @@ MIRROR_PORT = 3141
 SLICES = list(ipaddress.IPv4Network("198.51.100.0/24").subnets(new_prefix=27))
 FIRST_HOST = 11
 MOST_HOSTS = 8
+# Of a slice, the four addresses of the second link between two hosts: a subnet of its own, with its own route.
+SECOND_LINK = 24
 
 
 @dataclass(frozen=True)

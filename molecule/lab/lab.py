@@ -27,7 +27,7 @@ from pathlib import Path
 
 import images
 import inventories
-from hosts import MIRROR_PORT, MOST_HOSTS, SLICES, STATE, Host, Lab, Settings
+from hosts import MIRROR_PORT, MOST_HOSTS, SECOND_LINK, SLICES, STATE, Host, Lab, Settings
 from system import MARK, PLAIN, LabError, first_process, kill, marked, run
 
 MIRROR_SCRIPT = Path(__file__).with_name("mirror.py")
@@ -214,6 +214,24 @@ def rate(lab: Lab, speed: str) -> None:
                 run(*prefix, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
 
+def second_link(lab: Lab, names: tuple[str, str]) -> None:
+    """Connect two hosts directly, as by a cable between second network cards: eth1 on both, on addresses of its own.
+
+    The link ends with either host.
+    """
+    ends = [lab.host(name) for name in names]
+    pids = [first_process(host.mark) for host in ends]
+    for host, pid in zip(ends, pids, strict=True):
+        if pid is None:
+            raise LabError(f"{host.name}: is down; type: lab.py boot {lab.name} {host.name}")
+    peer = ("type", "veth", "peer", "name", "eth1", "netns", str(pids[1]))
+    run("ip", "link", "add", "name", "eth1", "netns", str(pids[0]), *peer)
+    for number, host in enumerate(ends):
+        run(*host.enter(), "ip", "address", "add", f"{lab.address(SECOND_LINK + 1 + number)}/30", "dev", "eth1")
+        run(*host.enter(), "ip", "link", "set", "eth1", "up")
+        print(f"{host.name} eth1 {lab.address(SECOND_LINK + 1 + number)}")
+
+
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -242,6 +260,7 @@ def parse() -> argparse.Namespace:
     command("link", "pull the network cable of a host, or put it back", "name", "host").add_argument(
         "to", choices=["up", "down"]
     )
+    command("second-link", "connect two hosts by eth1 too, directly", "name", "host", "other")
     command("rate", "limit the network of all hosts: 1gbit, 100mbit, off", "name", "speed")
     return parser.parse_args()
 
@@ -274,6 +293,8 @@ def main() -> None:
                     host.boot()
             case "link":
                 run("ip", "link", "set", Lab(options.name).host(options.host).port, options.to)
+            case "second-link":
+                second_link(Lab(options.name), (options.host, options.other))
             case "rate":
                 rate(Lab(options.name), options.speed)
 
