@@ -26,7 +26,7 @@ def settings(tmp_path, environment):
     """Variables for that environment, without bindings; oneCCL itself is an empty wheel."""
     python = environment / "bin/python"
     subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "oneccl_bind_pt"], check=True)
-    make_wheel(tmp_path / "oneccl", "oneccl_cpu", "2021.15.2")
+    make_wheel(tmp_path / "oneccl", "oneccl_cpu", "2021.16.2")
     return {
         "software_stack": "ipex",
         "training_backend": "ccl",

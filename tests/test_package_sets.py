@@ -1,0 +1,62 @@
+"""Every set of packages that a host may get agrees with what the packages themselves demand.
+
+A set is the lock file of a stack, Intel MPI's runtimes and, with the backend ccl, oneCCL: roles install them one after
+the other without resolving, so nothing else compares them. Their metadata comes from the index of this machine; nothing
+is installed. The bindings of oneCCL demand nothing: their setup.py has no install_requires.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROLES = Path(__file__).parents[1] / "roles"
+CUDA = ("nvidia-", "triton", "cuda-")
+"""What the plain index's build of torch demands beside the lock file; python_env installs it where that build came."""
+
+
+def defaults(role):
+    return yaml.safe_load((ROLES / role / "defaults/main.yml").read_text())
+
+
+def packages(stack, backend):
+    lock = (ROLES / f"python_env/files/{stack}.txt").read_text().splitlines()
+    pins = [line for line in lock if "==" in line and not line.startswith("#")]
+    pins += defaults("intel_mpi")["intel_mpi_packages"]
+    return pins + (defaults("oneccl")["oneccl_packages"] if backend == "ccl" else [])
+
+
+def unmet(report):
+    """What is demanded and not there in the version demanded: ``package wants requirement, version``, one a line."""
+    found = {canonicalize_name(x["metadata"]["name"]): x["metadata"] for x in report["install"]}
+    for metadata in found.values():
+        for text in metadata.get("requires_dist", []):
+            wanted = Requirement(text)
+            name = canonicalize_name(wanted.name)
+            if name.startswith(CUDA) or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+                continue
+            version = found[name]["version"] if name in found else "none"
+            if version == "none" or not wanted.specifier.contains(version, prereleases=True):
+                yield f"{metadata['name']} wants {wanted.name}{wanted.specifier}, {version} is there"
+
+
+@pytest.mark.parametrize(("stack", "backend"), [("native", "gloo"), ("ipex", "ccl")])
+def test_a_set_agrees_with_itself(stack, backend, tmp_path):
+    """The set without oneCCL is part of the one with it, and oneCCL is demanded by nothing."""
+    pins = tmp_path / "pins.txt"
+    pins.write_text("\n".join(packages(stack, backend)) + "\n")
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
+    subprocess.run([*pip, "--report", tmp_path / "report.json", "--requirement", pins], check=True, timeout=600)
+    assert list(unmet(json.loads((tmp_path / "report.json").read_text()))) == []
+
+
+def test_a_demand_that_is_not_met_is_found():
+    demanding = {"name": "oneccl-cpu", "version": "1", "requires_dist": ["impi-rt (==2021.15.*)"]}
+    installed = {"name": "impi-rt", "version": "2021.18.1"}
+    report = {"install": [{"metadata": demanding}, {"metadata": installed}]}
+    assert list(unmet(report)) == ["oneccl-cpu wants impi-rt==2021.15.*, 2021.18.1 is there"]
