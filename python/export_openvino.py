@@ -25,11 +25,11 @@ def main() -> None:
     )
     print(f"{job.run_dir}/openvino: {shape}; weights {job.openvino.weights}")
     print(f"peak memory {done.peak_bytes / 1e9:.2f} GB, for networks of {done.model_bytes / 1e9:.2f} GB in float32")
-    if done.likeness:
-        ratio, difference = done.likeness
+    if done.similarity:
+        ratio, difference = done.similarity
         print(
-            f"likeness to the float32 pictures: PSNR {ratio:.1f} dB, mean difference {difference:.2f} of 255, over "
-            f"{job.openvino.likeness_images} pictures of {job.openvino.likeness_steps} steps"
+            f"similarity to the float32 pictures: PSNR {ratio:.1f} dB, mean difference {difference:.2f} of 255, over "
+            f"{job.openvino.similarity_images} pictures of {job.openvino.similarity_steps} steps"
         )
 
 

@@ -5,8 +5,8 @@
 
 All contenders draw the same prompts with the same seeds and steps in one run, the fastest of ``--rounds`` calls counts,
 and ratios are to the usual flow: export, reshape to a static shape, save, ``from_pretrained``, draw. On current
-versions that flow draws with dynamic shapes, whatever it was reshaped to. Likeness is to our own full run in float32;
-where weights are random, so are the pictures, and likeness says nothing about what one would see.
+versions that flow draws with dynamic shapes, whatever it was reshaped to. Similarity is to our own full run in float32;
+where weights are random, so are the pictures, and similarity says nothing about what one would see.
 
 The share of the peak is that of the rate of a large float32 product (bf16 where the CPU has it) on the same cores.
 """
@@ -30,7 +30,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sdtune.inference import export, generation
-from sdtune.inference.drawing import likeness
+from sdtune.inference.drawing import similarity
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.models.pipelines import draw, save_full_pipeline
@@ -250,7 +250,7 @@ def main() -> None:
             measured[name] = fastest(load(), args.rounds)
             say(f"  {name}: {measured[name].seconds:.2f} s")
         for weights in args.weights:
-            changed = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
+            changed = {"weights": weights, "similarity_images": 0, "calibration_samples": args.calibration_samples}
             quantized = replace(job, openvino=replace(job.openvino, **changed))
             export.export(quantized)
             for name, values in (
@@ -268,7 +268,7 @@ def main() -> None:
     say(f"{'':32}{'s':>9}{'usual /':>10}{'PSNR dB':>10}{'of 255':>8}")
     usual = measured.get("usual OpenVINO flow")
     for name, drawn in measured.items():
-        ratio, difference = likeness(drawn.pictures, measured[FULL].pictures)
+        ratio, difference = similarity(drawn.pictures, measured[FULL].pictures)
         times = f"{usual.seconds / drawn.seconds:.2f} x" if usual else "-"
         say(f"{name:32}{drawn.seconds:>9.3f}{times:>10}{ratio:>10.1f}{difference:>8.2f}")
     kind = {"bf16": "bf16", "f32": "float32"}[FAST]

@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
     train(job)
     done = export.export(job)
     assert done.shape == openvino.shape_of(job)
-    assert done.likeness is None
+    assert done.similarity is None
     return job
 
 
@@ -161,11 +161,11 @@ def test_a_dynamic_copy_is_refused_where_a_static_one_was_promised(trained, tmp_
 
 def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, tmp_path):
     shutil.copytree(trained.run_dir, tmp_path / "int8", ignore=shutil.ignore_patterns("openvino"))
-    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "likeness_steps": 4}
+    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "similarity_steps": 4}
     job = replace(trained, run_dir=str(tmp_path / "int8"), openvino=build(OpenVINOArgs, asked))
     done = export.export(job)
     assert done.shape is None
-    ratio, difference = done.likeness
+    ratio, difference = done.similarity
     assert 15 < ratio < 80
     assert difference > 0
     sizes = [(Run(j.run_dir).openvino / "unet" / "openvino_model.bin").stat().st_size for j in (job, trained)]

@@ -111,7 +111,7 @@ def load_tiny(folder: str) -> AutoencoderTiny:
     return AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval()
 
 
-def likeness(pictures: list[Image.Image], others: list[Image.Image]) -> tuple[float, float]:
+def similarity(pictures: list[Image.Image], others: list[Image.Image]) -> tuple[float, float]:
     """How like pairs of pictures are: peak signal-to-noise ratio in dB (inf: the same), mean difference of 255 levels.
 
     The ratio is of all pairs together: 20 dB is a visible difference, from 35 dB on it takes a second look.

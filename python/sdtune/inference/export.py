@@ -16,7 +16,7 @@ from sdtune.data.captions import caption_templates
 from sdtune.errors import BadInput
 from sdtune.files import replace_folder
 from sdtune.host.memory import available, peak, predicted, size_of
-from sdtune.inference.drawing import Artist, likeness
+from sdtune.inference.drawing import Artist, similarity
 from sdtune.inference.openvino import (
     Copy,
     StaticShape,
@@ -39,7 +39,7 @@ class Exported:
     """What an export came to."""
 
     shape: StaticShape | None
-    likeness: tuple[float, float] | None
+    similarity: tuple[float, float] | None
     """PSNR in dB and mean difference of 255 levels to the float32 pictures; None where none were compared."""
     peak_bytes: int
     """Memory that the export has held at most."""
@@ -150,7 +150,7 @@ def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tup
     """Draw the concept with the copy and with the float32 pipeline that it was made from."""
     from diffusers import StableDiffusionPipeline
 
-    batch, total = shape.batch_size, job.openvino.likeness_images
+    batch, total = shape.batch_size, job.openvino.similarity_images
     pictures: list[list[Any]] = []
     for who in ("copy", "pipeline"):
         pipeline = copy
@@ -159,7 +159,7 @@ def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tup
             pipeline = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True)
         artist = Artist(
             pipeline,
-            steps=job.openvino.likeness_steps,
+            steps=job.openvino.similarity_steps,
             guidance_scale=4.0,
             height=shape.height,
             width=shape.width,
@@ -175,7 +175,7 @@ def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tup
                 for prompt, seed in list(zip(each, seeds, strict=True))[: total - len(drawn)]:
                     drawn += artist.draw([prompt], [seed])
         pictures.append(drawn[:total])
-    return likeness(*pictures)
+    return similarity(*pictures)
 
 
 def export(job: Job) -> Exported:
@@ -225,10 +225,10 @@ def export(job: Job) -> Exported:
         raise RuntimeError(f"the exported pipeline has the shape {got}, not {asked}")
     held = peak()
     compared = None
-    if o.weights in ("int8", "hybrid") and o.likeness_images:
+    if o.weights in ("int8", "hybrid") and o.similarity_images:
         compared = _compare(job, loaded, asked if not o.dynamic_shapes else _one(asked), prompts)
     replace_folder(temporary, run.openvino)
-    return Exported(shape=facts.shape, likeness=compared, peak_bytes=held, model_bytes=4 * size.parameters)
+    return Exported(shape=facts.shape, similarity=compared, peak_bytes=held, model_bytes=4 * size.parameters)
 
 
 def _one(shape: StaticShape) -> StaticShape:

@@ -225,15 +225,15 @@ class OpenVINOArgs:
     """Type of the stored weights. ``int8``: weights only; ``hybrid``: the UNet's convolutions compute in int8 too."""
     calibration_samples: int = 100
     """UNet evaluations of the concept's own prompts that ``hybrid`` is calibrated on."""
-    likeness_images: int = 2
+    similarity_images: int = 2
     """Pictures that an int8 copy is held against the float32 pipeline's by; 0 compares none."""
-    likeness_steps: int = 25
+    similarity_steps: int = 25
     """Their denoising steps."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_images_per_prompt", "calibration_samples", "likeness_steps"):
+        for name in ("batch_size", "num_images_per_prompt", "calibration_samples", "similarity_steps"):
             _require(getattr(self, name) >= 1, f"openvino.{name}: {getattr(self, name)} is less than 1")
-        _require(self.likeness_images >= 0, f"openvino.likeness_images: {self.likeness_images} is negative")
+        _require(self.similarity_images >= 0, f"openvino.similarity_images: {self.similarity_images} is negative")
         for name in ("height", "width"):
             side = getattr(self, name)
             _require(side is None or (side > 0 and side % 8 == 0), f"openvino.{name}: {side} is not a multiple of 8")
