@@ -122,7 +122,7 @@ def main() -> None:
         print(known)
         return
 
-    from sdtune.training.metrics import describe_host  # here, for it imports torch, which takes seconds
+    from sdtune.host.facts import describe_host  # here, for it imports torch, which takes seconds
 
     versions: dict[str, str] = {}
     failed: dict[str, str] = {}

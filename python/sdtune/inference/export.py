@@ -15,8 +15,9 @@ from transformers import CLIPTokenizerFast
 from sdtune.data.captions import caption_templates
 from sdtune.errors import BadInput
 from sdtune.files import replace_folder
-from sdtune.host.memory import available, peak, predicted, size_of
+from sdtune.host.memory import available_bytes, lifetime_peak_rss_bytes
 from sdtune.inference.drawing import Artist, similarity
+from sdtune.inference.memory import predict_bytes, read_size
 from sdtune.inference.openvino import (
     Copy,
     StaticShape,
@@ -50,7 +51,7 @@ class Exported:
 def _step(model: Path) -> int:
     """The number that heights and widths have to be multiples of: the UNet halves the latents at each level."""
     unet = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))
-    return int(size_of(model).factor * 2 ** (len(unet["block_out_channels"]) - 1))
+    return int(read_size(model).factor * 2 ** (len(unet["block_out_channels"]) - 1))
 
 
 def check(job: Job) -> None:
@@ -71,9 +72,9 @@ def check(job: Job) -> None:
             )
     if job.openvino.dynamic_shapes:
         return
-    size = size_of(run.pipeline)
-    needed = predicted(size, shape.pictures, shape.height, shape.width, guided=True, bf16=False)
-    if needed > (free := available()):
+    size = read_size(run.pipeline)
+    needed = predict_bytes(size, shape.pictures, shape.height, shape.width, guided=True, bf16=False)
+    if needed > (free := available_bytes()):
         raise BadInput(
             f"openvino.batch_size: {shape.batch_size} x {shape.num_images_per_prompt} pictures of {shape.width} x "
             f"{shape.height} pixels at once need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
@@ -206,7 +207,7 @@ def export(job: Job) -> Exported:
     export_tokenizer(tokenizer, token_names(placeholder, len(rows)), temporary / "tokenizer")
     if not o.dynamic_shapes:
         _fix_in_index(temporary)
-    size = size_of(run.pipeline)
+    size = read_size(run.pipeline)
     facts = Copy(
         run_name=job.run_name,
         placeholder=placeholder,
@@ -223,7 +224,7 @@ def export(job: Job) -> Exported:
     loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
     if not o.dynamic_shapes and (got := static_shape(loaded)) != asked:
         raise RuntimeError(f"the exported pipeline has the shape {got}, not {asked}")
-    held = peak()
+    held = lifetime_peak_rss_bytes()
     compared = None
     if o.weights in ("int8", "hybrid") and o.similarity_images:
         compared = _compare(job, loaded, asked if not o.dynamic_shapes else _one(asked), prompts)

@@ -23,7 +23,10 @@ from PIL import Image, PngImagePlugin
 from sdtune.data.sheets import columns_of, contact_sheet
 from sdtune.errors import BadInput
 from sdtune.files import replace_folder
-from sdtune.host import memory, numa
+from sdtune.host import memory
+from sdtune.host.numa import split_cores
+from sdtune.host.processor import has_bf16
+from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.inference.openvino import Copy, StaticShape, digest_folder, load, read_facts, reshape_rows
 from sdtune.launch.run_folder import Run
 from sdtune.settings.job import GenerationJob
@@ -50,7 +53,7 @@ class Plan:
     shape: StaticShape
     placeholder: str
     num_vectors: int
-    size: memory.Size
+    size: PipelineSize
     copy: Copy | None
     """None: the PyTorch pipeline draws."""
     model_sha256: str
@@ -135,11 +138,11 @@ def _shape(job: GenerationJob, copy: Copy | None, resolution: int) -> StaticShap
     return shape
 
 
-def _check_memory(job: GenerationJob, size: memory.Size, shape: StaticShape, processes: int) -> None:
+def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, processes: int) -> None:
     """Refuse what this host cannot hold, by prediction."""
     bf16 = job.precision == "bf16" and job.source == "openvino"
-    one = memory.predicted(size, shape.pictures, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
-    free = memory.available()
+    one = predict_bytes(size, shape.pictures, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
+    free = memory.available_bytes()
     if processes * one > free:
         raise BadInput(
             f"{processes} process(es) that draw {shape.pictures} picture(s) of {shape.width} x {shape.height} pixels "
@@ -149,8 +152,7 @@ def _check_memory(job: GenerationJob, size: memory.Size, shape: StaticShape, pro
 
 
 def _check_precision(job: GenerationJob) -> None:
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    if job.precision == "bf16" and job.source == "openvino" and not re.search(r"\b(avx512_bf16|amx_bf16)\b", flags):
+    if job.precision == "bf16" and job.source == "openvino" and not has_bf16():
         raise BadInput("precision: this CPU has no bf16 instructions (AVX-512 or AMX); take f32")
 
 
@@ -174,7 +176,7 @@ def plan(job: GenerationJob, *, weigh: bool = True) -> Plan:
         run.require_learned()
         placeholder, rows = load_rows(run.learned)
         vectors, resolution = len(rows), int(run.facts()["resolution"])
-        size, model_sha256, folder = memory.size_of(run.pipeline), digest_folder(run.pipeline), run.pipeline
+        size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_words(job, placeholder, known_words(folder))
     shape = _shape(job, copy, resolution)
     _check_precision(job)
@@ -188,7 +190,7 @@ def plan(job: GenerationJob, *, weigh: bool = True) -> Plan:
         )
     requests = list(dict.fromkeys(Request(prompt, seed) for prompt in job.prompts for seed in job.seeds))
     batches = calls(requests, shape)
-    cores = numa.shares_of_cores(job.processes)[: len(batches)]
+    cores = split_cores(job.processes)[: len(batches)]
     if weigh:
         _check_memory(job, size, shape, len(cores))
     return Plan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdtune.errors import BadInput
 from sdtune.files import write_atomically
-from sdtune.host.memory import Size
+from sdtune.inference.memory import PipelineSize
 from sdtune.launch.run_folder import Run
 from sdtune.settings.job import Job
 
@@ -47,7 +47,7 @@ class Copy:
     """None: all shapes are open."""
     step: int
     """Heights and widths have to be multiples of it."""
-    size: Size
+    size: PipelineSize
     learned_sha256: str
     """Of the learned rows that are baked in."""
     model_sha256: str
@@ -96,7 +96,7 @@ def read_facts(run: Run) -> Copy:
     try:
         values: dict[str, Any] = json.loads((run.openvino / _FACTS).read_text(encoding="utf-8"))
         shape = values.pop("shape")
-        size = Size(**values.pop("size"))
+        size = PipelineSize(**values.pop("size"))
         facts = Copy(**values, size=size, shape=StaticShape(**shape) if shape else None)
     except (OSError, ValueError, TypeError, KeyError):
         raise BadInput(f"{run.openvino} does not say what it was made from ({_FACTS}); export the run again") from None

@@ -18,7 +18,8 @@ from sdtune.data.pictures import list_pictures
 from sdtune.data.samples import Draw, Sampler, sample_numbers
 from sdtune.data.sheets import save_small
 from sdtune.errors import BadInput, Stopped, TrainingFailed
-from sdtune.host.describe import RankTimes, describe_hosts, revision
+from sdtune.host.facts import describe_host, revision
+from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.methods.textual_inversion import expand_placeholder
@@ -27,7 +28,8 @@ from sdtune.models.sd import convolution_of, denoising_losses, load_frozen
 from sdtune.settings.job import Job, to_mapping
 from sdtune.training.checkpoint import Progress, find_checkpoint, restore, save_checkpoint
 from sdtune.training.distributed import check_together, of_first_rank, start_accelerator
-from sdtune.training.metrics import Metrics, describe_host, peak_rss_bytes, reset_peak_rss
+from sdtune.training.metrics import Metrics
+from sdtune.training.ranks import RankTimes, describe_hosts
 from sdtune.training.validation import Validator, make_triples
 
 
