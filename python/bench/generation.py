@@ -12,7 +12,6 @@ The share of the peak is that of the rate of a large float32 product (bf16 where
 """
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -29,8 +28,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sdtune.inference import export, generation
-from sdtune.inference.drawing import similarity
+from sdtune.host.processor import has_bf16
+from sdtune.inference import export
+from sdtune.inference.draw import load_generator
+from sdtune.inference.images import similarity
+from sdtune.inference.plan import make_plan
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.models.pipelines import draw, save_full_pipeline
@@ -38,7 +40,7 @@ from sdtune.settings.job import DataArgs, GenerationJob, Job, ModelArgs, OpenVIN
 from toyworld import drawings
 
 REPOSITORY = Path(__file__).parents[2]
-FAST = "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) else "f32"
+FAST = "bf16" if has_bf16() else "f32"
 """What all but the full run are drawn in, as the usual flow is by default."""
 
 
@@ -121,10 +123,9 @@ def ours(job: Job, args: argparse.Namespace, **values: Any) -> Callable[[], list
         guidance_scale=args.guidance,
         **values,
     )
-    planned = generation.plan(asked)
-    cores = [core for share in planned.cores for core in share]
-    artist = generation.artist(asked, planned, len(cores))
-    return lambda: artist.draw(args.prompts, args.seeds)
+    plan = make_plan(asked)
+    generator = load_generator(asked, plan, sum(map(len, plan.cores)))
+    return lambda: generator.generate(args.prompts, args.seeds)
 
 
 def distil_decoder(job: Job, folder: Path, seconds: float) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
-from sdtune.data.sheets import contact_sheet
+from sdtune.inference.images import contact_sheet
 from sdtune.launch.run_folder import Run
 from sdtune.models.pipelines import draw
 from sdtune.models.sd import load_frozen

@@ -16,7 +16,7 @@ from sdtune.data.captions import caption_templates
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
 from sdtune.data.samples import Draw, Sampler, sample_numbers
-from sdtune.data.sheets import save_small
+from sdtune.data.thumbnails import save_thumbnails
 from sdtune.errors import BadInput, Stopped, TrainingFailed
 from sdtune.host.facts import describe_host, revision
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
@@ -129,7 +129,7 @@ def train(job: Job) -> dict[str, Any]:
     metrics = Metrics(run.metrics, progress.step, accelerator) if is_main else None
     hosts = describe_hosts(rank, world_size)
     if metrics is not None:
-        save_small(pictures, run.concept)
+        save_thumbnails(pictures, run.concept)
         metrics.write(
             "resume" if progress.step else "start",
             **({"step": progress.step} if progress.step else {}),
