@@ -6,7 +6,7 @@ python export_openvino.py --job runs/demo/job.yaml
 import argparse
 
 from sdtune import cli
-from sdtune.settings.job import Job, read_yaml
+from sdtune.settings import Job, read_yaml
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         ratio, difference = done.likeness
         print(
             f"likeness to the float32 pictures: PSNR {ratio:.1f} dB, mean difference {difference:.2f} of 255, over "
-            f"{job.openvino.likeness_images} pictures of {job.openvino.likeness_steps} steps"
+            f"{job.openvino.similarity_images} pictures of {job.openvino.similarity_steps} steps"
         )
 
 

@@ -16,7 +16,7 @@ from sdtune.inference import pool
 from sdtune.inference.generation import alone, empty, finish, plan
 from sdtune.launch import detach
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob, read_yaml
+from sdtune.settings import GenerationJob, read_yaml
 
 
 def main() -> None:

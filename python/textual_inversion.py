@@ -13,7 +13,7 @@ import signal
 import sys
 
 from sdtune import cli
-from sdtune.settings.job import training_job
+from sdtune.settings import training_job
 
 # Text generation in transformers and a few noise schedules in diffusers would bring in scikit-learn and SciPy: on every
 # rank most of a second and 75 MB for what training never calls. Modules that are None count as not installed.

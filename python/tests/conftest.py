@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from sdtune.models.pipelines import assemble
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 from toyworld import drawings, make
 
 PYTHON = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from sdtune.inference.generation import generate
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows, save_rows
 from sdtune.models.pipelines import save_full_pipeline
-from sdtune.settings.job import GenerationJob, Job, OpenVINOArgs, build
+from sdtune.settings import GenerationJob, Job, OpenVINOArgs, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
 from standalone import run_state
@@ -41,7 +41,12 @@ def trained(tmp_path_factory):
             "run_name": "t",
             "run_dir": str(tmp_path_factory.mktemp("runs") / "t"),
             "model": {"path": str(MODEL)},
-            "data": {"path": str(REPOSITORY / "toyworld" / "concept"), "resolution": 64, "num_vectors": 2},
+            "data": {
+                "path": str(REPOSITORY / "toyworld" / "concept"),
+                "placeholder_token": "<dicoo>",
+                "resolution": 64,
+                "num_vectors": 2,
+            },
             "training": {
                 "max_train_steps": 8,
                 "train_batch_size": 4,
@@ -161,7 +166,7 @@ def test_a_dynamic_copy_is_refused_where_a_static_one_was_promised(trained, tmp_
 
 def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, tmp_path):
     shutil.copytree(trained.run_dir, tmp_path / "int8", ignore=shutil.ignore_patterns("openvino"))
-    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "likeness_steps": 4}
+    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "similarity_steps": 4}
     job = replace(trained, run_dir=str(tmp_path / "int8"), openvino=build(OpenVINOArgs, asked))
     done = export.export(job)
     assert done.shape is None
@@ -175,7 +180,8 @@ def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, t
 
 
 def generation_job(trained, **values):
-    defaults = {"run_dir": trained.run_dir, "prompts": ["a photo of a <dicoo>"], "num_inference_steps": 3}
+    prompts = ["a photo of a <dicoo>"]
+    defaults = {"run_dir": trained.run_dir, "prompts": prompts, "seeds": [1], "num_inference_steps": 3}
     return build(GenerationJob, {**defaults, **values})
 
 

@@ -31,7 +31,7 @@ from sdtune.inference.openvino import (
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows
 from sdtune.methods.textual_inversion import expand_placeholder, token_names
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tup
     """Draw the concept with the copy and with the float32 pipeline that it was made from."""
     from diffusers import StableDiffusionPipeline
 
-    batch, total = shape.batch_size, job.openvino.likeness_images
+    batch, total = shape.batch_size, job.openvino.similarity_images
     pictures: list[list[Any]] = []
     for who in ("copy", "pipeline"):
         pipeline = copy
@@ -159,7 +159,7 @@ def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tup
             pipeline = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True)
         artist = Artist(
             pipeline,
-            steps=job.openvino.likeness_steps,
+            steps=job.openvino.similarity_steps,
             guidance_scale=4.0,
             height=shape.height,
             width=shape.width,
@@ -225,7 +225,7 @@ def export(job: Job) -> Exported:
         raise RuntimeError(f"the exported pipeline has the shape {got}, not {asked}")
     held = peak()
     compared = None
-    if o.weights in ("int8", "hybrid") and o.likeness_images:
+    if o.weights in ("int8", "hybrid") and o.similarity_images:
         compared = _compare(job, loaded, asked if not o.dynamic_shapes else _one(asked), prompts)
     replace_folder(temporary, run.openvino)
     return Exported(shape=facts.shape, likeness=compared, peak_bytes=held, model_bytes=4 * size.parameters)

@@ -26,7 +26,7 @@ from sdtune.files import replace_folder
 from sdtune.host import memory, numa
 from sdtune.inference.openvino import Copy, StaticShape, digest_folder, load, read_facts, reshape_rows
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 from standalone import run_state
 
 if TYPE_CHECKING:

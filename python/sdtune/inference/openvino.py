@@ -10,7 +10,7 @@ from sdtune.errors import BadInput
 from sdtune.files import write_atomically
 from sdtune.host.memory import Size
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 if TYPE_CHECKING:
     from optimum.intel import OVStableDiffusionPipeline

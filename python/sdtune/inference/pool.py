@@ -23,7 +23,7 @@ from sdtune.files import write_atomically
 from sdtune.host.ssh import command_on
 from sdtune.inference.generation import Plan, artist, draw_batch, keep, keep_to
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 from standalone import run_state
 
 PROGRAM = str(Path(__file__).parents[2] / "generate_images.py")
