@@ -69,9 +69,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         run_name="bench",
         run_dir=str(folder),
         model=ModelArgs(path=str(model)),
-        data=DataArgs(
-            path=str(REPOSITORY / "toyworld" / "concept"), placeholder_token="<dicoo>", resolution=args.size
-        ),
+        data=DataArgs(path=str(REPOSITORY / "toyworld" / "concept"), placeholder_token="<dicoo>", resolution=args.size),
         training=TrainingArgs(
             max_train_steps=100, train_batch_size=16, learning_rate=5e-3, mixed_precision="no", checkpointing_steps=0
         ),

@@ -7,7 +7,7 @@ import json
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -163,20 +163,20 @@ def _item(key: str, value: str, indent: str) -> list[str]:
 
 
 def role_options(role: str) -> list[str]:
-    """Lines below ``options:`` of ``meta/argument_specs.yml``."""
+    """Lines below ``options:`` of ``meta/argument_specs.yml``, indented as they stand there."""
+    indent = " " * 6
     lines: list[str] = []
     for name, setting, _ in role_settings(role):
-        is_text = typing.get_origin(setting.kind) is Literal
-        kind = str if is_text else typing.get_origin(setting.kind) or setting.kind
-        default = variable_default(setting)
-        lines += [f"{name}:", f"  type: {setting.variable.type or _TYPES[kind]}"]
+        kind = str if setting.choices else typing.get_origin(setting.kind) or setting.kind
+        choices = ("",) * (setting.optional and bool(setting.choices)) + setting.variable.choices + setting.choices
+        lines += [f"{indent}{name}:", f"{indent}  type: {setting.variable.type or _TYPES[kind]}"]
         if kind is list:
-            lines.append(f"  elements: {_TYPES[typing.get_args(setting.kind)[0]]}")
-        lines.append(f"  default: {_scalar(default)}")
-        if choices := ("",) * (setting.optional and is_text) + setting.variable.choices + setting.choices:
-            lines += ["  choices:", *(f"    - {_scalar(choice)}" for choice in choices)]
-        lines += _item("description", variable_meaning(setting), "  ")
-    return [f"{' ' * 6}{line}" for line in lines]
+            lines.append(f"{indent}  elements: {_TYPES[typing.get_args(setting.kind)[0]]}")
+        lines.append(f"{indent}  default: {_scalar(variable_default(setting))}")
+        if choices:
+            lines += [f"{indent}  choices:", *(f"{indent}    - {_scalar(choice)}" for choice in choices)]
+        lines += _item("description", variable_meaning(setting), f"{indent}  ")
+    return lines
 
 
 def role_map(variable: str, kind: str) -> list[str]:
