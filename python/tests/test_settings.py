@@ -94,7 +94,7 @@ def test_files_that_are_no_jobs(tmp_path):
         read_yaml(tmp_path / "none.yaml", Job)
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1", encoding="utf-8")
-    with pytest.raises(BadInput, match="is no YAML"):
+    with pytest.raises(BadInput, match="is not valid YAML"):
         read_yaml(bad, Job)
 
 
@@ -108,8 +108,8 @@ def test_a_generation_needs_prompts():
     [
         ({"scheduler": "magic"}, "scheduler: 'magic' is not one of pndm, ddim, dpmsolver++"),
         ({"height": 100}, "height: 100 is not a multiple of 8"),
-        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is no part of 0 to 1"),
-        ({"guidance_stop": 1.5}, "0.0 to 1.5 is no part of 0 to 1"),
+        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is not an interval within 0 and 1"),
+        ({"guidance_stop": 1.5}, "0.0 to 1.5 is not an interval within 0 and 1"),
         ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
         ({"processes": -1}, "processes: -1 is negative"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
@@ -142,7 +142,7 @@ def test_flags_of_diffusers_script():
 def test_a_flag_that_is_missing_is_named():
     parser = argparse.ArgumentParser()
     add_job_flags(parser)
-    with pytest.raises(BadInput, match="--train_data_dir is needed"):
+    with pytest.raises(BadInput, match="--train_data_dir is required"):
         job_from_flags(parser.parse_args(["--pretrained_model_name_or_path", "/m"]))
 
 

@@ -1,6 +1,6 @@
-"""The job's settings as Ansible has them: variables of roles, and the job file that is made of their values.
+"""The settings as Ansible variables: roles' defaults and argument_specs, and the job file from the variables' values.
 
-An inventory cannot say None: there, ``0`` or empty text stands for no value.
+Ansible variables cannot be None: ``0`` or empty text stands for no value.
 """
 
 import json
@@ -27,7 +27,7 @@ _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, where it is text that means one (``-e name=5``); what means none stays as it is."""
+    """``value`` as ``kind``, where it is text for one (``-e name=5``); any other value is returned unchanged."""
     if typing.get_origin(kind) is list and isinstance(value, list):
         return [_typed(item, typing.get_args(kind)[0]) for item in value]
     if kind is bool and isinstance(value, str):
@@ -46,13 +46,13 @@ def job_data(values: Mapping[str, Any], kind: str = "training") -> dict[str, Any
     """The content of a job file, from the values of Ansible's variables.
 
     Args:
-        values: what the generated map of variables (:func:`job_variables`) holds once it is templated.
+        values: the map of variables that :func:`job_variables` generates, after templating.
         kind: a key of :data:`JOBS`.
 
     Returns:
-        The same mapping, in the order of the declarations. Numbers and truth values that were text are none any more;
-        0 and empty text are None, where None is a value. What is wrong is left as it is, for the program that reads
-        the file refuses it by name.
+        The same mapping in the order of the declarations. Text for a number or a Boolean is converted; 0 and empty
+        text become None for optional settings. A wrong value is left unchanged: the program that reads the file
+        refuses it by name.
     """
     return _section_data(values, JOBS[kind])
 
@@ -73,7 +73,7 @@ def _section_data(values: Mapping[str, Any], cls: type[Settings]) -> dict[str, A
 
 
 def job_variables(cls: type[Settings]) -> dict[str, Any]:
-    """Where the values of a job file come from: the job's structure, with a Jinja expression for each setting."""
+    """The job's structure with a Jinja expression for each value."""
     return {
         setting.name: job_variables(setting.nested)
         if setting.nested
@@ -109,7 +109,7 @@ def variable_default(setting: Setting) -> Any:
     """Default of the variable.
 
     Raises:
-        ValueError: it has none, so the playbooks have to derive it.
+        ValueError: the declaration has neither a default nor ``Derived``.
     """
     default = setting.default if setting.variable.default is SAME else setting.variable.default
     if default is MISSING:
@@ -124,12 +124,11 @@ def variable_meaning(setting: Setting) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """``value`` on one line of YAML; text without quotes where it can do without."""
+    """``value`` on one line of YAML; text has quotes only where it needs them."""
     if isinstance(value, str):
-        plain = f"{value}"
         try:
-            if yaml.safe_load(f"k: {plain}") == {"k": value}:
-                return plain
+            if yaml.safe_load(f"k: {value}") == {"k": value}:
+                return value
         except yaml.YAMLError:
             pass
         return json.dumps(value, ensure_ascii=False)
@@ -155,7 +154,7 @@ def role_defaults(role: str) -> list[str]:
 
 
 def _item(key: str, value: str, indent: str) -> list[str]:
-    """``key: value`` with text that is folded where it does not fit a line or would need quotes."""
+    """``key: value``; text that is too long for a line, or needs quotes, is folded."""
     line = f"{indent}{key}: {_scalar(value)}"
     if _scalar(value) == value and len(line) <= WIDTH:
         return [line]
@@ -180,7 +179,7 @@ def role_options(role: str) -> list[str]:
 
 
 def role_map(variable: str, kind: str) -> list[str]:
-    """Lines of ``vars/main.yml``: the map that :func:`job_data` is called with."""
+    """Lines of ``vars/main.yml``: the map that the filter ``job_data`` is applied to."""
 
     def nested(mapping: dict[str, Any], indent: str) -> Iterator[str]:
         for name, value in mapping.items():

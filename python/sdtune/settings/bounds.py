@@ -1,6 +1,6 @@
-"""What a value may be, said beside its type: ``steps: Annotated[int, Ge(1)]``.
+"""Bounds of a value, declared beside its type: ``steps: Annotated[int, Ge(1)]``.
 
-Each rule says itself in two ways: ``str(rule)`` for a reference page, and ``complaint(value)`` for an error message.
+A bound has two texts: ``str(bound)`` for the reference page, and ``complaint(value)`` for an error message.
 """
 
 import re
@@ -9,20 +9,20 @@ from typing import Any
 
 
 def _number(value: float) -> str:
-    """A limit as text; the largest one is easier to read as a power."""
+    """A limit as text; the largest one as a power, which is easier to read."""
     return "2^63-1" if value == 2**63 - 1 else str(value)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A rule that one value has to follow, whatever the others are."""
+    """A rule for one value, independent of the others."""
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` follows the rule."""
+        """Whether ``value`` is within the bound."""
         raise NotImplementedError
 
     def complaint(self, value: Any) -> str:
-        """What is wrong with ``value``, to be put behind the name of the setting."""
+        """What is wrong with ``value``; a message puts it after the name of the setting."""
         return f"{value!r} is not {self}"
 
 
@@ -64,7 +64,7 @@ class Gt(Bound):
 
 @dataclass(frozen=True)
 class Between(Bound):
-    """From ``low`` to ``high``; both ends belong to it, unless ``below``: then ``high`` does not."""
+    """The closed interval from ``low`` to ``high``; with ``below``, ``high`` itself is excluded."""
 
     low: float
     high: float
@@ -93,7 +93,7 @@ class Multiple(Bound):
         return f"a multiple of {self.of}"
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` is positive and can be divided by ``of``."""
+        """Whether ``value`` is positive and divisible by ``of``."""
         return bool(value > 0 and value % self.of == 0)
 
     def complaint(self, value: Any) -> str:
@@ -103,7 +103,7 @@ class Multiple(Bound):
 
 @dataclass(frozen=True)
 class Pattern(Bound):
-    """Text that matches ``expression`` as a whole; ``rule`` says in words what that asks for, after "has to"."""
+    """Text that matches ``expression`` as a whole; ``rule`` says the same in words, after "has to"."""
 
     expression: str
     rule: str

@@ -37,14 +37,14 @@ class Flag:
 
 @dataclass(frozen=True)
 class Formerly:
-    """The field's name in an earlier release: job files and flags may still say it."""
+    """The field's name in an earlier release; job files and flags may still use it."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """How an Ansible inventory sets it, where that is not ``<prefix of the section><name>`` with the same default."""
+    """The Ansible variable, where it is not ``<prefix of the section><name>`` with the same default."""
 
     name: str | None = None
     """Name of the variable."""
@@ -53,18 +53,18 @@ class Variable:
     default: Any = SAME
     """The role's own default."""
     choices: tuple[str, ...] = ()
-    """Choices that only the role has, such as ``auto``; they come first."""
+    """Choices that only the role accepts, such as ``auto``; listed first."""
     meaning: str = ""
-    """What is to be said of it in the role beside the field's docstring."""
+    """Text for the role, after the field's docstring."""
     value: str | None = None
-    """Jinja expression that the job file gets, where the role decides something first."""
+    """Jinja expression for the job file, where the role resolves the variable first, such as ``auto``."""
     in_job: bool = True
-    """Whether the job file holds it. False: it is said at each start."""
+    """Whether the job file contains it. False: it is an argument of each start."""
 
 
 @dataclass(frozen=True)
 class Derived:
-    """The playbooks know the value: a Jinja expression. An inventory sets no variable for it."""
+    """The playbooks compute the value with a Jinja expression; the role has no variable of its own for it."""
 
     expression: str
 
@@ -124,20 +124,21 @@ class Setting:
 
     @property
     def variable(self) -> Variable:
-        """What its declaration says of the Ansible variable; the innermost marker gives way to the field's own."""
+        """The declared Ansible variable; a field's own marker overrides that of its type."""
         return next((m for m in reversed(self.markers) if isinstance(m, Variable)), Variable())
 
     @property
     def derived(self) -> str | None:
-        """The expression that the playbooks derive it by, or None for what an inventory sets."""
+        """The playbooks' expression for it, or None if an inventory sets it."""
         return next((m.expression for m in self.markers if isinstance(m, Derived)), None)
 
     def described(self, unset: str = "Unset") -> str:
-        """The meaning with unit and bounds; ``unset`` is how no value is written."""
+        """The meaning with unit and bounds; ``unset`` is how "no value" is written."""
         facts = [f"in {m.name}" for m in self.markers if isinstance(m, Unit)]
-        facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0))]  # nobody expects less of a count or a rate
+        facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0))]  # goes without saying
         meaning = self.meaning.replace("Unset:", f"{unset}:")
-        return f"{meaning} {', '.join(facts).capitalize()}." if facts else meaning
+        sentence = ", ".join(facts)
+        return f"{meaning} {sentence[0].upper()}{sentence[1:]}." if facts else meaning
 
 
 class Settings:
@@ -169,7 +170,7 @@ class Settings:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """The docstring below each field of a class, which Python itself does not keep: {field: text in one line}."""
+    """The docstring below each field, which Python does not store: {field: text in one line}."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     if not isinstance(tree, ast.ClassDef):
         raise TypeError(f"{cls} is no class")

@@ -1,4 +1,4 @@
-"""Flags of ``textual_inversion.py``: those of diffusers' script of that name, and ours, with a help text for each."""
+"""Flags of ``textual_inversion.py``: those of diffusers' script of that name and our own, each with a help text."""
 
 import argparse
 import dataclasses
@@ -11,13 +11,13 @@ from sdtune.settings.fields import MISSING, Setting, sections_of, settings_of
 from sdtune.settings.job import Job
 from sdtune.settings.load import build, read_yaml
 
-# said when a run is started rather than being a part of it, so they may stand beside --job
+# arguments of a start rather than of the run: allowed together with --job
 _AT_START = ("overwrite", "resume_from_checkpoint", "resume_reshard", "world_size", "gradient_accumulation_steps")
-# these have a job file only
+# sections that only a job file sets
 _WITHOUT_FLAGS = ("openvino",)
 
 
-def _flags() -> dict[str, Setting]:
+def job_flags() -> dict[str, Setting]:
     """{flag: setting} of a training job."""
     return {
         setting.flag: setting
@@ -29,9 +29,9 @@ def _flags() -> dict[str, Setting]:
 
 
 def _help(setting: Setting) -> str:
-    """Meaning and default; a percent sign is doubled, as argparse wants it."""
+    """Meaning and default; argparse needs percent signs doubled."""
     if setting.default is MISSING:
-        default = "the last part of --output_dir" if setting.name == "run_name" else "none; needed without --job"
+        default = "the last part of --output_dir" if setting.name == "run_name" else "none; required without --job"
     elif isinstance(setting.default, bool):
         default = "yes" if setting.default else "no"
     else:
@@ -43,7 +43,7 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` a flag for each setting of a training job, with its meaning and default."""
     for section in sections_of(Job):
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
-        for flag, setting in _flags().items():
+        for flag, setting in job_flags().items():
             if setting.section != section.section:
                 continue
             names = [f"--{flag}"] + ([f"--{setting.former}"] if setting.former else [])
@@ -61,23 +61,23 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
 
 def _given(flags: argparse.Namespace) -> dict[str, Any]:
     """The flags that the user typed."""
-    return {flag: getattr(flags, flag) for flag in _flags() if getattr(flags, flag) is not None}
+    return {flag: getattr(flags, flag) for flag in job_flags() if getattr(flags, flag) is not None}
 
 
 def job_from_flags(flags: argparse.Namespace) -> Job:
     """The job that the flags describe; the run is named after its output folder unless ``--run_name`` is given.
 
     Raises:
-        BadInput: a needed flag is missing, or a value is out of range.
+        BadInput: a required flag is missing, or a value is out of range.
     """
     given = _given(flags)
     for needed in ("pretrained_model_name_or_path", "train_data_dir", "output_dir"):
         if needed not in given:
-            raise BadInput(f"--{needed} is needed, or --job with a job file")
+            raise BadInput(f"--{needed} is required, or --job with a job file")
     given.setdefault("run_name", Path(given["output_dir"]).resolve().name)
     mapping: dict[str, Any] = {}
     for flag, value in given.items():
-        setting = _flags()[flag]
+        setting = job_flags()[flag]
         (mapping.setdefault(setting.section, {}) if setting.section else mapping)[setting.name] = value
     return build(Job, mapping)
 
@@ -86,11 +86,11 @@ def training_job(argv: Sequence[str] | None, description: str) -> tuple[Job, arg
     """Parse the command line of ``textual_inversion.py``: ``--job FILE``, or flags, and ``--check``.
 
     Raises:
-        BadInput: the job file or a flag is wrong, or both say the same setting.
+        BadInput: the job file or a flag is wrong, or a flag contradicts --job.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--job", metavar="FILE", help=f"job file (YAML); beside it go --check, --{', --'.join(_AT_START)} only"
+        "--job", metavar="FILE", help=f"job file (YAML); only --check, --{', --'.join(_AT_START)} may be given with it"
     )
     parser.add_argument("--check", action="store_true", help="check the job and its inputs, then exit")
     add_job_flags(parser)

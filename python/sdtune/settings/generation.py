@@ -78,6 +78,6 @@ class GenerationJob(Settings):
         start, stop = self.guidance_start, self.guidance_stop
         if not 0 <= start < stop <= 1:
             raise BadInput(
-                f"guidance_start and guidance_stop: {start} to {stop} is no part of 0 to 1; take such as 0 and 0.6, or "
-                f"a guidance_scale of 1 for no guidance at all"
+                f"guidance_start and guidance_stop: {start} to {stop} is not an interval within 0 and 1; use, for "
+                "example, 0 and 0.6, or a guidance_scale of 1 for no guidance"
             )

@@ -12,7 +12,7 @@ from sdtune.settings.training import TrainingArgs
 from sdtune.settings.validation import ValidationArgs
 
 RUN_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""Names that a run may have, for it is a folder's name too; the playbooks check the same expression."""
+"""Run names that are allowed; the run folder has the same name. The playbooks check the same expression."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def read_yaml(path: str | Path, cls: type[T]) -> T:
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"job file {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise BadInput(f"job file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     return build(cls, mapping)
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from sdtune.settings.ansible import JOBS, variable_name
 from sdtune.settings.fields import sections_of, settings_of
+from sdtune.settings.flags import job_flags
 
 INTRODUCTION = """\
 # Settings
@@ -15,9 +16,9 @@ INTRODUCTION = """\
 Written by `make settings` from the roles' `meta/argument_specs.yml`; the settings of a job are declared in
 `python/sdtune/settings`. Do not edit this page.
 
-Set a variable in `inventory/<yours>/group_vars/all.yml`, or for one call with `-e name=value`. What several roles need
-is said once, under a name without a role's prefix, such as `run_name` and `work_dir`: role [cluster](#cluster) shows
-which.
+Set a variable in `inventory/<yours>/group_vars/all.yml`, or for one call with `-e run_name=mine`. Variables that
+several roles need have no role's prefix, such as `run_name` and `work_dir`; the defaults of role [cluster](#cluster)
+refer to them.
 """
 
 
@@ -65,22 +66,25 @@ def _role(folder: Path) -> list[str]:
 
 
 def _job_keys() -> list[str]:
-    """The keys of the job files, with the variable or the expression that fills each."""
+    """The keys of the job files, with the flag and the variable or expression for each."""
     lines = [
         "",
         "## Job files",
         "",
-        "The keys of `job.yaml` and `generation.yaml` in a run folder, and what the playbooks fill them with.",
+        "The keys of `job.yaml` and `generation.yaml` in a run folder, the flag of `textual_inversion.py` for the same",
+        "setting, and the variable or expression that the playbooks take the value from.",
         "",
-        *_head("file", "key", "from"),
+        *_head("file", "key", "flag", "value in playbooks"),
     ]
+    flags = list(job_flags().values())
     files = {"training": "job.yaml", "generation": "generation.yaml"}
     for kind, job in JOBS.items():
         for cls in sections_of(job):
             for setting in settings_of(cls):
                 if setting.variable.in_job and not setting.nested:
                     source = setting.derived or variable_name(setting, cls)
-                    lines.append(f"| `{files[kind]}` | `{setting.key}` | {_code(source)} |")
+                    flag = f"`--{setting.flag}`" if setting in flags else ""
+                    lines.append(f"| `{files[kind]}` | `{setting.key}` | {flag} | {_code(source)} |")
     return lines
 
 
