@@ -24,12 +24,13 @@ NAME := try
 # The longest first, so that what is left for the end is short.
 SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
 
-.PHONY: $(SCENARIOS) kernels faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults settings help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
 	@echo 'make test      lint, then all tests'
 	@echo 'make lint      ansible-lint, yamllint, shellcheck, ruff, mypy'
+	@echo 'make settings  write role defaults, argument_specs and docs/settings.md from python/sdtune/settings'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
 	@echo 'make bench-attention  measure attention alone, at the shapes of Stable Diffusion 1.5 (one minute)'
@@ -60,9 +61,14 @@ lint: dev-tools $(TEST_STAMP)
 	$(BIN)/shellcheck $$(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
 	$(BIN)/ruff check python plugins tests molecule scripts
 	$(BIN)/ruff format --check python plugins tests molecule scripts
+	cd python && $(BIN)/python -m sdtune.settings --check
 	cd python && $(TEST_PYTHON) -m mypy
 	$(TEST_PYTHON) -m mypy --strict molecule/lab/lab.py molecule/lab/mirror.py
 	$(TEST_PYTHON) -m mypy --strict --python-executable $(BIN)/python scripts/play.py
+
+# What is generated from the one declaration of every setting: role defaults, argument_specs, docs/settings.md. Lint compares.
+settings: control-node
+	cd python && $(BIN)/python -m sdtune.settings
 
 molecule: $(SCENARIOS)
 

@@ -6,7 +6,7 @@ python export_openvino.py --job runs/demo/job.yaml
 import argparse
 
 from sdtune import cli
-from sdtune.settings.job import Job, read_yaml
+from sdtune.settings import Job, read_yaml
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from sdtune.inference.results import clear_drawn, finish, generation_lock
 from sdtune.inference.worker import serve
 from sdtune.launch import detach
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob, read_yaml
+from sdtune.settings import GenerationJob, read_yaml
 
 
 def _parser() -> argparse.ArgumentParser:

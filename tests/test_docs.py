@@ -23,7 +23,8 @@ def variables():
     """Every variable that a user can set."""
     names = set(SHARED)
     for role in ROLES:
-        names |= set(yaml.safe_load((REPOSITORY / f"roles/{role}/defaults/main.yml").read_text()))
+        specs = yaml.safe_load((REPOSITORY / f"roles/{role}/meta/argument_specs.yml").read_text())
+        names |= set(specs["argument_specs"]["main"]["options"])
     for inventory in ("local", "example"):
         names |= set(yaml.safe_load((REPOSITORY / f"inventory/{inventory}/group_vars/all.yml").read_text()))
     return names

@@ -36,7 +36,7 @@ from sdtune.inference.plan import make_plan
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.models.pipelines import draw, save_full_pipeline
-from sdtune.settings.job import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
+from sdtune.settings import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
 from toyworld import drawings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         run_name="bench",
         run_dir=str(folder),
         model=ModelArgs(path=str(model)),
-        data=DataArgs(path=str(REPOSITORY / "toyworld" / "concept"), resolution=args.size),
+        data=DataArgs(path=str(REPOSITORY / "toyworld" / "concept"), placeholder_token="<dicoo>", resolution=args.size),
         training=TrainingArgs(
             max_train_steps=100, train_batch_size=16, learning_rate=5e-3, mixed_precision="no", checkpointing_steps=0
         ),

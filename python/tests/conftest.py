@@ -15,7 +15,7 @@ import yaml
 
 from sdtune.host.processor import has_bf16
 from sdtune.models.pipelines import assemble
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 from toyworld import drawings, make
 
 PYTHON = Path(__file__).parents[1]

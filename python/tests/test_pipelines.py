@@ -24,7 +24,7 @@ from sdtune.inference.results import clear_drawn, finish, generation_lock, write
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows, save_rows
 from sdtune.models.pipelines import save_full_pipeline
-from sdtune.settings.job import GenerationJob, Job, OpenVINOArgs, build
+from sdtune.settings import GenerationJob, Job, OpenVINOArgs, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
 from standalone import run_state
@@ -44,7 +44,12 @@ def trained(tmp_path_factory):
             "run_name": "t",
             "run_dir": str(tmp_path_factory.mktemp("runs") / "t"),
             "model": {"path": str(MODEL)},
-            "data": {"path": str(REPOSITORY / "toyworld" / "concept"), "resolution": 64, "num_vectors": 2},
+            "data": {
+                "path": str(REPOSITORY / "toyworld" / "concept"),
+                "placeholder_token": "<dicoo>",
+                "resolution": 64,
+                "num_vectors": 2,
+            },
             "training": {
                 "max_train_steps": 8,
                 "train_batch_size": 4,
@@ -178,7 +183,8 @@ def test_the_similarity_of_an_int8_copy_with_dynamic_shapes_is_measured(trained,
 
 
 def generation_job(trained, **values):
-    defaults = {"run_dir": trained.run_dir, "prompts": ["a photo of a <dicoo>"], "num_inference_steps": 3}
+    prompts = ["a photo of a <dicoo>"]
+    defaults = {"run_dir": trained.run_dir, "prompts": prompts, "seeds": [1], "num_inference_steps": 3}
     return build(GenerationJob, {**defaults, **values})
 
 

@@ -8,7 +8,7 @@ from sdtune.inference.images import encode_png
 from sdtune.inference.openvino import load, set_unet_batch
 from sdtune.inference.plan import Plan
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 
 if TYPE_CHECKING:
     from sdtune.inference.generator import ImageGenerator

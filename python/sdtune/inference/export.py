@@ -25,7 +25,7 @@ from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows
 from sdtune.methods.textual_inversion import expand_placeholder, token_names
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 
 @dataclass(frozen=True, kw_only=True)

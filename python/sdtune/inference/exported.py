@@ -10,7 +10,7 @@ from sdtune.errors import BadInput
 from sdtune.files import write_atomically
 from sdtune.inference.memory import PipelineSize
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 _FACTS = "sdtune.json"
 

@@ -9,7 +9,18 @@ from PIL import Image
 
 from sdtune.errors import BadInput
 from sdtune.models.pipelines import draw
-from sdtune.settings.job import SCHEDULERS
+
+SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
+    "pndm": ("PNDMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+"""The schedulers that a generation job may name: diffusers' class, and its options beside the model's own config."""
 
 
 def set_scheduler(pipeline: Any, name: str | None) -> str:

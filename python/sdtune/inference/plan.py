@@ -19,7 +19,7 @@ from sdtune.host.processor import has_bf16
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 
 
 @dataclass(frozen=True)

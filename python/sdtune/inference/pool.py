@@ -23,7 +23,7 @@ from sdtune.inference.plan import Plan
 from sdtune.inference.results import write_images
 from sdtune.inference.worker import Worker
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 from standalone import run_state
 
 PROGRAM = str(Path(__file__).parents[2] / "generate_images.py")

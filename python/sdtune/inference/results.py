@@ -14,7 +14,7 @@ from sdtune.files import replace_folder
 from sdtune.inference.images import columns_of, contact_sheet
 from sdtune.inference.plan import Plan
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 from standalone import run_state
 
 CONTACT_SHEET = "contact_sheet.png"

@@ -17,7 +17,7 @@ from typing import IO, Protocol
 
 from sdtune.inference.draw import bind_to_cores, draw_batch, load_generator
 from sdtune.inference.plan import Plan
-from sdtune.settings.job import GenerationJob
+from sdtune.settings import GenerationJob
 
 
 class WorkerLost(Exception):

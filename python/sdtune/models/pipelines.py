@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizerFast
 from sdtune.files import replace_folder, write_atomically
 from sdtune.inference.images import contact_sheet
 from sdtune.methods.textual_inversion import add_placeholder, expand_placeholder
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline

@@ -18,7 +18,7 @@ from sdtune.models.weights import default_cache, load_converted, map_tensors
 from sdtune.ops import kernels
 from sdtune.ops.attention import BlockwiseProcessor
 from sdtune.ops.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 from sdtune.training.checkpoint import model_fingerprint
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}

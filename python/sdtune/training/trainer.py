@@ -25,7 +25,7 @@ from sdtune.methods.formats import save_rows
 from sdtune.methods.textual_inversion import expand_placeholder
 from sdtune.models.pipelines import draw_validation, save_full_pipeline, save_validation, seeds_of_rank
 from sdtune.models.sd import convolution_of, denoising_losses, load_frozen
-from sdtune.settings.job import Job, to_mapping
+from sdtune.settings import Job, to_mapping
 from sdtune.training.checkpoint import Progress, find_checkpoint, restore, save_checkpoint
 from sdtune.training.distributed import check_together, of_first_rank, start_accelerator
 from sdtune.training.metrics import Metrics
