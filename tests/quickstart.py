@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "quickstart"
 LAB = [sys.executable, str(REPOSITORY / "molecule/lab/lab.py")]
 LAB_INVENTORY = REPOSITORY / "inventory" / f"lab-{NAME}"
-# Variables of inventory/local that replace those of inventory/example: the embedded model, and a stack that the index has.
+# Variables of inventory/local that replace those of inventory/example: the embedded model, and the stack native.
 EMBEDDED = (
     *("software_stack", "python_env_manager", "training_backend"),
     *("base_model_name", "base_model_source", "training_data_name", "training_data_source", "training_resolution"),
