@@ -111,7 +111,7 @@ bench-toy: control-node kernels $(TEST_STAMP)
 bench-attention: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/attention.py $(BENCH_ARGS)
 
-# Time and similarity of images. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 instead of the embedded model.
+# Seconds and similarity of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
 bench-pictures: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
 

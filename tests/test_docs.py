@@ -19,11 +19,24 @@ DOCUMENTS = sorted(
 SHARED = {"run_name", "run_user", "work_dir", "artifacts_dir", "software_stack", "training_backend", "training_runs"}
 
 
+def facts(node):
+    """Names that the tasks in a parsed YAML file set with set_fact."""
+    if isinstance(node, list):
+        return {name for item in node for name in facts(item)}
+    if not isinstance(node, dict):
+        return set()
+    return set(node.get("ansible.builtin.set_fact", {})) | facts([v for v in node.values() if isinstance(v, list)])
+
+
 def variables():
-    """Every variable that a user can set."""
+    """Every variable that a user can set or another role may read."""
     names = set(SHARED)
     for role in ROLES:
-        names |= set(yaml.safe_load((REPOSITORY / f"roles/{role}/defaults/main.yml").read_text()) or {})
+        folder = REPOSITORY / "roles" / role
+        for path in [*folder.glob("defaults/*.yml"), *folder.glob("vars/*.yml")]:
+            names |= set(yaml.safe_load(path.read_text()) or {})
+        for path in folder.glob("tasks/*.yml"):
+            names |= facts(yaml.safe_load(path.read_text()))
     for inventory in ("local", "example"):
         names |= set(yaml.safe_load((REPOSITORY / f"inventory/{inventory}/group_vars/all.yml").read_text()))
     return names
