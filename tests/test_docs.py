@@ -87,6 +87,8 @@ def test_paths_and_modules_exist(name):
     for path in re.findall(PATHS, text):
         if not re.search("mine|lab-|NAME", path):  # inventories and files that the reader creates
             assert (REPOSITORY / path).exists(), path
+    for test in re.findall(r"\btests/(test_[a-z_]+\.py)", text):
+        assert any((REPOSITORY / folder / test).is_file() for folder in ("tests", "python/tests")), test
     for module in re.findall(r"python -m (\w+(?:\.\w+)*)(?![\w.])", text):
         package = module.split(".")[0]
         if package in {"sdtune", "toyworld", "standalone"}:
