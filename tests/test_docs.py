@@ -37,6 +37,8 @@ def variables():
             names |= set(yaml.safe_load(path.read_text()) or {})
         for path in folder.glob("tasks/*.yml"):
             names |= facts(yaml.safe_load(path.read_text()))
+        for entry in yaml.safe_load((folder / "meta/argument_specs.yml").read_text())["argument_specs"].values():
+            names |= set(entry["options"])
     for inventory in ("local", "example"):
         names |= set(yaml.safe_load((REPOSITORY / f"inventory/{inventory}/group_vars/all.yml").read_text()))
     return names
@@ -72,7 +74,9 @@ def test_commands_and_variables_exist(name):
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     known = variables()
     prefixes = "|".join(ROLES)
-    named = set(re.findall(rf"`((?:{prefixes})_\w+)(?::[^`]*)?`", text)) | set(re.findall(r"-e (\w+)=", text))
+    named = set(re.findall(rf"`((?:{prefixes})_\w+)(?::[^`]*)?`", text)) | set(
+        re.findall(r"-e (?!name=value)(\w+)=", text)
+    )
     assert {n for n in named - known if n not in ROLES} == set()
 
 
