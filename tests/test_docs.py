@@ -1,5 +1,6 @@
 """Documents name only what exists: files, headings, playbooks, programs, make targets, variables."""
 
+import functools
 import re
 import subprocess
 
@@ -28,6 +29,7 @@ def facts(node):
     return set(node.get("ansible.builtin.set_fact", {})) | facts([v for v in node.values() if isinstance(v, list)])
 
 
+@functools.cache
 def variables():
     """Every variable that a user can set or another role may read."""
     names = set(SHARED)
@@ -38,7 +40,7 @@ def variables():
         for path in folder.glob("tasks/*.yml"):
             names |= facts(yaml.safe_load(path.read_text()))
         for entry in yaml.safe_load((folder / "meta/argument_specs.yml").read_text())["argument_specs"].values():
-            names |= set(entry["options"])
+            names |= set(entry["options"] or {})
     for inventory in ("local", "example"):
         names |= set(yaml.safe_load((REPOSITORY / f"inventory/{inventory}/group_vars/all.yml").read_text()))
     return names
@@ -74,9 +76,8 @@ def test_commands_and_variables_exist(name):
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     known = variables()
     prefixes = "|".join(ROLES)
-    named = set(re.findall(rf"`((?:{prefixes})_\w+)(?::[^`]*)?`", text)) | set(
-        re.findall(r"-e (?!name=value)(\w+)=", text)
-    )
+    named = set(re.findall(rf"`((?:{prefixes})_\w+)(?::[^`]*)?`", text))
+    named |= set(re.findall(r"-e (?!name=value)(\w+)=", text))
     assert {n for n in named - known if n not in ROLES} == set()
 
 
