@@ -1,16 +1,14 @@
 """The folders of a run that generated images go to: ``drawn/`` while images are missing, then ``images/``."""
 
-import fcntl
 import shutil
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image
 
 from sdtune.errors import BadInput
-from sdtune.files import replace_folder
+from sdtune.files import hold_lock, replace_folder
 from sdtune.inference.images import columns_of, contact_sheet
 from sdtune.inference.plan import Plan
 from sdtune.launch.run_folder import Run
@@ -27,18 +25,13 @@ def generation_lock(run: Run) -> Iterator[None]:
     Raises:
         BadInput: another process on this host holds it.
     """
-    with (run.folder / run_state.DRAWING_LOCK).open("w") as file:
-        for attempt in range(20):  # a process that only tests the lock holds it for an instant
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if attempt == 19:
-                    raise BadInput(
-                        f"pictures of {run.folder} are being drawn on this host already; wait for them, or stop that "
-                        f"process"
-                    ) from None
-                time.sleep(0.05)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(run.folder / run_state.DRAWING_LOCK, timeout=1))
+        except BlockingIOError:
+            raise BadInput(
+                f"pictures of {run.folder} are being drawn on this host already; wait for them, or stop that process"
+            ) from None
         (run.folder / run_state.DRAWING).unlink(missing_ok=True)  # the state of an earlier job
         yield
 
