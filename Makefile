@@ -1,54 +1,55 @@
-# The doors of the house. `make demo` needs nothing but make, git and Python 3.11; what else is missing it names and installs.
+# Entry points. `make demo` needs only make, git and Python 3.11; it names and installs everything else that is missing.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 export LC_ALL := C.UTF-8
-# The environments made here are compiled at their first use, not at installation; forbidden, it would be at each use.
+# Environments are compiled to bytecode at first use, not at installation. If that were forbidden, it would happen at each use.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(CURDIR)/.venv/bin
 PLAY := $(BIN)/ansible-playbook --inventory inventory/local
 
-# The checks have an environment of their own, provisioned by the roles under test; yours is not touched.
+# Tests have their own environment, provisioned by the roles under test; yours is not changed.
 TEST_WORK := $(CURDIR)/.cache/test
 TEST_ENV := $(TEST_WORK)/env/native
 TEST_PYTHON := $(TEST_ENV)/bin/python
 TEST_STAMP := $(TEST_ENV)/.test-tools
 BENCH_PRELOAD := --preload $(TEST_ENV)/lib/libiomp5.so:$(TEST_WORK)/lib/native/libtcmalloc.so
 
-# A lab: hosts on this machine, to try a cluster by hand.
+# A lab: hosts on this machine, to try a cluster interactively.
 LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-# The longest first, so that what is left for the end is short.
+# The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
 
-.PHONY: $(SCENARIOS) kernels faults help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults settings help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
-	@echo 'make demo      provision, train and draw on this machine with the embedded model; results in artifacts/demo/'
+	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
 	@echo 'make test      lint, then all tests'
 	@echo 'make lint      ansible-lint, yamllint, shellcheck, ruff, mypy'
+	@echo 'make settings  write role defaults, argument_specs and docs/settings.md from python/sdtune/settings'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
 	@echo 'make bench-attention  measure attention alone, at the shapes of Stable Diffusion 1.5 (one minute)'
-	@echo 'make bench-pictures  measure the drawing on the embedded model'
+	@echo 'make bench-pictures  measure image generation on the embedded model'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
-	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster by hand (HOSTS=2, NAME=other); make lab-down removes them'
-	@echo 'make quickstart-test  do in a lab, on a clean clone, what README.md says of clusters (15 minutes)'
-	@echo 'make clean     remove what make made, but for artifacts/'
+	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
+	@echo 'make quickstart-test  run the cluster commands of README.md in a lab, on a clean clone (15 minutes)'
+	@echo 'make clean     remove what make created, except artifacts/'
 
-# The demo may be typed again and again, so it allows its own run to be overwritten; a bare train.yml does not.
+# The demo can be repeated, so it allows its own run to be overwritten; train.yml alone does not.
 demo: control-node
 	$(PLAY) provision.yml
 	$(PLAY) train.yml -e training_overwrite=true
 	$(PLAY) generate.yml
 	@echo
-	@echo 'Open artifacts/demo/report.html: what was learned, and how. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
+	@echo 'Open artifacts/demo/report.html: the report of the run. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
 
-# Two lanes, so that both cores have work: a scenario often waits for hosts. Last comes what is two lanes by itself.
-# What pytest found is said once more at the end: the other lane's output would bury it.
+# Two parallel lanes, so that both cores have work: a scenario often waits for hosts. The target that is parallel by itself is last.
+# The results of pytest are printed again at the end, since output of the other lane follows them.
 test: lint lab-tools browser
 	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line pytest-python molecule pytest-playbooks || status=$$?; \
 	tail --lines=25 .cache/pytest-*.log; exit $$status
@@ -60,13 +61,18 @@ lint: dev-tools $(TEST_STAMP)
 	$(BIN)/shellcheck $$(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
 	$(BIN)/ruff check python plugins tests molecule scripts
 	$(BIN)/ruff format --check python plugins tests molecule scripts
+	cd python && $(BIN)/python -m sdtune.settings --check
 	cd python && $(TEST_PYTHON) -m mypy
 	$(TEST_PYTHON) -m mypy --strict molecule/lab/lab.py molecule/lab/mirror.py
 	$(TEST_PYTHON) -m mypy --strict --python-executable $(BIN)/python scripts/play.py
 
+# What is generated from the one declaration of every setting: role defaults, argument_specs, docs/settings.md. Lint compares.
+settings: control-node
+	cd python && $(BIN)/python -m sdtune.settings
+
 molecule: $(SCENARIOS)
 
-# "Missing playbook" molecule takes for success.
+# molecule takes "Missing playbook" for success.
 $(SCENARIOS): molecule-%: dev-tools lab-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" molecule test --scenario-name $* 2>&1 | tee .cache/molecule-$*.log
 	! grep 'Missing playbook' .cache/molecule-$*.log
@@ -85,7 +91,7 @@ pytest-python: dev-tools browser kernels $(TEST_STAMP)
 lab: dev-tools lab-tools
 	@$(LAB) up $(NAME) --hosts $(HOSTS) --mirror
 
-# All faults of docs/reliability.md, on two hosts of a lab. Not for CI, which they would make a quarter of an hour longer.
+# All faults of docs/reliability.md, on two hosts of a lab. Not in CI: they take a quarter of an hour.
 faults: dev-tools lab-tools
 	@$(LAB) up faults --hosts 2 --mirror
 	PATH="$(BIN):$$PATH" ansible-playbook -i inventory/lab-faults provision.yml
@@ -101,7 +107,7 @@ quickstart-test: dev-tools lab-tools
 toyworld: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) -m toyworld.make --out ../toyworld
 
-# Figures, not tests. BENCH_ARGS='--ipex-python PATH' compares on an environment of the stack ipex too.
+# Benchmarks, not tests. BENCH_ARGS='--ipex-python PATH' also measures an environment of the stack ipex.
 bench: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/training_step.py $(BENCH_PRELOAD) $(BENCH_ARGS)
 
@@ -111,7 +117,7 @@ bench-toy: control-node kernels $(TEST_STAMP)
 bench-attention: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/attention.py $(BENCH_ARGS)
 
-# Seconds and likeness of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
+# Seconds and similarity of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
 bench-pictures: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
 
@@ -119,7 +125,7 @@ clean:
 	rm --recursive --force .venv .cache .ansible python/sdtune/ops/kernels/*.so
 	find . -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache -o -name .ruff_cache | xargs --no-run-if-empty rm --recursive
 
-# Provisioning does it too; this is for what is called here without.
+# Provisioning compiles them too; this target is for tests and benchmarks without provisioning.
 kernels: dev-tools
 	$(BIN)/python python/sdtune/ops/kernels/build.py
 

@@ -1,4 +1,4 @@
-"""Make the OpenVINO copy of a trained run, with the static shape that its job asks for.
+"""Export a trained run to OpenVINO, with the static shape that its job asks for.
 
 python export_openvino.py --job runs/demo/job.yaml
 """
@@ -6,11 +6,11 @@ python export_openvino.py --job runs/demo/job.yaml
 import argparse
 
 from sdtune import cli
-from sdtune.settings.job import Job, read_yaml
+from sdtune.settings import Job, read_yaml
 
 
 def main() -> None:
-    """Parse, export, say the shape, what it took and how like the pictures are."""
+    """Export; print the shape, the peak memory and the similarity to the float32 pipeline's images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", required=True, help="the run's job file")
     job = read_yaml(parser.parse_args().job, Job)
@@ -25,11 +25,11 @@ def main() -> None:
     )
     print(f"{job.run_dir}/openvino: {shape}; weights {job.openvino.weights}")
     print(f"peak memory {done.peak_bytes / 1e9:.2f} GB, for networks of {done.model_bytes / 1e9:.2f} GB in float32")
-    if done.likeness:
-        ratio, difference = done.likeness
+    if done.similarity:
+        psnr, difference = done.similarity
         print(
-            f"likeness to the float32 pictures: PSNR {ratio:.1f} dB, mean difference {difference:.2f} of 255, over "
-            f"{job.openvino.likeness_images} pictures of {job.openvino.likeness_steps} steps"
+            f"similarity to the float32 pictures: PSNR {psnr:.1f} dB, mean difference {difference:.2f} of 255, over "
+            f"{job.openvino.similarity_images} pictures of {job.openvino.similarity_steps} steps"
         )
 
 

@@ -1,9 +1,9 @@
-"""Draw pictures with a trained run, with one process for every memory node (NUMA) of this host, and of others.
+"""Generate images with a trained run, with one process for each NUMA node of this host, and of other hosts.
 
 python generate_images.py --job runs/demo/generation.yaml
 python generate_images.py --job runs/demo/generation.yaml --host node2 198.51.100.12
 
-Other hosts are reached by ssh, and hold the same code, environment, job file and copy of the run at the same paths.
+Other hosts are reached by ssh. They hold the same code, environment, job file and copy of the run at the same paths.
 """
 
 import argparse
@@ -13,52 +13,65 @@ from pathlib import Path
 
 from sdtune import cli
 from sdtune.inference import pool
-from sdtune.inference.generation import alone, empty, finish, plan
+from sdtune.inference.plan import Plan, make_plan
+from sdtune.inference.results import clear_drawn, finish, generation_lock
+from sdtune.inference.worker import serve
 from sdtune.launch import detach
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import GenerationJob, read_yaml
+from sdtune.settings import GenerationJob, read_yaml
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", required=True, help="generation job file (YAML)")
+    parser.add_argument("--check", action="store_true", help="check the job and its inputs; print the plan as JSON")
+    parser.add_argument(
+        "--host",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "ADDRESS"),
+        help="generate on this host too; repeatable",
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="run in the background; standalone/run_state.py shows the progress"
+    )
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _generate(job_file: str, job: GenerationJob, plan: Plan, hosts: dict[str, str]) -> None:
+    run = Run(job.run_dir)
+    with generation_lock(run):
+        for warning in plan.warnings:
+            print(f"warning: {warning}", flush=True)
+        commands = pool.worker_commands(job_file, plan, hosts)
+        clear_drawn(run)
+        workers = pool.WorkerPool(job, plan)
+        workers.run(commands)
+        files = finish(job, plan)
+        for host, why in workers.lost.items():
+            print(f"warning: all pictures are there, but {host} {why}", flush=True)
+        # before the lock is released: that tells a reader of the log that it is complete
+        print(f"{len(files) - 1} pictures and {files[-1]}", flush=True)
 
 
 def main() -> None:
-    """Parse, draw, say where."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="generation job file (YAML)")
-    parser.add_argument("--check", action="store_true", help="look at the job and its inputs; print the plan as JSON")
-    parser.add_argument(
-        "--host", nargs=2, action="append", default=[], metavar=("NAME", "ADDRESS"), help="draw there too; repeatable"
-    )
-    parser.add_argument(
-        "--detach", action="store_true", help="go on in the background: standalone/run_state.py tells how far"
-    )
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    """Check, detach, serve as a worker, or generate, as the flags say."""
+    args = _parser().parse_args()
     job = read_yaml(args.job, GenerationJob)
-    planned = plan(job, weigh=args.worker is None)
+    plan = make_plan(job, check_memory=args.worker is None)
     if args.check:
-        found = {"fingerprint": planned.fingerprint, "processes": len(planned.cores), "warnings": planned.warnings}
-        print(json.dumps({**found, "pictures": len(planned.requests), "batches": len(planned.batches)}))
-        return
-    if args.worker is not None:
-        pool.work(job, planned, args.worker)
-        return
-    run = Run(job.run_dir)
-    if args.detach:
+        found = {"fingerprint": plan.fingerprint, "processes": len(plan.cores), "warnings": plan.warnings}
+        print(json.dumps({**found, "pictures": len(plan.requests), "batches": len(plan.batches)}))
+    elif args.worker is not None:
+        serve(job, plan, args.worker)
+    elif args.detach:
         hosts = [word for pair in args.host for word in ("--host", *pair)]
         job_file = str(Path(args.job).resolve())
-        detach.start_drawing(run.folder, [sys.executable, pool.PROGRAM, "--job", job_file, *hosts])
-        return
-    with alone(run):
-        for warning in planned.warnings:
-            print(f"warning: {warning}", flush=True)
-        seats = pool.seats_of(args.job, planned, dict(args.host))
-        empty(run)
-        shared = pool.Sharing(job, planned)
-        shared.draw(seats)
-        files = finish(job, planned)
-        for host, why in shared.lost.items():
-            print(f"warning: all pictures are there, but {host} {why}", flush=True)
-        # before the lock is free, which tells whoever follows the log that it is complete
-        print(f"{len(files) - 1} pictures and {files[-1]}", flush=True)
+        detach.start_drawing(Run(job.run_dir).folder, [sys.executable, pool.PROGRAM, "--job", job_file, *hosts])
+    else:
+        _generate(args.job, job, plan, dict(args.host))
 
 
 if __name__ == "__main__":

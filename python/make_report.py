@@ -1,4 +1,4 @@
-"""Make the page of a run, or one page that compares several.
+"""Write the report page of a run, or one page that compares several runs.
 
 python make_report.py runs/demo                                     # runs/demo/report.html
 python make_report.py --compare runs/a runs/b runs/c                # runs/comparison.html
@@ -11,11 +11,15 @@ from sdtune import cli
 
 
 def main() -> None:
-    """Parse, make, say where."""
+    """Write the page; print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="*", help="folder of a run")
-    parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of the runs to compare")
-    parser.add_argument("--output", type=Path, help="the page; default: report.html in the run's folder")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of the runs that are compared")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the page (default: report.html in the run folder, or comparison.html beside the first run folder)",
+    )
     args = parser.parse_args()
     if bool(args.run) == bool(args.compare) or len(args.run) > 1:
         parser.error("give the folder of one run, or --compare with the folders of several")

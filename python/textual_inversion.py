@@ -1,29 +1,26 @@
-"""Learn a new word from a few pictures.
+"""Textual inversion: learn a new token from a few pictures.
 
-    python textual_inversion.py --job job.yaml                  # on this host alone, if the job asks for one rank
-    mpirun -n 2 python textual_inversion.py --job job.yaml      # what launch.sh in a run folder does
+    python textual_inversion.py --job job.yaml                  # one rank, on this host
+    mpirun -n 2 python textual_inversion.py --job job.yaml      # as launch.sh in a run folder does
     python textual_inversion.py --pretrained_model_name_or_path toyworld/model --train_data_dir toyworld/concept \
         --output_dir runs/toy --resolution 64 --learning_rate 5e-3 --max_train_steps 100 --train_batch_size 16
 
-The flags are those of diffusers' example of this name; a job file says the same in YAML.
+The flags are those of diffusers' script of this name. A job file contains the same settings in YAML.
 """
 
-import faulthandler
-import signal
 import sys
 
 from sdtune import cli
-from sdtune.settings.job import training_job
+from sdtune.settings import training_job
 
-# Text generation in transformers and a few noise schedules in diffusers would bring in scikit-learn and SciPy: on every
-# rank most of a second and 75 MB for what training never calls. Modules that are None count as not installed.
+# Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
+# never calls: almost a second and 75 MB on every rank. A module that is None counts as not installed.
 for _name in ("scipy", "sklearn"):
     sys.modules[_name] = None  # type: ignore[assignment]
 
 
 def main() -> None:
     """Parse, check, train."""
-    faulthandler.register(signal.SIGUSR1, all_threads=False)  # where does it hang? its supervisor asks all ranks
     job, flags = training_job(None, __doc__ or "")
     if flags.check:
         from sdtune.training.checks import check_job
@@ -31,7 +28,7 @@ def main() -> None:
         check_job(job)
         print(f"the job {job.run_name} can run")
         return
-    from sdtune.training.trainer import train  # importing torch takes seconds; a wrong flag should not
+    from sdtune.training.trainer import train  # after the flags: importing torch takes seconds
 
     train(job)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv, the control node's environment, from a lock file; does nothing when it is there already.
+# Creates .venv, the environment of the control node, from a lock file. Does nothing when it is up to date.
 # Usage: scripts/control-node.sh requirements.txt
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,9 +15,9 @@ fi
 
 stamp=.venv/.$lock-$(sha256sum "$lock" | cut --characters=1-16)
 if [[ ! -e $stamp ]] || ! .venv/bin/python -c '' 2>/dev/null; then
-    echo "Making .venv from $lock"
+    echo "Creating .venv from $lock"
     .venv/bin/python -c '' 2>/dev/null || python3 -m venv --clear .venv
-    # Not compiled: of the tens of thousands of files a few are ever imported, and those are compiled then.
+    # Not compiled: only a few of the tens of thousands of files are ever imported, and Python compiles those at import.
     .venv/bin/python -m pip install --quiet --no-compile --require-hashes --requirement "$lock"
     rm --force .venv/."$lock"-*
     touch "$stamp"

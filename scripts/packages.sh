@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Distribution packages: names what is missing, installs it as root, else says what to type.
-# Usage: scripts/packages.sh COMMAND:PACKAGE ...   A package without a command is missing.
+# Distribution packages: prints what is missing; as root installs it, otherwise prints the command to type.
+# Usage: scripts/packages.sh COMMAND:PACKAGE ...   A package without a command counts as missing.
 set -euo pipefail
 
 missing=()

@@ -1,4 +1,4 @@
-"""Run playbooks as a user types them, on this machine and in a work_dir of the test's own."""
+"""Run playbooks as a user types them, on this machine and in the test's own work_dir."""
 
 import contextlib
 import json
@@ -12,28 +12,28 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.append(str(REPOSITORY / "scripts"))
-from play import play  # noqa: E402 - the door for programs, and so ours
+from play import play  # noqa: E402 - the entry point for programs, which the tests are
 
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 
 
 def free_port() -> int:
-    """One that nobody has, nor gets from the kernel for the asking before the playbook comes to it."""
+    """A port that is free, and that the Linux kernel does not assign to others before the playbook uses it."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.SystemRandom().randrange(20_000, 29_000)  # the port where ranks usually meet is above
+            port = random.SystemRandom().randrange(20_000, 29_000)  # below launch_config_master_port's default
             probe.bind(("", port))
             return port
 
 
 @pytest.fixture
 def playbook(tmp_path):
-    """Play what lies at the root of the repository; settings become extra variables over inventory/local.
+    """Run a playbook at the root of the repository; settings become extra variables over inventory/local.
 
-    What comes back looks like subprocess's, and knows the events and their summaries (play.Played) too.
+    The result has the fields of subprocess's, and the events and their summaries (play.Played).
     """
 
-    port = free_port()  # a run on this machine may hold the usual one
+    port = free_port()  # a run on this machine may use the default port
 
     def run(*args: str, **settings: object) -> SimpleNamespace:
         variables = {
@@ -60,7 +60,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    """A model folder with the parts of a pipeline, and nothing in them."""
+    """A model folder with the parts of a pipeline, without weights."""
     folder = tmp_path / "model"
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         (folder / part).mkdir(parents=True)
@@ -71,9 +71,9 @@ def model(tmp_path):
 
 @pytest.fixture
 def provisioned(tmp_path):
-    """A work_dir that looks provisioned. Doubles: python and mpirun are scripts.
+    """A work_dir that looks provisioned. python and mpirun in it are fakes: shell scripts.
 
-    While there is a file python.refuse beside it, python prints it and fails, as the check of a job would.
+    While the file python.refuse is beside it, python prints it and fails, as the check of a job would.
     """
     work = tmp_path / "work"
     files = ("env/native/lib/libiomp5.so", "lib/native/libtcmalloc.so", "models/toyworld.sha256", "data/concept.sha256")

@@ -1,9 +1,9 @@
-"""Does on a clean clone, in a lab, what README.md says under "A cluster", to the letter: `make quickstart-test`.
+"""Run the commands that README.md lists under "A cluster", on a clean clone, in a lab: `make quickstart-test`.
 
-Not for CI, which trains on clusters of the lab anyway: this takes as long as one more scenario. It stands in for
-the reader in two things. His editor is this file, called again: it puts the lab's addresses into hosts.yml and, since
-a lab reaches neither hub nor conda's channels nor Intel's index, the embedded model and pictures and the stack native
-into group_vars. His ssh finds the servers as those of a lab are.
+Not part of CI, which trains on clusters of the lab anyway: this takes as long as one more scenario. Two things replace
+the reader. This file, called again, is the editor: it writes the lab's addresses into hosts.yml. A lab reaches no hub,
+no conda channel and not Intel's index, so it also writes the embedded model and pictures and the stack native into
+group_vars. The ssh settings are those of the lab.
 """
 
 import os
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "quickstart"
 LAB = [sys.executable, str(REPOSITORY / "molecule/lab/lab.py")]
 LAB_INVENTORY = REPOSITORY / "inventory" / f"lab-{NAME}"
-# of inventory/local: what the embedded model needs, where inventory/example names a hub's, and what the index serves
+# Variables of inventory/local that replace those of inventory/example: the embedded model, and the stack native.
 EMBEDDED = (
     *("software_stack", "python_env_manager", "training_backend"),
     *("base_model_name", "base_model_source", "training_data_name", "training_data_source", "training_resolution"),
@@ -30,14 +30,14 @@ EMBEDDED = (
 
 
 def commands(readme: str) -> str:
-    """The first console block under the heading of clusters."""
+    """The first console block under the heading "A cluster"."""
     found = re.search(r"^## A cluster$.*?^```console\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert found, "README.md has no console block under '## A cluster'"
     return found[1]
 
 
 def edit(file: Path) -> None:
-    """What the reader types into a file."""
+    """Edit a file as the reader would."""
     if file.name == "hosts.yml":
         shutil.copyfile(LAB_INVENTORY / "hosts.yml", file)
         return
@@ -46,12 +46,12 @@ def edit(file: Path) -> None:
     text = "".join(f"{key}: {embedded[key]!r}\n" for key in EMBEDDED)
     text += "base_model_hub_id: ''\ntraining_data_urls: []\n"
     text += (variables / "20-lab.yml").read_text(encoding="utf-8").removeprefix("---\n")
-    # variables of the group win over those of all hosts, so the example's file stays as it is
+    # Variables of the group override those of all hosts, so the example's file is not changed.
     file.with_name("cluster.yml").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
-    """Clone, type, look at what came out, and leave nothing."""
+    """Clone, run the commands, check the results, remove everything."""
     if len(sys.argv) > 1:
         edit(Path(sys.argv[1]))
         return
@@ -68,8 +68,8 @@ def main() -> None:
         results = folder / "sdtune/artifacts/dicoo"
         report, images = results / "report.html", sorted((results / "images").glob("*.png"))
         assert report.stat().st_size > 100_000, "the report is empty"
-        assert len(images) > 1, "no picture was drawn"
-        print(f"1 passed: README's quick start, on {hosts} hosts, to {len(images) - 1} pictures and a report")
+        assert len(images) > 1, "no image was generated"
+        print(f"1 passed: README's quick start, on {hosts} hosts, to {len(images) - 1} images and a report")
     finally:
         subprocess.run([*LAB, "down", NAME], check=True)
         shutil.rmtree(folder)

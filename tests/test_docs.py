@@ -1,5 +1,6 @@
-"""The documents name what is there: files, headings, playbooks, make's targets, and variables."""
+"""Documents name only what exists: files, headings, playbooks, programs, make targets, variables."""
 
+import functools
 import re
 import subprocess
 
@@ -15,28 +16,44 @@ DOCUMENTS = sorted(
     ).stdout.split()
     if path != "CHANGELOG.md"
 )
-# set in inventories, for several roles
+# Set in inventories, for several roles.
 SHARED = {"run_name", "run_user", "work_dir", "artifacts_dir", "software_stack", "training_backend", "training_runs"}
 
 
+def facts(node):
+    """Names that the tasks in a parsed YAML file set with set_fact."""
+    if isinstance(node, list):
+        return {name for item in node for name in facts(item)}
+    if not isinstance(node, dict):
+        return set()
+    return set(node.get("ansible.builtin.set_fact", {})) | facts([v for v in node.values() if isinstance(v, list)])
+
+
+@functools.cache
 def variables():
-    """Every variable that a user can set."""
+    """Every variable that a user can set or another role may read."""
     names = set(SHARED)
     for role in ROLES:
-        names |= set(yaml.safe_load((REPOSITORY / f"roles/{role}/defaults/main.yml").read_text()))
+        folder = REPOSITORY / "roles" / role
+        for path in [*folder.glob("defaults/*.yml"), *folder.glob("vars/*.yml")]:
+            names |= set(yaml.safe_load(path.read_text()) or {})
+        for path in folder.glob("tasks/*.yml"):
+            names |= facts(yaml.safe_load(path.read_text()))
+        for entry in yaml.safe_load((folder / "meta/argument_specs.yml").read_text())["argument_specs"].values():
+            names |= set(entry["options"] or {})
     for inventory in ("local", "example"):
         names |= set(yaml.safe_load((REPOSITORY / f"inventory/{inventory}/group_vars/all.yml").read_text()))
     return names
 
 
 def anchor(heading):
-    """A heading's anchor, as the hosters of git make them."""
+    """The anchor of a heading, as git hosting services generate it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name):
-    """Within the repository, to files and headings."""
+def test_links_have_targets(name):
+    """Files and headings of the repository."""
     text = (REPOSITORY / name).read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith(("https://", "http://")):
@@ -50,7 +67,7 @@ def test_links_lead_somewhere(name):
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_and_variables_exist(name):
-    """Playbooks, targets of make, variables of roles, and what -e sets."""
+    """Playbooks, make targets, role variables, and the variables that -e sets."""
     text = (REPOSITORY / name).read_text()
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for line in re.findall(r"ansible-playbook[^\n`]*", text):
@@ -59,12 +76,51 @@ def test_commands_and_variables_exist(name):
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     known = variables()
     prefixes = "|".join(ROLES)
-    named = set(re.findall(rf"`((?:{prefixes})_\w+)(?::[^`]*)?`", text)) | set(re.findall(r"-e (\w+)=", text))
+    named = set(re.findall(rf"`((?:{prefixes})_\w+)(?::[^`]*)?`", text))
+    named |= set(re.findall(r"-e (?!name=value)(\w+)=", text))
     assert {n for n in named - known if n not in ROLES} == set()
 
 
+# A path of the repository in backquotes: it starts with one of these folders and holds no placeholder.
+PATHS = r"`((?:docs|inventory|molecule|playbooks|plugins|python|roles|scripts|templates|tests|toyworld)/[^`\s<>*()$]*)`"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_paths_and_modules_exist(name):
+    """Files and folders in backquotes, and what is started with `python -m`."""
+    text = (REPOSITORY / name).read_text()
+    for path in re.findall(PATHS, text):
+        if not re.search("mine|lab-|NAME", path):  # inventories and files that the reader creates
+            assert (REPOSITORY / path).exists(), path
+    for test in re.findall(r"\btests/(test_[a-z_]+\.py)", text):
+        assert any((REPOSITORY / folder / test).is_file() for folder in ("tests", "python/tests")), test
+    for module in re.findall(r"python -m (\w+(?:\.\w+)*)(?![\w.])", text):
+        package = module.split(".")[0]
+        if package in {"sdtune", "toyworld", "standalone"}:
+            file = REPOSITORY / "python" / module.replace(".", "/")
+            assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), module
+
+
+@pytest.mark.parametrize("name", ["README.md", *(name for name in DOCUMENTS if name.startswith("docs/"))])
+def test_every_document_is_linked(name):
+    """From the README, directly or from a page that it links."""
+    reached, todo = set(), ["README.md"]
+    while todo:
+        page = todo.pop()
+        if page not in reached:
+            reached.add(page)
+            for target in re.findall(r"\]\(([^)#:]+\.md)", (REPOSITORY / page).read_text()):
+                todo.append(str(((REPOSITORY / page).parent / target).resolve().relative_to(REPOSITORY)))
+    assert name in reached
+
+
+def test_the_readme_is_short():
+    """At most 150 lines."""
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
 def test_the_quick_start_can_be_found():
-    """By what does it in a lab; and it is short."""
+    """tests/quickstart.py finds it, and it is short."""
     lines = commands((REPOSITORY / "README.md").read_text()).splitlines()
     assert [line for line in lines if "ansible-playbook" in line]
     assert len(lines) <= 8

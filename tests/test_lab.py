@@ -1,4 +1,4 @@
-"""The lab makes real hosts, and leaves nothing behind, however it was ended."""
+"""The lab creates real hosts, and can be removed completely, however it was ended."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a lab needs root")
 
 
 class Sandbox:
-    """The lab tool with a state folder of the test's own; images come from the user's cache."""
+    """The lab tool with its own state folder; images come from the user's cache."""
 
     def __init__(self, folder: Path, *, cache: Path | None = None) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Sandbox:
 
 
 def traces(sandbox):
-    """What a lab could leave behind: names of namespaces and interfaces, mounts, processes, files."""
+    """What could remain of a lab: names of namespaces and interfaces, mounts, processes, files."""
     processes = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -74,7 +74,7 @@ def traces(sandbox):
 
 
 def pid_of(sandbox: Sandbox, name: str, host: str) -> str:
-    """The process ID namespace of a host: another one after each boot."""
+    """The PID namespace of a host, which changes with each boot."""
     return sandbox("exec", name, host, "--", "readlink", "/proc/1/ns/pid")
 
 
@@ -87,7 +87,7 @@ def sandbox(tmp_path):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A lab of two hosts with a mirror, for tests that leave it as it was."""
+    """A lab of two hosts with a mirror, for tests that do not change it."""
     tool = Sandbox(tmp_path_factory.mktemp("pair"))
     output, _ = (process := tool.up("pair", "--hosts", "2", "--mirror")).communicate(timeout=600)
     assert process.returncode == 0, output
@@ -99,7 +99,7 @@ def running(lab: Sandbox, host: str) -> bool:
     return f"{host} " in lab("list") and "up" in next(row for row in lab("list").splitlines() if host in row)
 
 
-# The moments at which `up` is killed: as soon as this holds.
+# The moments at which `up` is killed: as soon as the condition holds.
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "at its first file": lambda lab: lab.exists(),
     "when the lab has a key": lambda lab: (lab / "admin_key").exists(),
@@ -125,7 +125,7 @@ def test_down_removes_what_a_killed_up_has_left(sandbox, moment):
 
     sandbox("down", "crash")
     after = traces(sandbox)
-    # Other labs may come and go while this runs: what counts is that nothing of this one is new.
+    # Other labs may be created and removed meanwhile: only traces of this one count.
     assert after["files"] == before["files"]
     assert not after["processes"]
     assert str(sandbox.folder) not in after["mounts"]
@@ -218,7 +218,7 @@ def test_hosts_are_real_to_ansible(pair):
     assert "node2 | CHANGED | rc=0 >>\nnode2" in output
 
 
-def test_each_host_has_keys_of_its_own_and_a_stranger_is_refused(pair):
+def test_each_host_has_its_own_keys_and_another_key_is_refused(pair):
     state = pair.state / "sdtune/lab/pair"
     known = (state / "known_hosts").read_text().splitlines()
     keys = [line.split()[-1] for line in known]
@@ -229,15 +229,18 @@ def test_each_host_has_keys_of_its_own_and_a_stranger_is_refused(pair):
     ssh = ["ssh", "-i", state / "admin_key", *strict, "-o"]
     for login in ("root", "admin"):
         subprocess.run([*ssh, f"UserKnownHostsFile={state}/known_hosts", f"{login}@{address}", "true"], check=True)
-    stranger = pair.folder / "known_hosts"
-    stranger.write_text(known[-1].replace(known[-1].split(",")[0], address) + "\n")  # the key of another host
+    other_key = pair.folder / "known_hosts"
+    other_key.write_text(known[-1].replace(known[-1].split(",")[0], address) + "\n")  # the key of another host
     refused = subprocess.run(
-        [*ssh, f"UserKnownHostsFile={stranger}", f"root@{address}", "true"], capture_output=True, text=True, check=False
+        [*ssh, f"UserKnownHostsFile={other_key}", f"root@{address}", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Host key verification failed" in refused.stderr
 
 
-def test_a_host_has_no_way_out(pair):
+def test_a_host_has_no_default_route(pair):
     assert "unreachable" in pair("exec", "pair", "node1", "--", "ip", "route", "get", "203.0.113.1", fails=True)
 
 
@@ -254,7 +257,7 @@ def test_a_killed_host_keeps_its_disk(pair):
     assert pair("exec", "pair", "node2", "--", "cat", "/root/note") == "kept\n"
 
 
-def test_a_cable_can_be_pulled(pair):
+def test_the_network_of_a_host_can_be_disconnected(pair):
     ping = ("exec", "pair", "node1", "--", "ping", "-c", "1", "-W", "1", "node2")
     pair("link", "pair", "node2", "down")
     pair(*ping, fails=True)

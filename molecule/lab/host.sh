@@ -1,19 +1,19 @@
 #!/bin/sh
 # Boots one lab host. Started by lab.py as the first process of new mount, pid, uts, ipc and network namespaces.
-# Its standard input is a pipe from lab.py: when lab.py dies half-way, the pipe closes, this script ends, and with
-# it the namespaces, the mounts in them and the network interface.
+# Its standard input is a pipe from lab.py: when lab.py dies before the host is up, the pipe closes and this script ends;
+# with it end the namespaces, their mounts and the network interface.
 # Usage: host.sh NAME ADDRESS/PREFIX IMAGE DISK
 set -eu
 name=$1 address=$2 image=$3 disk=$4
 root=$disk/root
 
 hostname "$name"
-# Named like a disk: Ansible's facts list no mount whose source is no path.
+# The source is named like a disk: Ansible's facts list only mounts whose source is a path.
 mount -t overlay -o "lowerdir=$image,upperdir=$disk/upper,workdir=$disk/work" /dev/lab "$root"
 
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
-mount -o remount,bind,ro "$root/proc/sys" # the kernel is shared with the machine
+mount -o remount,bind,ro "$root/proc/sys" # the Linux kernel is shared with the machine
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs "$root/run"
 mkdir "$root/run/sshd" "$root/run/lock"
@@ -25,7 +25,7 @@ done
 mknod -m 0666 "$root/dev/tty" c 5 0
 mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/mqueue"
 mount -t devpts -o newinstance,mode=0620,gid=5,ptmxmode=0666 devpts "$root/dev/pts"
-mount -t tmpfs -o mode=1777,nosuid,nodev,size=4g shm "$root/dev/shm" # MPI ranks talk through it
+mount -t tmpfs -o mode=1777,nosuid,nodev,size=4g shm "$root/dev/shm" # MPI ranks communicate through it
 mount -t mqueue mqueue "$root/dev/mqueue"
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
@@ -33,7 +33,7 @@ ln -s fd/0 "$root/dev/stdin"
 ln -s fd/1 "$root/dev/stdout"
 ln -s fd/2 "$root/dev/stderr"
 
-echo namespaces # lab.py now plugs eth0 in
+echo namespaces # lab.py now moves eth0 into the namespace
 read -r _
 ip link set lo up
 ip address add "$address" dev eth0
@@ -41,7 +41,7 @@ ip link set eth0 up
 
 cd "$root"
 pivot_root . mnt
-# PID 1 reaps what its children leave behind. A host can neither load modules, reboot the machine nor set its clock.
+# PID 1 reaps orphaned processes. A host cannot load modules, reboot the machine or set its clock.
 # shellcheck disable=SC2016 # $0 belongs to the inner shell
 exec chroot . /bin/sh -c '
     umount -l /mnt

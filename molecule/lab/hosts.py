@@ -1,4 +1,4 @@
-"""What a lab consists of: its folder, its slice of addresses, its hosts. What can be asked for is not remembered."""
+"""A lab: its folder, its slice of addresses, its hosts. State that the system can report is not stored."""
 
 import ipaddress
 import json
@@ -28,7 +28,7 @@ SECOND_LINK = 24
 
 @dataclass(frozen=True)
 class Settings:
-    """What a lab was made with."""
+    """The options that a lab was created with."""
 
     slot: int
     user: str
@@ -39,28 +39,28 @@ class Settings:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab by its name; what it consists of is asked of the system each time."""
+    """A lab, by its name; its state is read from the system each time."""
 
     name: str
 
     @property
     def mirror_url(self) -> str:
-        """Where the mirror of this lab listens."""
+        """URL of the mirror of this lab."""
         return f"http://{self.address(1)}:{MIRROR_PORT}"
 
     @property
     def work_mark(self) -> str:
-        """Marks the commands that make the lab: one of them may outlive a maker that was killed."""
+        """Marker of the commands that create the lab: one of them may continue after lab.py was killed."""
         return f"work {self.folder}"
 
     @property
     def mirror_mark(self) -> str:
-        """What the process of the mirror is known by."""
+        """Marker of the mirror process."""
         return str(self.folder / "mirror")
 
     @property
     def folder(self) -> Path:
-        """Everything that the lab keeps on disk."""
+        """Folder of everything that the lab has on disk."""
         return STATE / self.name
 
     @property
@@ -70,12 +70,12 @@ class Lab:
 
     @property
     def complete(self) -> Path:
-        """Exists once the lab was made to the end."""
+        """Exists when the lab was created completely."""
         return self.folder / "complete"
 
     @cached_property
     def settings(self) -> Settings:
-        """What the lab was made with."""
+        """The options that the lab was created with."""
         try:
             return Settings(**json.loads(self.settings_file.read_text()))
         except FileNotFoundError:
@@ -123,12 +123,12 @@ class Host:
 
     @property
     def mark(self) -> str:
-        """What the first processes of this host are known by."""
+        """Marker of the first processes of this host."""
         return str(self.disk)
 
     @property
     def disk(self) -> Path:
-        """Folder of the upper layer, with what belongs to it."""
+        """Folder of the overlay's upper layer, with its work folder and mount point."""
         return self.lab.folder / self.name
 
     @property
@@ -138,7 +138,7 @@ class Host:
 
     @property
     def port(self) -> str:
-        """Name of the interface on the bridge that eth0 of the host is plugged into."""
+        """Name of the interface on the bridge that is the peer of the host's eth0."""
         return f"{self.lab.bridge}n{self.number}"
 
     def enter(self, *command: str) -> list[str]:
@@ -149,7 +149,7 @@ class Host:
         return ["nsenter", f"--target={pid}", "--all", "--root", "--wd", *command]
 
     def make_disk(self, image: Path) -> None:
-        """Make the upper layer over the image: what tells this host from others. The disk is there when it is whole."""
+        """Create the upper layer, with the files that differ between hosts. It is renamed into place when complete."""
         draft = self.lab.folder / f".{self.name}"
         if draft.exists():
             shutil.rmtree(draft)
@@ -161,9 +161,9 @@ class Host:
 
     def _write_settings(self, upper: Path, image: Path) -> None:
         key = (self.lab.folder / "admin_key.pub").read_text()
-        # All hosts that may ever come, so that a new one changes nothing on the others.
+        # All possible hosts, so that a new one changes nothing on the others.
         peers = "".join(f"{Host(self.lab, n).address} {Host(self.lab, n).name}\n" for n in range(1, MOST_HOSTS + 1))
-        # What this machine's apt is set up with, through the mirror.
+        # The apt sources of this machine, through the mirror.
         sources = "".join(
             f"deb {self.lab.mirror_url}/apt/{i} {suite} {component}\n"
             for i, (_, suite, component) in enumerate(images.apt_sources() if self.lab.settings.mirror else [])
@@ -178,7 +178,7 @@ class Host:
             _write(upper, image, path, text)
 
     def boot(self) -> None:
-        """Start the host, plug it in, and wait until its sshd answers."""
+        """Start the host, connect it to the bridge, and wait until its sshd answers."""
         image = images.build(self.lab.settings.packages)
         console = self.disk / "console.log"
         address = f"{self.address}/{self.lab.network.prefixlen}"
@@ -197,7 +197,7 @@ class Host:
         assert process.stdout is not None
         if process.stdout.readline() != "namespaces\n":
             raise LabError(f"{self.name}: does not boot; read {console}\n{console.read_text()[-500:].rstrip()}")
-        run("ip", "link", "delete", self.port, check=False)  # the kernel takes its time after a kill
+        run("ip", "link", "delete", self.port, check=False)  # the Linux kernel removes it with a delay after a kill
         run("ip", "link", "add", self.port, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
         run("ip", "link", "set", self.port, "master", self.lab.bridge, "up")
         process.stdin.write("go\n")
@@ -206,7 +206,7 @@ class Host:
         self.wait(console)
 
     def wait(self, console: Path, *, seconds: float = 60) -> None:
-        """Wait until sshd greets."""
+        """Wait until sshd sends its greeting."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -218,13 +218,13 @@ class Host:
         raise LabError(f"{self.name}: sshd does not answer; read {console}\n{console.read_text()[-500:].rstrip()}")
 
     def kill(self) -> None:
-        """Like pulling the power cord: the disk stays."""
+        """End the host as a power failure would: the disk stays."""
         kill(self.mark)
         run("ip", "link", "delete", self.port, check=False)
 
 
 def _write(upper: Path, image: Path, path: str, text: str) -> None:
-    """Write a file over the image, as the owner of the nearest folder that the image has would."""
+    """Write a file over the image. It gets the owner of the nearest parent folder that exists in the image."""
     target = upper / path
     for folder in reversed(target.relative_to(upper).parents):
         above, below = upper / folder, image / folder

@@ -1,4 +1,4 @@
-"""Images: root file systems of lab hosts, made once by debootstrap and kept in the user's cache."""
+"""Images: root file systems of lab hosts, created once by debootstrap and kept in the user's cache."""
 
 import functools
 import hashlib
@@ -11,16 +11,16 @@ from system import MARK, LabError, kill, run
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdtune" / "lab"
 
-BUILD = f"image {CACHE}"  # the mark of what builds one
+BUILD = f"image {CACHE}"  # marker of the processes that build one
 
-# A plain server with ssh, and tini as PID 1. What the roles need beyond it, they have to install.
+# A minimal server with ssh, and tini as PID 1. Roles have to install everything else that they need.
 PACKAGES = (
     *("openssh-server", "python3", "sudo", "tini"),
     *("ca-certificates", "iproute2", "iputils-ping", "netbase", "procps"),
 )
 
-# Run inside the new root. Nothing of this machine may stay in it: debootstrap copies its resolver and name.
-# pip compiles nothing that it installs, which is two thirds of its time; Python compiles what it imports.
+# Run inside the new root. It removes what debootstrap copies from this machine: resolver and host name.
+# pip does not compile what it installs, which would be two thirds of its time; Python compiles modules at import.
 CUSTOMISE = r"""
 set -eu
 useradd --create-home --shell /bin/bash admin
@@ -37,7 +37,7 @@ rm --recursive --force /etc/hostname /var/cache/apt/archives/*.deb /var/lib/apt/
 
 @functools.cache
 def apt_sources() -> list[tuple[str, str, str]]:
-    """(URI, suite, component) of every binary package index that this machine's apt is set up with."""
+    """(URI, suite, component) of every binary package index in the apt configuration of this machine."""
     listing = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Identifier: Packages")
     sources = [tuple(line.split()) for line in listing.splitlines()]
     if not sources:
@@ -46,7 +46,7 @@ def apt_sources() -> list[tuple[str, str, str]]:
 
 
 def clear() -> None:
-    """Remove what a build that was killed has left."""
+    """Remove the files of a build that was killed."""
     kill(BUILD)
     for partial in CACHE.glob("*.partial"):
         shutil.rmtree(partial)

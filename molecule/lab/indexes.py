@@ -1,4 +1,4 @@
-"""Package indexes: what pip of this machine is set up with, read as pip reads it, shown as one index (PEP 503, 691)."""
+"""Package indexes: those in the pip configuration of this machine, merged into one index (PEP 503, 691)."""
 
 import hashlib
 import html
@@ -27,7 +27,7 @@ class Link:
     """A file that an index offers."""
 
     url: str
-    python: str = ""  # versions that it is for
+    python: str = ""  # versions that it supports
     yanked: bool = False
 
     @property
@@ -56,7 +56,7 @@ class Anchors(html.parser.HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what is an anchor with a target."""
+        """Collect anchors that have a target."""
         values = dict(attrs)
         if tag == "a" and (target := values.get("href")):
             url = urllib.parse.urljoin(self.base, target)
@@ -64,7 +64,7 @@ class Anchors(html.parser.HTMLParser):
 
 
 def default_index() -> str:
-    """The index that pip takes when it is told of none: only its help says so."""
+    """The index that pip uses by default; only its help text names it."""
     found = re.search(r"\(default\s+(https://\S+?)\)", run(sys.executable, "-m", "pip", "install", "--help"))
     if found is None:
         raise LabError("pip does not tell its default index; set one: pip config set global.index-url URL")
@@ -73,18 +73,18 @@ def default_index() -> str:
 
 @dataclass
 class Indexes:
-    """All of them as one. Pages are asked for once, which keeps a lab's view of the world still."""
+    """All indexes merged. Each page is requested once, so a lab sees the same versions all the time."""
 
     indexes: list[str]
     folders: list[str]
     tls: ssl.SSLContext
-    origins: dict[str, str] = field(default_factory=dict)  # what the keys in our links stand for
+    origins: dict[str, str] = field(default_factory=dict)  # URL of each key in our links
     _pages: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of_pip(cls) -> "Indexes":
-        """Ask pip; what the environment says wins over files, as in pip."""
+        """Read the pip configuration; the environment overrides files, as in pip."""
         settings: dict[str, str] = {}
         for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
             key, _, value = line.partition("=")
@@ -98,13 +98,13 @@ class Indexes:
         )
 
     def open(self, url: str) -> BinaryIO:
-        """Ask for a URL as it is now."""
+        """Request a URL, without a cache."""
         request = urllib.request.Request(url, headers={"Accept": ACCEPT})
         response: BinaryIO = urllib.request.urlopen(request, timeout=TIMEOUT, context=self.tls)
         return response
 
     def page(self, name: str) -> str:
-        """HTML page of a project, with links to this mirror. KeyError: no index has it."""
+        """HTML page of a project, with links to this mirror. Raises KeyError if no index has it."""
         name = normalised(name)
         with self._lock:
             if name not in self._pages:

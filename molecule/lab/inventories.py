@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def default_folder(name: str) -> Path:
-    """Beside the inventories of users, because inventory/local names the embedded model relative to its own place."""
+    """A folder beside the inventories of users: inventory/local names the embedded model relative to its own folder."""
     return REPOSITORY / "inventory" / f"lab-{name}"
 
 
@@ -31,7 +31,7 @@ def write(folder: Path, hosts: dict[str, str], settings: dict[str, str]) -> None
 
 
 def connection(user: str, state: Path) -> dict[str, str]:
-    """How Ansible reaches hosts: with a key of the lab's own, and only those whose keys the lab knows."""
+    """Connection variables: a private key of the lab, and only host keys that the lab knows."""
     options = {
         "UserKnownHostsFile": f"{state}/known_hosts",
         "GlobalKnownHostsFile": "/dev/null",
@@ -43,11 +43,11 @@ def connection(user: str, state: Path) -> dict[str, str]:
         "ansible_ssh_private_key_file": f"{state}/admin_key",
         "ansible_ssh_common_args": " ".join(f"-o {key}={value}" for key, value in options.items()),
         "ansible_control_path_dir": f"{state}/control",
-        "ansible_timeout": "30",  # for machines that are busy with other things
+        "ansible_timeout": "30",  # for machines with high load
     }
 
 
 def remove(folder: Path) -> None:
-    """Remove the folder that `write` made."""
+    """Remove the folder that `write` created."""
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """A lab: N hosts on this machine that are real to Ansible, ssh and MPI. Runs as root.
 
-Each host has a root file system, processes, a host name, an address and an sshd of its own: namespaces on one bridge,
-over a cached image. Hosts have no route out. Whatever a lab consists of ends with its first processes, so that nothing
-is left behind, whenever and however this program was ended:
+Each host has its own root file system, processes, host name, address and sshd: Linux namespaces on one bridge, over a
+cached image. Hosts have no default route. Everything that a lab consists of ends with the first processes of its hosts,
+so `down` can remove a lab completely, even if this program was killed:
 
-    lab.py up try --hosts 4      make the lab `try`; again, with another number, to add or remove hosts
+    lab.py up try --hosts 4      create the lab `try`; repeated with another number, add or remove hosts
     lab.py exec try node2 -- ps  run a command on a host
-    lab.py down try              remove it without a trace
+    lab.py down try              remove it completely
 """
 
 import argparse
@@ -35,7 +35,7 @@ MIRROR_SCRIPT = Path(__file__).with_name("mirror.py")
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """One lab is made or removed at a time. The kernel opens the lock of a process that was killed."""
+    """Create or remove one lab at a time. The Linux kernel releases the lock of a process that was killed."""
     images.CACHE.mkdir(parents=True, exist_ok=True)
     with (images.CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -43,12 +43,12 @@ def locked() -> Iterator[None]:
 
 
 def labs() -> list[Lab]:
-    """All labs with a folder, half-made ones too."""
+    """All labs with a folder, including incomplete ones."""
     return [Lab(path.name) for path in sorted(STATE.glob("*")) if path.is_dir()]
 
 
 def links() -> set[str]:
-    """Names of this machine's network interfaces."""
+    """Names of the network interfaces of this machine."""
     return {link["ifname"] for link in json.loads(run("ip", "-json", "link", "show"))}
 
 
@@ -62,8 +62,8 @@ def free_slot() -> int:
     raise LabError(f"all {len(SLICES)} slices of addresses are in use; remove a lab: lab.py list, lab.py down NAME")
 
 
-def found(name: str, options: argparse.Namespace) -> Lab:
-    """Begin a new lab: from its first file on, `remove` knows all that there is to remove."""
+def create(name: str, options: argparse.Namespace) -> Lab:
+    """Create the folder of a new lab. Its first file already tells `remove` everything that it has to remove."""
     lab = Lab(name)
     settings = Settings(
         slot=free_slot(),
@@ -83,8 +83,8 @@ def found(name: str, options: argparse.Namespace) -> Lab:
     return lab
 
 
-def lay_bridge(lab: Lab) -> None:
-    """Make the bridge, unless it is there."""
+def create_bridge(lab: Lab) -> None:
+    """Create the bridge if it does not exist."""
     if lab.bridge not in links():
         run("ip", "link", "add", lab.bridge, "type", "bridge")
     run("ip", "address", "replace", f"{lab.address(1)}/{lab.network.prefixlen}", "dev", lab.bridge)
@@ -114,7 +114,7 @@ def start_mirror(lab: Lab) -> None:
 
 
 def describe(lab: Lab) -> None:
-    """Write known_hosts and the inventory for the hosts that there are."""
+    """Write known_hosts and the inventory for the existing hosts."""
     known = "".join(
         f"{host.address},{host.name} {' '.join(key.read_text().split()[:2])}\n"
         for host in lab.hosts
@@ -135,7 +135,7 @@ def describe(lab: Lab) -> None:
 
 
 def up(name: str, options: argparse.Namespace) -> None:
-    """Make the lab, or give it another number of hosts; start what is down."""
+    """Create the lab, or change its number of hosts; start hosts that are down."""
     for crashed in labs():
         if not crashed.complete.exists():
             remove(crashed)
@@ -146,9 +146,9 @@ def up(name: str, options: argparse.Namespace) -> None:
         if asked != (lab.settings.user, lab.settings.packages, lab.settings.mirror):
             raise LabError(f"lab {name} was made with other settings; type: lab.py down {name}")
     else:
-        lab = found(name, options)
+        lab = create(name, options)
     os.environ[MARK] = lab.work_mark
-    lay_bridge(lab)
+    create_bridge(lab)
     if lab.settings.mirror:
         start_mirror(lab)
 
@@ -170,13 +170,13 @@ def up(name: str, options: argparse.Namespace) -> None:
 
 
 def remove(lab: Lab) -> None:
-    """Remove the lab, whatever there is of it. Its folder goes last, so that this can be ended and typed again."""
+    """Remove the lab, complete or not. Its folder is removed last, so an interrupted removal can be repeated."""
     for master in (lab.folder / "control").glob("*"):
         run("ssh", "-o", f"ControlPath={master}", "-O", "exit", "lab", check=False)
     for mark in [lab.work_mark, *(Host(lab, number).mark for number in range(1, MOST_HOSTS + 1)), lab.mirror_mark]:
         kill(mark)
     if lab.settings_file.exists():
-        for number in range(1, MOST_HOSTS + 1):  # the kernel takes its time to remove the interfaces of dead hosts
+        for number in range(1, MOST_HOSTS + 1):  # the Linux kernel removes the interfaces of dead hosts with a delay
             run("ip", "link", "delete", Host(lab, number).port, check=False)
         if lab.bridge in links():
             run("ip", "link", "delete", lab.bridge)
@@ -191,13 +191,13 @@ def remove(lab: Lab) -> None:
 
 
 def down(options: argparse.Namespace) -> None:
-    """Remove one lab, or all; none is as good as removed."""
+    """Remove one lab, or all. A lab that does not exist counts as removed."""
     for lab in labs() if options.all else [Lab(options.name)]:
         remove(lab)
 
 
 def show(_: argparse.Namespace) -> None:
-    """One line a lab, and one a host."""
+    """Print one line per lab, and one per host."""
     for lab in labs():
         print(f"{lab.name}: {'complete' if lab.complete.exists() else 'half-made; lab.py down ' + lab.name}")
         for host in lab.hosts if lab.settings_file.exists() else []:
@@ -205,7 +205,7 @@ def show(_: argparse.Namespace) -> None:
 
 
 def rate(lab: Lab, speed: str) -> None:
-    """Limit what each host sends and gets; `off` lifts the limit. The bucket holds four offloaded segments."""
+    """Limit the bandwidth of each host in both directions; `off` removes it. The bucket holds four GSO segments."""
     for host in lab.hosts:
         for prefix, device in (([], host.port), (host.enter(), "eth0")):
             run(*prefix, "tc", "qdisc", "delete", "dev", device, "root", check=False)
@@ -243,21 +243,21 @@ def parse() -> argparse.Namespace:
             sub.add_argument(argument)
         return sub
 
-    make = command("up", "make a lab, or change its number of hosts", "name")
+    make = command("up", "create a lab, or change its number of hosts", "name")
     make.add_argument("--hosts", type=int, default=2, choices=range(1, MOST_HOSTS + 1), metavar="N")
     make.add_argument("--mirror", action="store_true", help="serve apt and pip on the bridge address")
     make.add_argument("--packages", nargs="*", default=[], metavar="P", help="packages beyond the plain image")
-    make.add_argument("--user", default="root", choices=["root", "admin"], help="whom Ansible logs in as")
+    make.add_argument("--user", default="root", choices=["root", "admin"], help="user that Ansible logs in as")
     make.add_argument("--inventory", type=Path, metavar="DIR", help="default: inventory/lab-NAME of this repository")
-    gone = command("down", "remove a lab without a trace")
+    gone = command("down", "remove a lab completely")
     which = gone.add_mutually_exclusive_group(required=True)
     which.add_argument("name", nargs="?")
     which.add_argument("--all", action="store_true")
     command("list", "show the labs and their hosts")
     command("exec", "run a command on a host as root", "name", "host").add_argument("argv", nargs="+")
-    command("kill-host", "pull the power cord of a host", "name", "host")
+    command("kill-host", "power off a host without shutdown", "name", "host")
     command("boot", "start a host that is down, from its own disk", "name", "host")
-    command("link", "pull the network cable of a host, or put it back", "name", "host").add_argument(
+    command("link", "disconnect the network of a host, or connect it", "name", "host").add_argument(
         "to", choices=["up", "down"]
     )
     command("second-link", "connect two hosts by eth1 too, directly", "name", "host", "other")
@@ -266,7 +266,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Execute the command line."""
     options = parse()
     if isinstance(getattr(options, "name", None), str) and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", options.name):
         raise LabError(f"'{options.name}' is no name for a lab; take up to 40 of a-z, 0-9 and -")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Serve this machine's package sources to hosts that have no route out; what was fetched once stays in a folder.
+"""Serve the package sources of this machine to hosts without internet access; downloads are cached in a folder.
 
-    /apt/0/...           the first package source that apt of this machine is set up with, and so on
-    /pypi/simple/torch/  the indexes and folders that pip of this machine is set up with, as one index
+    /apt/0/...           the first package source in the apt configuration of this machine, and so on
+    /pypi/simple/torch/  the indexes and folders in the pip configuration of this machine, as one index
 
 Usage: mirror.py ADDRESS PORT FOLDER
 """
@@ -26,7 +26,7 @@ from indexes import Indexes
 
 
 class Downloads:
-    """A folder of files that never change, each fetched once, however many ask at the same time."""
+    """A folder of files that never change, each downloaded once, also for concurrent requests."""
 
     def __init__(self, folder: Path, indexes: Indexes) -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class Downloads:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, url: str) -> Path:
-        """Path of a local file, or of the copy of a remote one. A file gets its name when it is complete."""
+        """Path of a local file, or of the cached copy of a remote one, which gets its name when it is complete."""
         if url.startswith("file:"):
             return Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path))
         name = url.rsplit("/", 1)[-1][-100:]
@@ -43,7 +43,7 @@ class Downloads:
         with self._locks[target.name]:
             if not target.exists():
                 with self._indexes.open(url) as source, tempfile.NamedTemporaryFile(dir=self._folder) as file:
-                    shutil.copyfileobj(source, file)  # raises when the source breaks off
+                    shutil.copyfileobj(source, file)  # raises when the connection is lost
                     file.flush()
                     with contextlib.suppress(FileExistsError):  # another mirror was faster
                         target.hardlink_to(file.name)
@@ -51,12 +51,12 @@ class Downloads:
 
 
 class Mirror(ThreadingHTTPServer):
-    """The server, and what its handlers share."""
+    """The server, and the state that its handlers share."""
 
     daemon_threads = True
 
     def __init__(self, address: str, port: int, folder: Path) -> None:
-        super().__init__((address, port), Handler)  # listens; what pip and apt are set up with is asked meanwhile
+        super().__init__((address, port), Handler)  # listens already while apt and pip are asked
         self.apt = [uri for uri, _, _ in images.apt_sources()]
         self.indexes = Indexes.of_pip()
         self.downloads = Downloads(folder, self.indexes)
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Find out what is meant."""
+        """Dispatch on the path."""
         try:
             match urllib.parse.unquote(self.path).strip("/").split("/"):
                 case ["apt", number, *path] if number.isdigit() and int(number) < len(self.server.apt):
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.BAD_GATEWAY, explain=str(error))
 
     def apt(self, url: str) -> None:
-        """Packages, and lists named by their hash, never change; the few small files that do are passed on."""
+        """Cache packages and lists named by their hash, which never change; pass the few small other files through."""
         if "/pool/" in url or "/by-hash/" in url:
             self.file(url)
         else:

@@ -1,4 +1,4 @@
-"""What the lab needs of the system: commands, and processes that are known by a mark in their environment."""
+"""System functions of the lab: commands, and processes that are identified by a marker in their environment."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "SDTUNE_LAB"
-# The environment of what runs on a host: nothing of the caller's, whose paths and settings mean nothing there.
+# The environment of processes on a host. Nothing is inherited: the caller's paths and settings are not valid there.
 PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class LabError(Exception):
-    """Says in one line what is wrong and what to type next."""
+    """A problem and the next command to type, in one line."""
 
 
 def run(*command: str | Path, check: bool = True) -> str:
-    """Run a command, return what it printed."""
+    """Run a command and return its standard output."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     except FileNotFoundError:
@@ -28,9 +28,9 @@ def run(*command: str | Path, check: bool = True) -> str:
 
 
 def marked(mark: str) -> Iterator[int]:
-    """Processes started with this mark, and those that they handed their environment to.
+    """Processes with this marker, and those that inherited their environment.
 
-    The kernel keeps the mark, so it is found after a crash too, and never names a stranger as a stale pid file may.
+    The Linux kernel keeps the marker, so it is found after a crash too. A stale PID file could name another process.
     """
     wanted = f"{MARK}={mark}".encode()
     for entry in Path("/proc").iterdir():
@@ -43,7 +43,7 @@ def marked(mark: str) -> Iterator[int]:
 
 
 def kill(mark: str, *, seconds: float = 30) -> None:
-    """Kill all processes with this mark and wait until they are gone. PID 1 of a host takes all others along."""
+    """Kill all processes with this marker and wait until they are gone. With PID 1, all processes of a host end."""
     deadline = time.monotonic() + seconds
     while pids := list(marked(mark)):
         if time.monotonic() > deadline:
@@ -57,7 +57,7 @@ def kill(mark: str, *, seconds: float = 30) -> None:
 
 
 def first_process(mark: str) -> int | None:
-    """PID, as this machine sees it, of the process that is PID 1 in its own namespace."""
+    """PID, in the namespace of this machine, of the process that is PID 1 in its own namespace."""
     for pid in marked(mark):
         try:
             status = Path(f"/proc/{pid}/status").read_text()

@@ -5,14 +5,13 @@
 
 All contenders draw the same prompts with the same seeds and steps in one run, the fastest of ``--rounds`` calls counts,
 and ratios are to the usual flow: export, reshape to a static shape, save, ``from_pretrained``, draw. On current
-versions that flow draws with dynamic shapes, whatever it was reshaped to. Likeness is to our own full run in float32;
-where weights are random, so are the pictures, and likeness says nothing about what one would see.
+versions that flow draws with dynamic shapes, whatever it was reshaped to. Similarity is to our own full run in float32;
+where weights are random, so are the pictures, and similarity says nothing about what one would see.
 
 The share of the peak is that of the rate of a large float32 product (bf16 where the CPU has it) on the same cores.
 """
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -29,16 +28,19 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sdtune.inference import export, generation
-from sdtune.inference.drawing import likeness
+from sdtune.host.processor import has_bf16
+from sdtune.inference import export
+from sdtune.inference.draw import load_generator
+from sdtune.inference.images import similarity
+from sdtune.inference.plan import make_plan
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.models.pipelines import draw, save_full_pipeline
-from sdtune.settings.job import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
+from sdtune.settings import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
 from toyworld import drawings
 
 REPOSITORY = Path(__file__).parents[2]
-FAST = "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) else "f32"
+FAST = "bf16" if has_bf16() else "f32"
 """What all but the full run are drawn in, as the usual flow is by default."""
 
 
@@ -69,7 +71,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         run_name="bench",
         run_dir=str(folder),
         model=ModelArgs(path=str(model)),
-        data=DataArgs(path=str(REPOSITORY / "toyworld" / "concept"), resolution=args.size),
+        data=DataArgs(path=str(REPOSITORY / "toyworld" / "concept"), placeholder_token="<dicoo>", resolution=args.size),
         training=TrainingArgs(
             max_train_steps=100, train_batch_size=16, learning_rate=5e-3, mixed_precision="no", checkpointing_steps=0
         ),
@@ -121,10 +123,9 @@ def ours(job: Job, args: argparse.Namespace, **values: Any) -> Callable[[], list
         guidance_scale=args.guidance,
         **values,
     )
-    planned = generation.plan(asked)
-    cores = [core for share in planned.cores for core in share]
-    artist = generation.artist(asked, planned, len(cores))
-    return lambda: artist.draw(args.prompts, args.seeds)
+    plan = make_plan(asked)
+    generator = load_generator(asked, plan, sum(map(len, plan.cores)))
+    return lambda: generator.generate(args.prompts, args.seeds)
 
 
 def distil_decoder(job: Job, folder: Path, seconds: float) -> None:
@@ -250,7 +251,7 @@ def main() -> None:
             measured[name] = fastest(load(), args.rounds)
             say(f"  {name}: {measured[name].seconds:.2f} s")
         for weights in args.weights:
-            changed = {"weights": weights, "likeness_images": 0, "calibration_samples": args.calibration_samples}
+            changed = {"weights": weights, "similarity_images": 0, "calibration_samples": args.calibration_samples}
             quantized = replace(job, openvino=replace(job.openvino, **changed))
             export.export(quantized)
             for name, values in (
@@ -268,7 +269,7 @@ def main() -> None:
     say(f"{'':32}{'s':>9}{'usual /':>10}{'PSNR dB':>10}{'of 255':>8}")
     usual = measured.get("usual OpenVINO flow")
     for name, drawn in measured.items():
-        ratio, difference = likeness(drawn.pictures, measured[FULL].pictures)
+        ratio, difference = similarity(drawn.pictures, measured[FULL].pictures)
         times = f"{usual.seconds / drawn.seconds:.2f} x" if usual else "-"
         say(f"{name:32}{drawn.seconds:>9.3f}{times:>10}{ratio:>10.1f}{difference:>8.2f}")
     kind = {"bf16": "bf16", "f32": "float32"}[FAST]

@@ -34,8 +34,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdtune.data.captions import caption_templates
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
+from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 from sdtune.models.sd import Frozen
-from sdtune.training.metrics import peak_rss_bytes, reset_peak_rss
 from sdtune.training.validation import make_triples, validate
 
 TEMPLATES = [

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from sdtune.settings.job import Job, read_yaml
+from sdtune.settings import Job, read_yaml
 from sdtune.training.distributed import start_accelerator
 
 

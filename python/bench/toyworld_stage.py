@@ -20,11 +20,11 @@ from PIL import Image
 
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
-from sdtune.data.sheets import contact_sheet
+from sdtune.inference.images import contact_sheet
 from sdtune.launch.run_folder import Run
 from sdtune.models.pipelines import draw
 from sdtune.models.sd import load_frozen
-from sdtune.settings.job import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
+from sdtune.settings import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
 from sdtune.training.trainer import train
 from sdtune.training.validation import make_triples, validate
 from toyworld import drawings

@@ -13,16 +13,17 @@ import pytest
 import torch
 import yaml
 
+from sdtune.host.processor import has_bf16
 from sdtune.models.pipelines import assemble
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 from toyworld import drawings, make
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
 # Seconds that a program of torch gets, however busy the machine: to fail sooner would prove nothing.
 PATIENCE = 600
-# As training_mixed_precision: auto has it: without AVX-512, torch computes bf16 many times slower.
-PRECISION = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+# As training_mixed_precision: auto: without such instructions, torch computes bf16 many times slower.
+PRECISION = "bf16" if has_bf16() else "no"
 
 
 @pytest.fixture(scope="session", autouse=True)

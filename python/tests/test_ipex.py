@@ -8,7 +8,7 @@ import torch
 
 from sdtune.errors import BadInput
 from sdtune.models.sd import load_frozen
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 
 
 @pytest.fixture

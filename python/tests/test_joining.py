@@ -5,7 +5,7 @@ import yaml
 
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 from sdtune.training.distributed import read_accelerate_config
 from sdtune.training.metrics import read_metrics
 from tests.conftest import free_port, run_ranks, write_job

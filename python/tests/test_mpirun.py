@@ -18,7 +18,7 @@ PREFIX = Path(sys.prefix)
 RANK = """
 import os, sys
 from sdtune import cli
-from sdtune.settings.job import Job, read_yaml
+from sdtune.settings import Job, read_yaml
 from sdtune import errors
 from sdtune.training import distributed
 from sdtune.training import trainer

@@ -1,4 +1,4 @@
-"""Cores shared out by memory node, from kernel folders that are doubles."""
+"""How cores are split by NUMA node, over fake folders of /sys."""
 
 import os
 
@@ -8,7 +8,7 @@ from sdtune.host import numa
 
 
 def host(folder, nodes, siblings=1):
-    """Memory nodes with these CPUs; each core has ``siblings`` CPUs, numbered one after the other."""
+    """Fake NUMA nodes with these CPUs; each core has ``siblings`` CPUs with consecutive numbers."""
     for number, text in enumerate(nodes):
         (folder / "node" / f"node{number}").mkdir(parents=True)
         (folder / "node" / f"node{number}" / "cpulist").write_text(text + "\n")
@@ -25,24 +25,24 @@ def host(folder, nodes, siblings=1):
         (["0-3", "4-7"], 1, 0, [[0, 1, 2, 3], [4, 5, 6, 7]]),
         (["0-3", "4-7"], 2, 0, [[0, 2], [4, 6]]),
         (["0-3", "4-7"], 1, 4, [[0, 1], [2, 3], [4, 5], [6, 7]]),
-        (["0-3", ""], 1, 0, [[0, 1, 2, 3]]),  # a node of memory alone
+        (["0-3", ""], 1, 0, [[0, 1, 2, 3]]),  # a node that has only memory
         (["0-1"], 1, 3, [[0], [1], [0]]),
     ],
-    ids=["nodes", "hyper-threads", "four processes", "no cores", "more processes than cores"],
+    ids=["nodes", "hyper-threads", "four processes", "no cores in a node", "more processes than cores"],
 )
-def test_shares_of_cores(tmp_path, monkeypatch, nodes, siblings, processes, shares):
+def test_split_cores(tmp_path, monkeypatch, nodes, siblings, processes, shares):
     host(tmp_path, nodes, siblings)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert numa.shares_of_cores(processes, tmp_path) == shares
+    assert numa.split_cores(processes, tmp_path) == shares
 
 
-def test_only_what_the_process_may_use(tmp_path, monkeypatch):
+def test_only_cores_that_the_process_may_use(tmp_path, monkeypatch):
     """A container's or a batch system's limit."""
     host(tmp_path, ["0-3", "4-7"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
-    assert numa.memory_nodes(tmp_path) == [[2, 3]]
+    assert numa.numa_nodes(tmp_path) == [[2, 3]]
 
 
-def test_a_kernel_without_memory_nodes(tmp_path, monkeypatch):
+def test_a_host_without_numa_nodes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    assert numa.memory_nodes(tmp_path) == [[0, 1]]
+    assert numa.numa_nodes(tmp_path) == [[0, 1]]

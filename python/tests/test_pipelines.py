@@ -1,4 +1,4 @@
-"""From the embedded model to pictures: what diffusers, OpenVINO and a reader of the files find."""
+"""From the embedded model to images: what diffusers, OpenVINO and a reader of the files find."""
 
 import json
 import shutil
@@ -15,13 +15,16 @@ from safetensors.torch import load_file
 
 from sdtune.errors import BadInput
 from sdtune.host import memory
-from sdtune.inference import export, generation, openvino
-from sdtune.inference.drawing import GuidanceInterval
-from sdtune.inference.generation import generate
+from sdtune.inference import export, openvino
+from sdtune.inference.draw import draw_batch, load_generator
+from sdtune.inference.exported import requested_shape
+from sdtune.inference.generator import GuidanceInterval
+from sdtune.inference.plan import make_plan
+from sdtune.inference.results import clear_drawn, finish, generation_lock, write_images
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows, save_rows
 from sdtune.models.pipelines import save_full_pipeline
-from sdtune.settings.job import GenerationJob, Job, OpenVINOArgs, build
+from sdtune.settings import GenerationJob, Job, OpenVINOArgs, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
 from standalone import run_state
@@ -41,7 +44,12 @@ def trained(tmp_path_factory):
             "run_name": "t",
             "run_dir": str(tmp_path_factory.mktemp("runs") / "t"),
             "model": {"path": str(MODEL)},
-            "data": {"path": str(REPOSITORY / "toyworld" / "concept"), "resolution": 64, "num_vectors": 2},
+            "data": {
+                "path": str(REPOSITORY / "toyworld" / "concept"),
+                "placeholder_token": "<dicoo>",
+                "resolution": 64,
+                "num_vectors": 2,
+            },
             "training": {
                 "max_train_steps": 8,
                 "train_batch_size": 4,
@@ -54,8 +62,8 @@ def trained(tmp_path_factory):
     )
     train(job)
     done = export.export(job)
-    assert done.shape == openvino.shape_of(job)
-    assert done.likeness is None
+    assert done.shape == requested_shape(job)
+    assert done.similarity is None
     return job
 
 
@@ -114,7 +122,7 @@ def test_the_openvino_copy_is_static_after_reload(trained):
         "vae_decoder.latent_sample": [5, 4, 8, 8],
         "vae_encoder.sample": [5, 3, 64, 64],
     }
-    assert openvino.static_shape(pipeline) == openvino.shape_of(trained)
+    assert openvino.static_shape(pipeline) == requested_shape(trained)
 
 
 def test_five_prompts_make_five_pictures_as_optimum_loads_it(trained):
@@ -159,14 +167,14 @@ def test_a_dynamic_copy_is_refused_where_a_static_one_was_promised(trained, tmp_
         openvino.load(tmp_path / "dynamic")
 
 
-def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, tmp_path):
+def test_the_similarity_of_an_int8_copy_with_dynamic_shapes_is_measured(trained, tmp_path):
     shutil.copytree(trained.run_dir, tmp_path / "int8", ignore=shutil.ignore_patterns("openvino"))
-    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "likeness_steps": 4}
+    asked = {"weights": "hybrid", "calibration_samples": 4, "dynamic_shapes": True, "similarity_steps": 4}
     job = replace(trained, run_dir=str(tmp_path / "int8"), openvino=build(OpenVINOArgs, asked))
     done = export.export(job)
     assert done.shape is None
-    ratio, difference = done.likeness
-    assert 15 < ratio < 80
+    psnr, difference = done.similarity
+    assert 15 < psnr < 80
     assert difference > 0
     sizes = [(Run(j.run_dir).openvino / "unet" / "openvino_model.bin").stat().st_size for j in (job, trained)]
     assert sizes[0] < 0.7 * sizes[1]
@@ -175,11 +183,22 @@ def test_an_int8_copy_with_open_shapes_says_how_like_its_pictures_are(trained, t
 
 
 def generation_job(trained, **values):
-    defaults = {"run_dir": trained.run_dir, "prompts": ["a photo of a <dicoo>"], "num_inference_steps": 3}
+    prompts = ["a photo of a <dicoo>"]
+    defaults = {"run_dir": trained.run_dir, "prompts": prompts, "seeds": [1], "num_inference_steps": 3}
     return build(GenerationJob, {**defaults, **values})
 
 
-def test_pictures_tell_how_they_were_made(trained, capsys):
+def generate(job):
+    """All batches of a job in this process, as one worker with all cores does it; returns the files."""
+    plan, run = make_plan(job), Run(job.run_dir)
+    clear_drawn(run)
+    generator = load_generator(job, plan, sum(map(len, plan.cores)))
+    for number in range(len(plan.batches)):
+        write_images(draw_batch(generator, job, plan, number), run.drawn)
+    return finish(job, plan)
+
+
+def test_metadata_say_how_an_image_was_generated(trained):
     prompts = ["a photo of a <dicoo>", "a photo of a toy", "a <dicoo> in the snow"]
     files = generate(generation_job(trained, prompts=prompts, seeds=[1, 2]))
     assert [f.name for f in files][:2] == ["0000-seed1.png", "0001-seed2.png"]
@@ -188,36 +207,38 @@ def test_pictures_tell_how_they_were_made(trained, capsys):
     facts = Image.open(files[5]).text
     assert facts["prompt"] == "a <dicoo> in the snow"
     assert (json.loads(facts["seed"]), json.loads(facts["num_inference_steps"])) == (2, 3)
-    assert "warning: the prompt 'a photo of a toy' does not hold the learned word <dicoo>" in capsys.readouterr().out
-    assert [p.name for p in Run(trained.run_dir).folder.glob(".*")] == [".drawing.lock"]
+    assert [p.name for p in Run(trained.run_dir).folder.glob(".*") if p.name != ".drawing.lock"] == []
 
 
 def pixels(job, index=0):
     return np.asarray(Image.open(generate(job)[index]), float)
 
 
-def test_a_picture_does_not_depend_on_what_is_drawn_with_it(trained):
+def test_an_image_does_not_depend_on_the_others_of_its_batch(trained):
     assert (
         np.abs(pixels(generation_job(trained, seeds=[7])) - pixels(generation_job(trained, seeds=[1, 7]), 1)).max() <= 1
     )
 
 
-def test_a_picture_is_the_same_bits_whoever_draws_it(trained):
-    """All in this process, and by the program with two processes: 7 pictures are two batches of five."""
-    job = generation_job(trained, seeds=[1, 2, 3, 4, 5, 6, 7], processes=2)
-    at_once = {f.name: f.read_bytes() for f in generate(job)}
+def test_an_image_is_the_same_bits_in_any_process(trained):
+    """All in this process, and by the program with two processes: 8 images are two batches of five."""
+    prompts = ["a photo of a <dicoo>", "a photo of a toy"]
+    job = generation_job(trained, prompts=prompts, seeds=[1, 2, 3, 4], processes=2)
+    here = {f.name: f.read_bytes() for f in generate(job)}
     file = write_job(Run(job.run_dir).folder / "generation.yaml", job)
     program = [sys.executable, str(REPOSITORY / "python" / "generate_images.py"), "--job", str(file)]
     checked = subprocess.run([*program, "--check"], capture_output=True, text=True, check=True)
     found = json.loads(checked.stdout)
-    assert (found["pictures"], found["batches"], found["processes"]) == (7, 2, 2)
+    assert (found["pictures"], found["batches"], found["processes"]) == (8, 2, 2)
     said = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    assert "7 of 7 pictures" in said
-    assert {f.name: f.read_bytes() for f in Run(job.run_dir).images.iterdir()} == at_once
+    assert "8 of 8 pictures" in said
+    assert "warning: the prompt 'a photo of a toy' does not hold the learned word <dicoo>" in said
+    assert {f.name: f.read_bytes() for f in Run(job.run_dir).images.iterdir()} == here
+    assert [p.name for p in Run(job.run_dir).folder.glob(".*")] == [".drawing.lock"]
 
 
-def test_drawing_goes_on_in_the_background(trained):
-    """As the playbook starts and follows it; a second one is refused meanwhile."""
+def test_generation_runs_in_the_background(trained):
+    """As the playbook starts and follows it; meanwhile a second one is refused."""
     job = generation_job(trained, num_inference_steps=20)
     run = Run(job.run_dir)
     file = write_job(run.folder / "generation.yaml", job)
@@ -232,44 +253,44 @@ def test_drawing_goes_on_in_the_background(trained):
     assert seen["log"][-1].startswith("1 pictures and ")
 
 
-def test_both_sources_draw_the_same(trained):
+def test_both_sources_generate_the_same(trained):
     both = [pixels(generation_job(trained, source=s, seeds=[3], guidance_scale=2.0)) for s in ("openvino", "pipeline")]
     assert np.abs(both[0] - both[1]).mean() < 1
 
 
 @pytest.mark.parametrize("source", ["openvino", "pipeline"])
-def test_without_guidance_a_picture_takes_half_the_rows(trained, source):
-    """An interval that no step falls into draws what guidance of 1 draws, and the metadata tells them apart."""
+def test_without_guidance_half_the_samples_are_computed(trained, source):
+    """An interval without any step gives the images of guidance 1; the metadata tell them apart."""
     none = generation_job(trained, source=source, num_inference_steps=4, guidance_scale=1.0)
     never = replace(none, guidance_scale=5.0, guidance_start=0.99)
     assert np.abs(pixels(none) - pixels(never)).max() <= 1
     assert json.loads(Image.open(generate(never)[0]).text["guidance_interval"]) == [0.99, 1.0]
 
 
-def test_an_interval_leaves_rows_out_and_lets_the_guided_steps_be(trained):
+def test_an_interval_skips_samples_and_does_not_change_guided_steps(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(Run(trained.run_dir).pipeline, torch_dtype=torch.float32)
     options = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent"}
     full = pipeline("a toy", generator=torch.Generator().manual_seed(1), **options).images
     interval = GuidanceInterval(pipeline, 0.0, 1.0)
     same = pipeline("a toy", generator=torch.Generator().manual_seed(1), **options).images
     assert torch.allclose(same, full, atol=1e-4)
-    assert interval.rows == 2 * 5  # PNDM evaluates once more than asked
+    assert interval.samples == 2 * 5  # PNDM evaluates once more than asked
     del pipeline.unet.forward
     part = GuidanceInterval(pipeline, 0.0, 0.5)
     part.begin()
     pipeline("a toy", generator=torch.Generator().manual_seed(1), **options)
-    assert part.rows == 2 * 3 + 2
+    assert part.samples == 2 * 3 + 2
 
 
 @pytest.mark.parametrize(("name", "cls"), [("dpmsolver++", "DPMSolverMultistepScheduler"), ("lcm", "LCMScheduler")])
-def test_schedulers_by_name(trained, capsys, name, cls):
-    files = generate(generation_job(trained, scheduler=name))
-    assert Image.open(files[0]).text["scheduler"] == cls
-    assert ("distilled" in capsys.readouterr().out) == (name == "lcm")
+def test_schedulers_by_name(trained, name, cls):
+    job = generation_job(trained, scheduler=name)
+    assert Image.open(generate(job)[0]).text["scheduler"] == cls
+    assert ("distilled" in " ".join(make_plan(job).warnings)) == (name == "lcm")
 
 
 def test_a_tiny_autoencoder_decodes_previews(trained, tmp_path):
-    """A double: its weights are random."""
+    """A fake: its weights are random."""
     from diffusers import AutoencoderTiny
 
     widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
@@ -294,16 +315,16 @@ def test_generation_without_a_run_is_refused(tmp_path, trained):
         ({"tiny_autoencoder": "/nowhere"}, "tiny_autoencoder: /nowhere holds no AutoencoderTiny"),
     ],
 )
-def test_what_the_run_cannot_draw_is_refused(trained, values, message):
+def test_what_the_run_cannot_generate_is_refused(trained, values, message):
     with pytest.raises(BadInput, match=message):
-        generation.plan(generation_job(trained, **values))
+        make_plan(generation_job(trained, **values))
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_starts(trained, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 500_000_000)  # a double
+    monkeypatch.setattr(memory, "available_bytes", lambda: 500_000_000)  # a fake
     with pytest.raises(BadInput, match=r"need about 0\.\d GB of memory, and 0\.5 GB are free"):
-        generation.plan(generation_job(trained))
-    monkeypatch.setattr(export, "available", lambda: 500_000_000)
+        make_plan(generation_job(trained))
+    monkeypatch.setattr(export, "available_bytes", lambda: 500_000_000)
     with pytest.raises(BadInput, match=r"openvino\.batch_size: 5 x 1 pictures of 64 x 64 pixels at once need about"):
         export.check(trained)
 
@@ -313,9 +334,14 @@ def test_a_shape_that_the_unet_cannot_halve_is_refused(trained):
         export.check(replace(trained, openvino=OpenVINOArgs(height=72)))
 
 
-def test_two_do_not_draw_for_one_run_at_once(trained):
-    with generation.alone(Run(trained.run_dir)), pytest.raises(BadInput, match="are being drawn on this host already"):
-        generate(generation_job(trained))
+def test_a_run_has_one_generation_lock(trained):
+    run = Run(trained.run_dir)
+    with (
+        generation_lock(run),
+        pytest.raises(BadInput, match="are being drawn on this host already"),
+        generation_lock(run),
+    ):
+        pass
 
 
 def test_the_embedded_model_accepts_its_default_job(tmp_path):

@@ -1,4 +1,4 @@
-"""What is said of the host."""
+"""The host facts: instruction set, bf16, mapped libraries."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from tests.conftest import PYTHON
         ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "AMX"),
     ],
 )
-def test_the_instruction_set_is_the_best_that_there_is(monkeypatch, flags, name):
+def test_the_instruction_set_is_the_best_available(monkeypatch, flags, name):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n\nprocessor\t: 1\nflags\t\t: {flags}\n"
     assert processor.instruction_set(cpuinfo) == name
@@ -39,15 +39,23 @@ def test_the_instruction_set_is_the_best_that_there_is(monkeypatch, flags, name)
         ("SSE41", "none of AVX2, AVX-512, AMX"),
     ],
 )
-def test_what_products_may_not_use_is_not_in_use(monkeypatch, limit, name):
+def test_an_instruction_set_that_onednn_may_not_use_is_not_reported(monkeypatch, limit, name):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert processor.instruction_set("flags : avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n") == name
 
 
-def test_the_libraries_are_those_that_are_mapped():
-    """A library in LD_PRELOAD that is not there is not mapped, and so not named."""
+@pytest.mark.parametrize(
+    ("flags", "computes"),
+    [(["avx2", "avx512f"], False), (["avx512f", "avx512_bf16"], True), (["amx_tile", "amx_bf16"], True), ([], False)],
+)
+def test_which_processors_compute_in_bf16(flags, computes):
+    assert processor.has_bf16(flags) == computes
+
+
+def test_libraries_are_listed_when_they_are_mapped():
+    """A library in LD_PRELOAD that does not exist is not mapped, and so not listed."""
     openmp = Path(sys.prefix) / "lib/libiomp5.so"
-    code = "from sdtune.host.processor import libraries; print(libraries())"
+    code = "from sdtune.host.libraries import mapped_libraries; print(mapped_libraries())"
     for library, expected in ((openmp, [str(openmp.resolve())]), (openmp.with_name("libiomp5-lost.so"), [])):
         env = {"LD_PRELOAD": str(library), "PYTHONPATH": str(PYTHON)}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

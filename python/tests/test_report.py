@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from sdtune.errors import BadInput
-from sdtune.host.describe import by_host, describe_processor, link_mbit
+from sdtune.host.facts import link_mbit
+from sdtune.host.processor import describe_processor
 from sdtune.models.pipelines import seeds_of_rank
 from sdtune.report.charts import learning, ranks, step_time
 from sdtune.report.findings import findings
@@ -18,6 +19,7 @@ from sdtune.report.formatting import seconds, share, size
 from sdtune.report.page import MOST_BYTES, spread_out, write_comparison, write_report
 from sdtune.report.pictures import SIDES, embed
 from sdtune.report.record import read_run
+from sdtune.training.ranks import group_by_host
 from tests.conftest import PATIENCE, PYTHON
 from tests.report_double import HOSTILE, write_run
 
@@ -226,13 +228,13 @@ def test_what_a_host_says_of_itself(tmp_path):
         f"processor\t: {i}\nmodel name\t: A CPU\nphysical id\t: {s}\ncore id\t: {c}\nflags\t: fpu avx2 amx_bf16"
         for i, (s, c) in enumerate(cores)
     )
-    assert describe_processor(text, "?") == {"cpu": "A CPU", "cores": 4, "features": ["avx2", "amx_bf16"]}
-    assert describe_processor("processor\t: 0\n\nprocessor\t: 1", "aarch64")["cores"] == 2
+    assert describe_processor(text) == {"cpu": "A CPU", "cores": 4, "features": ["avx2", "amx_bf16"]}
+    assert describe_processor("processor\t: 0\n\nprocessor\t: 1")["cores"] == 2
     assert link_mbit("eth0", tmp_path) is None
     (tmp_path / "eth0").mkdir()
     (tmp_path / "eth0" / "speed").write_text("25000\n")
     assert link_mbit("eth0", tmp_path) == 25000
-    grouped = by_host(
+    grouped = group_by_host(
         [{"host": "a", "x": 1, "rank": 0}, {"host": "b", "x": 2, "rank": 1}, {"host": "a", "x": 1, "rank": 2}]
     )
     assert grouped == [{"host": "a", "x": 1, "ranks": [0, 2]}, {"host": "b", "x": 2, "ranks": [1]}]

@@ -1,4 +1,4 @@
-"""Sharing batches out over processes that are doubles: they draw nothing, and fail on request."""
+"""The worker pool over fake workers: processes that generate nothing, and fail on request."""
 
 import json
 import sys
@@ -10,10 +10,11 @@ import pytest
 
 from sdtune.errors import DrawingFailed
 from sdtune.inference import pool
+from sdtune.inference.worker import Worker
 from standalone import run_state
 
-# a seat that answers as generate_images.py --worker does; what it does besides is up to the test
-SEAT = """
+# answers as generate_images.py --worker does; a test inserts what it does besides
+WORKER = """
 import base64, json, os, signal, sys, time
 for line in sys.stdin:
     number = int(line)
@@ -24,8 +25,8 @@ for line in sys.stdin:
 
 
 @dataclass
-class Planned:
-    """What a plan needs to be shared out: one picture a batch."""
+class FakePlan:
+    """What the pool needs of a plan: batches of one image."""
 
     count: int
     requests: list = field(init=False)
@@ -39,20 +40,20 @@ class Planned:
 
 
 @pytest.fixture
-def shared(tmp_path):
-    """Draw so many batches with these seats, {host: what each of its seats does}; {batch: who drew it}."""
+def generate(tmp_path):
+    """Run a pool of these workers, {host: what each of its workers does}; returns it, and {batch: host}."""
     (tmp_path / "drawn").mkdir()
 
-    def draw(count, seats):
-        work = pool.Sharing(SimpleNamespace(run_dir=str(tmp_path)), Planned(count))
+    def run(count, workers):
+        work = pool.WorkerPool(SimpleNamespace(run_dir=str(tmp_path)), FakePlan(count))
         commands = {
-            host: [[sys.executable, "-c", SEAT.format(does), host] for does in each] for host, each in seats.items()
+            host: [[sys.executable, "-c", WORKER.format(does), host] for does in each] for host, each in workers.items()
         }
-        work.draw(commands)
+        work.run(commands)
         return work, {int(p.stem): p.read_text().split(" by ")[1] for p in (tmp_path / "drawn").iterdir()}
 
-    yield draw
-    left = [t for t in threading.enumerate() if isinstance(t, pool.Seat)]
+    yield run
+    left = [t for t in threading.enumerate() if isinstance(t, Worker)]
     for thread in left:
         thread.join(10)
         assert not thread.is_alive()
@@ -62,10 +63,10 @@ def state(tmp_path):
     return json.loads((tmp_path / run_state.DRAWING).read_text())
 
 
-def test_everybody_draws_and_the_slow_one_less(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_LEAST", 600)  # what c has is never overdue
+def test_all_workers_generate_and_a_slow_one_less(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "OVERDUE_SECONDS", 600)  # what c has is never overdue
     rest = f"while len([n for n in os.listdir({str(tmp_path / 'drawn')!r}) if n[0] != '.']) < 11: time.sleep(0.01)"
-    work, by = shared(12, {"a": ["time.sleep(0.05)"], "b": ["time.sleep(0.05)"] * 2, "c": [rest]})
+    work, by = generate(12, {"a": ["time.sleep(0.05)"], "b": ["time.sleep(0.05)"] * 2, "c": [rest]})
     assert sorted(by) == list(range(12))
     assert set(by.values()) == {"a", "b", "c"}
     assert list(by.values()).count("c") == 1
@@ -74,37 +75,37 @@ def test_everybody_draws_and_the_slow_one_less(shared, tmp_path, monkeypatch):
     assert (seen["pictures"], seen["of"], seen["hosts"]["c"], seen["ended"] > seen["began"]) == (12, 12, 1, True)
 
 
-def test_what_a_dead_seat_had_is_drawn_by_another(shared, capsys):
+def test_another_worker_gets_the_batch_of_a_dead_one(generate, capsys):
     dies = "if number > 1: print('error: no memory', file=sys.stderr); sys.exit(1)"
-    work, by = shared(8, {"a": ["time.sleep(0.2)"], "b": [dies]})
+    work, by = generate(8, {"a": ["time.sleep(0.2)"], "b": [dies]})
     assert sorted(by) == list(range(8))
     assert set(by.values()) <= {"a", "b"}
     assert work.lost == {"b": "stopped drawing (exit code 1: no memory)"}
     assert "warning: b stopped drawing" in capsys.readouterr().out
 
 
-def test_a_host_that_does_not_answer_is_called_that(shared):
-    work, _ = shared(4, {"a": ["time.sleep(0.2)"], "b": ["print('closed', file=sys.stderr); sys.exit(255)"]})
+def test_ssh_without_an_answer_is_reported_as_that(generate):
+    work, _ = generate(4, {"a": ["time.sleep(0.2)"], "b": ["print('closed', file=sys.stderr); sys.exit(255)"]})
     assert work.lost == {"b": "does not answer (closed)"}
 
 
-def test_a_batch_that_takes_too_long_is_drawn_by_another(shared, monkeypatch):
-    monkeypatch.setattr(pool, "_LEAST", 0.5)
+def test_another_worker_gets_a_batch_that_takes_too_long(generate, monkeypatch):
+    monkeypatch.setattr(pool, "OVERDUE_SECONDS", 0.5)
     hangs = "os.kill(os.getpid(), signal.SIGSTOP)"
-    work, by = shared(6, {"a": ["time.sleep(0.1)"], "b": [hangs]})
+    work, by = generate(6, {"a": ["time.sleep(0.1)"], "b": [hangs]})
     assert by == dict.fromkeys(range(6), "a")
     assert list(work.lost) == ["b"]
     assert "in time" in work.lost["b"]
 
 
-def test_without_anyone_left_it_says_what_became_of_each(shared, tmp_path):
-    with pytest.raises(DrawingFailed, match=r"a stopped drawing \(exit code 3: it said nothing\); b stopped drawing"):
-        shared(4, {"a": ["sys.exit(3)"], "b": ["if number: sys.exit(4)"]})
+def test_without_workers_it_says_what_became_of_each_host(generate, tmp_path):
+    with pytest.raises(DrawingFailed, match=r"a stopped drawing \(exit code 3: without a message\); b stopped drawing"):
+        generate(4, {"a": ["sys.exit(3)"], "b": ["if number: sys.exit(4)"]})
     assert "ended" not in state(tmp_path)
 
 
-def test_an_answer_that_is_cut_is_none(shared):
-    cut = "sys.stdout.write(json.dumps({'pictures': {'0.png': ''}})); sys.stdout.flush(); sys.exit(0)"
-    work, by = shared(2, {"a": ["time.sleep(0.3)"], "b": [cut]})
+def test_a_truncated_answer_does_not_count(generate):
+    truncated = "sys.stdout.write(json.dumps({'pictures': {'0.png': ''}})); sys.stdout.flush(); sys.exit(0)"
+    work, by = generate(2, {"a": ["time.sleep(0.3)"], "b": [truncated]})
     assert by == dict.fromkeys(range(2), "a")
     assert "exit code 0" in work.lost["b"]

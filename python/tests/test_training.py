@@ -16,7 +16,7 @@ from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput, TrainingFailed
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 from sdtune.training.checkpoint import find_checkpoint, model_fingerprint
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics

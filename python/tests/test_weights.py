@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from sdtune.errors import BadInput
 from sdtune.models.sd import load_frozen
 from sdtune.models.weights import load_converted
-from sdtune.settings.job import Job, build
+from sdtune.settings import Job, build
 from sdtune.training.checkpoint import model_fingerprint
 from tests.conftest import PATIENCE
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from sdtune.ops import winograd
-from sdtune.ops.winograd import convolve, transform_kernels
+from sdtune.ops.winograd import convolve, transform_filters
 
 
 def direct(x, weight, bias, doubled):
@@ -22,13 +22,13 @@ def test_the_result_and_its_gradient(monkeypatch, doubled, size, with_bias, tile
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(5, 3, 3, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     bias = bias if with_bias else None
-    kernels = transform_kernels(weight, doubled=doubled)
-    want, got = direct(x, weight, bias, doubled), convolve(x, kernels, bias)
+    filters = transform_filters(weight, doubled=doubled)
+    want, got = direct(x, weight, bias, doubled), convolve(x, filters, bias)
     torch.testing.assert_close(got, want)
     assert got.is_contiguous(memory_format=torch.channels_last)
     direction = torch.randn_like(want)
     torch.testing.assert_close(torch.autograd.grad(got, x, direction), torch.autograd.grad(want, x, direction))
-    assert torch.autograd.gradcheck(lambda x: convolve(x, kernels, bias), x)
+    assert torch.autograd.gradcheck(lambda x: convolve(x, filters, bias), x)
 
 
 @pytest.mark.parametrize("doubled", [False, True], ids=["plain", "doubled"])
@@ -37,5 +37,5 @@ def test_bf16_is_a_little_coarser_than_the_direct_sum_and_no_more(doubled):
     torch.manual_seed(0)
     x, weight = torch.randn(1, 64, 16, 16), torch.randn(64, 64, 3, 3) / 24
     want = direct(x.bfloat16().double(), weight.bfloat16().double(), None, doubled)
-    got = convolve(x.bfloat16(), transform_kernels(weight.bfloat16(), doubled=doubled), None)
+    got = convolve(x.bfloat16(), transform_filters(weight.bfloat16(), doubled=doubled), None)
     assert (got.double() - want).norm() / want.norm() < 0.01

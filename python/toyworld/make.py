@@ -23,7 +23,7 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdtune.data.sheets import contact_sheet
+from sdtune.inference.images import contact_sheet
 from sdtune.models.pipelines import assemble
 from toyworld import drawings
 

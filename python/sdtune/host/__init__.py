@@ -1,1 +1,1 @@
-"""What a host has: processor, NUMA nodes, memory, ssh."""
+"""What a host has: processor, NUMA nodes, memory, libraries, network link, and ssh to other hosts."""

@@ -1,8 +1,10 @@
-"""Say what this host's environment holds and whether it works, as JSON.
+"""Check this host's environment: which packages import, and whether the fast operations compute correctly.
 
 python -m sdtune.host.check --json --require torch,accelerate,diffusers
-python -m sdtune.host.check --json --require torch --ipex            # and try the Intel Extension for PyTorch
-python -m sdtune.host.check --json --remember FILE   # at once, while nothing changed since it last passed
+python -m sdtune.host.check --json --require torch --ipex            # and test the Intel Extension for PyTorch
+python -m sdtune.host.check --json --cache FILE     # reuse the last report that passed, while nothing has changed
+
+Prints the host facts, versions and failures. Exit code 1: something failed.
 """
 
 import argparse
@@ -13,15 +15,19 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from sdtune.files import write_atomically
+from sdtune.host.processor import cpuinfo, instruction_set
 
 DEFAULT = "torch,accelerate,transformers,diffusers,safetensors,openvino,optimum.intel,sdtune"
 
 
-def try_ipex() -> dict[str, str]:
-    """Optimize a small network for both types as training does, and hold what it says against what it said before.
+def check_ipex() -> dict[str, str]:
+    """Optimize a small network in both types as training does, and compare its outputs to the plain network's.
 
     Raises:
-        RuntimeError: it says something else.
+        RuntimeError: the outputs differ.
     """
     import copy
 
@@ -44,21 +50,20 @@ def try_ipex() -> dict[str, str]:
             optimized = ipex.optimize(network, dtype=dtype, inplace=True, weights_prepack=False)
             difference = float((optimized(images.to(dtype)).float() - expected).abs().max())
             if not difference < allowed:
-                raise RuntimeError(f"in {name} it is off by {difference:g}")
+                raise RuntimeError(f"in {name} the outputs differ by {difference:g}")
             found[name] = "works"
     return found
 
 
-def try_kernels() -> str:
-    """Where there are some for this processor: attention by the kernel and by torch, and its gradients.
+def check_kernels() -> str:
+    """Compare the compiled attention kernel and its gradients to torch, if there is a kernel for this processor.
 
     Raises:
-        BadInput: it does not load.
-        RuntimeError: it says something else.
+        BadInput: the kernel does not load.
+        RuntimeError: the outputs or the gradients differ.
     """
     import torch
 
-    from sdtune.host.processor import instruction_set
     from sdtune.ops.kernels import attention_backward, attention_forward, usable
 
     if not usable():
@@ -72,81 +77,85 @@ def try_kernels() -> str:
     for got, want in zip(ours, (expected, *torch.autograd.grad(expected, exact, direction.float())), strict=True):
         difference = float((got.float() - want).norm() / want.norm())
         if not difference < 1e-2:
-            raise RuntimeError(f"attention is off by {difference:.2%}")
+            raise RuntimeError(f"attention differs by {difference:.2%}")
     return "works"
 
 
-def circumstances(asked: str) -> str:
-    """A digest of what the answer depends on: the question, the finished environment, this code, the kernel, the CPU.
+def fingerprint(arguments: str) -> str:
+    """Digest of what the report depends on: arguments, complete environment, this code, the Linux kernel, the CPU.
 
-    Empty where nobody said that the environment is finished: then nothing is remembered.
+    Empty where the environment is not marked as complete: then no report is cached.
     """
     mark = Path(sys.prefix, ".complete")
     if not mark.exists():
         return ""
-    digest = hashlib.sha256(f"{asked} {platform.uname()} {mark.stat().st_mtime_ns}".encode())
+    digest = hashlib.sha256(f"{arguments} {platform.uname()} {mark.stat().st_mtime_ns}".encode())
     code = [file for file in Path(__file__).parents[2].rglob("*") if file.suffix in (".py", ".c", ".h", ".so")]
     for file in [mark, *sorted(code)]:
         digest.update(f"{file}\0".encode() + file.read_bytes())
-    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    digest.update("".join(sorted({line for line in cpu if line.startswith(("flags", "model name"))})).encode())
+    lines = {line for line in cpuinfo().splitlines() if line.startswith(("flags", "model name"))}
+    digest.update("".join(sorted(lines)).encode())
     return digest.hexdigest()
 
 
-def remembered(file: Path, now: str) -> str:
-    """The report of a check that passed under the same circumstances, or nothing."""
+def read_cache(file: Path, current: str) -> str:
+    """The cached report if its fingerprint is the ``current`` one, else an empty string."""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return ""
-    return str(known["report"]) if now and known["circumstances"] == now else ""
+    return str(known["report"]) if current and known.get("fingerprint") == current else ""
 
 
-def remember(file: Path, now: str, report: str) -> None:
-    """Replace what was known, in one go."""
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps({"circumstances": now, "report": report}), encoding="utf-8")
-    draft.replace(file)
-
-
-def main() -> None:
-    """Import each package and name those that fail."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON rather than lines")
-    parser.add_argument("--require", default=DEFAULT, help="comma-separated modules that have to import")
-    parser.add_argument("--ipex", action="store_true", help="try the Intel Extension for PyTorch on small networks")
-    parser.add_argument("--remember", type=Path, metavar="FILE", help="keep a good report here, and reuse it")
-    args = parser.parse_args()
-    now = circumstances(" ".join(sys.argv[1:])) if args.remember else ""
-    if args.remember and (known := remembered(args.remember, now)):
-        print(known)
-        return
-
-    from sdtune.training.metrics import describe_host  # here, for it imports torch, which takes seconds
-
+def check_imports(names: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Import modules; returns {module: version} and {module: why its import failed}."""
     versions: dict[str, str] = {}
     failed: dict[str, str] = {}
-    for name in filter(None, args.require.split(",")):
+    for name in names:
         try:
             module = importlib.import_module(name)
         except Exception as error:  # noqa: BLE001 - whatever a package raises at import is what the user has to see
             failed[name] = f"{type(error).__name__}: {error}"
         else:
             versions[name] = str(getattr(module, "__version__", "present"))
-    report = {**describe_host(), "packages": versions, "failed": failed}
-    tried: dict[str, Callable[[], object]] = {"kernels": try_kernels} if "sdtune" in versions else {}
-    if args.ipex:
-        tried["ipex"] = try_ipex
-    for name, attempt in tried.items():
+    return versions, failed
+
+
+def check(required: list[str], *, ipex: bool) -> dict[str, Any]:
+    """The report: host facts, ``packages``, ``failed``, and what each test of an operation found."""
+    from sdtune.host.facts import describe_host  # imports torch, which takes seconds
+
+    versions, failed = check_imports(required)
+    report: dict[str, Any] = {**describe_host(), "packages": versions, "failed": failed}
+    tests: dict[str, Callable[[], object]] = {"kernels": check_kernels} if "sdtune" in versions else {}
+    if ipex:
+        tests["ipex"] = check_ipex
+    for name, test in tests.items():
         try:
-            report[name] = attempt()
+            report[name] = test()
         except Exception as error:  # noqa: BLE001 - as above
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
+    return report
+
+
+def main() -> None:
+    """Print the report, from the cache if it holds one that is still valid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument("--require", default=DEFAULT, help="comma-separated modules that have to import")
+    parser.add_argument("--ipex", action="store_true", help="test the Intel Extension for PyTorch on a small network")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="store a report without failures here, and reuse it")
+    args = parser.parse_args()
+    current = fingerprint(" ".join(sys.argv[1:])) if args.cache else ""
+    if args.cache and (cached := read_cache(args.cache, current)):
+        print(cached)
+        return
+    report = check(list(filter(None, args.require.split(","))), ipex=args.ipex)
     text = json.dumps(report) if args.json else "\n".join(f"{k}: {v}" for k, v in report.items())
-    if args.remember and now and not failed:
-        remember(args.remember, now, text)
+    if args.cache and current and not report["failed"]:
+        write_atomically(args.cache, json.dumps({"fingerprint": current, "report": text}))
     print(text)
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if report["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which cores this process may use, by memory node (NUMA), one for each physical core."""
+"""The cores that this process may use, by NUMA node, one CPU for each physical core."""
 
 import os
 from itertools import pairwise
@@ -8,7 +8,7 @@ _SYSTEM = Path("/sys/devices/system")
 
 
 def parse_ranges(text: str) -> list[int]:
-    """The numbers of text such as ``0-3,8``."""
+    """The numbers in a list of ranges such as ``0-3,8``."""
     numbers: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -17,7 +17,7 @@ def parse_ranges(text: str) -> list[int]:
 
 
 def _first_siblings(cpus: set[int], system: Path) -> list[int]:
-    """One CPU of each physical core among ``cpus``."""
+    """One CPU of each physical core among ``cpus``: hyper-threads share the units that compute."""
     kept = []
     for cpu in sorted(cpus):
         file = system / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list"
@@ -27,8 +27,12 @@ def _first_siblings(cpus: set[int], system: Path) -> list[int]:
     return kept
 
 
-def memory_nodes(system: Path = _SYSTEM) -> list[list[int]]:
-    """The physical cores of each memory node that this process may use; one node where the kernel names none."""
+def numa_nodes(system: Path = _SYSTEM) -> list[list[int]]:
+    """The physical cores of each NUMA node that this process may use; one node where the kernel lists none.
+
+    Args:
+        system: in place of /sys/devices/system.
+    """
     allowed = os.sched_getaffinity(0)
     nodes = []
     for folder in sorted((system / "node").glob("node[0-9]*"), key=lambda p: int(p.name[4:])):
@@ -38,12 +42,12 @@ def memory_nodes(system: Path = _SYSTEM) -> list[list[int]]:
     return nodes or [_first_siblings(allowed, system)]
 
 
-def shares_of_cores(processes: int, system: Path = _SYSTEM) -> list[list[int]]:
-    """The cores of each of ``processes`` processes, none of which crosses memory nodes where that can be helped.
+def split_cores(processes: int, system: Path = _SYSTEM) -> list[list[int]]:
+    """The cores of each of ``processes`` processes; where possible no process spans two NUMA nodes.
 
-    0 processes: one for every memory node. More processes than cores: some share one.
+    0 processes: one for each NUMA node. More processes than cores: some share a core.
     """
-    nodes = memory_nodes(system)
+    nodes = numa_nodes(system)
     if processes == 0:
         return nodes
     cores = [core for node in nodes for core in node]

@@ -1,4 +1,4 @@
-"""Making the OpenVINO copy of a finished run: converted, quantized if asked, made static, looked at after reload."""
+"""Writing the OpenVINO copy of a finished run: converted, quantized if asked, made static, checked after reload."""
 
 import json
 import shutil
@@ -6,74 +6,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openvino
 import torch
 from optimum.exporters.openvino import main_export
 from optimum.intel import OVConfig, OVStableDiffusionPipeline, OVWeightQuantizationConfig
+from PIL import Image
 from transformers import CLIPTokenizerFast
 
 from sdtune.data.captions import caption_templates
 from sdtune.errors import BadInput
 from sdtune.files import replace_folder
-from sdtune.host.memory import available, peak, predicted, size_of
-from sdtune.inference.drawing import Artist, likeness
-from sdtune.inference.openvino import (
-    Copy,
-    StaticShape,
-    digest,
-    digest_folder,
-    load,
-    make_static,
-    shape_of,
-    static_shape,
-    write_facts,
-)
+from sdtune.host.memory import available_bytes, lifetime_peak_rss_bytes
+from sdtune.inference.exported import ExportFacts, StaticShape, digest, digest_folder, requested_shape, write_facts
+from sdtune.inference.generator import ImageGenerator
+from sdtune.inference.images import similarity
+from sdtune.inference.memory import predict_bytes, read_size
+from sdtune.inference.openvino import load, make_static, static_shape
+from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_rows
 from sdtune.methods.textual_inversion import expand_placeholder, token_names
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export came to."""
+    """What an export reports."""
 
     shape: StaticShape | None
-    likeness: tuple[float, float] | None
-    """PSNR in dB and mean difference of 255 levels to the float32 pictures; None where none were compared."""
+    """None: dynamic shapes."""
+    similarity: tuple[float, float] | None
+    """PSNR in dB and mean difference of 255 levels to the float32 pipeline's images; None: not compared."""
     peak_bytes: int
-    """Memory that the export has held at most."""
+    """Peak memory of the export."""
     model_bytes: int
-    """Of the networks in the type that they were exported from, float32."""
+    """Of the networks in float32, the type that they were exported from."""
 
 
-def _step(model: Path) -> int:
-    """The number that heights and widths have to be multiples of: the UNet halves the latents at each level."""
+def _size_multiple(model: Path) -> int:
+    """What heights and widths have to be multiples of: the UNet halves the latents at each level."""
     unet = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))
-    return int(size_of(model).factor * 2 ** (len(unet["block_out_channels"]) - 1))
+    return int(read_size(model).factor * 2 ** (len(unet["block_out_channels"]) - 1))
 
 
 def check(job: Job) -> None:
     """Refuse what cannot be exported, before anything is converted.
 
     Raises:
-        BadInput: the run has not learned, the shape does not fit the model, or this host has not the memory to draw.
+        BadInput: the run has not learned, the shape does not fit the model, or memory is too small for one call.
     """
-    run, shape = Run(job.run_dir), shape_of(job)
+    run, shape = Run(job.run_dir), requested_shape(job)
     run.require_learned()
-    step = _step(run.pipeline)
+    multiple = _size_multiple(run.pipeline)
     for name, side in (("height", shape.height), ("width", shape.width)):
-        if side % step:
-            lower = side // step * step
+        if side % multiple:
+            lower = side // multiple * multiple
             raise BadInput(
-                f"openvino.{name}: {side} is not a multiple of {step}, which this model's UNet needs; "
-                f"take {lower or step} or {lower + step}"
+                f"openvino.{name}: {side} is not a multiple of {multiple}, which this model's UNet needs; "
+                f"take {lower or multiple} or {lower + multiple}"
             )
     if job.openvino.dynamic_shapes:
         return
-    size = size_of(run.pipeline)
-    needed = predicted(size, shape.pictures, shape.height, shape.width, guided=True, bf16=False)
-    if needed > (free := available()):
+    size = read_size(run.pipeline)
+    needed = predict_bytes(size, shape.images, shape.height, shape.width, guided=True, bf16=False)
+    if needed > (free := available_bytes()):
         raise BadInput(
             f"openvino.batch_size: {shape.batch_size} x {shape.num_images_per_prompt} pictures of {shape.width} x "
             f"{shape.height} pixels at once need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
@@ -81,13 +76,14 @@ def check(job: Job) -> None:
         )
 
 
-def _calibration_prompts(job: Job, placeholder: str, num_vectors: int) -> list[str]:
+def _concept_prompts(job: Job, placeholder: str, num_vectors: int) -> list[str]:
+    """The captions of training, for calibration and comparison."""
     templates = caption_templates(job.data.learnable_property, job.data.templates_file)
     return [expand_placeholder(t.format(placeholder), placeholder, num_vectors) for t in templates]
 
 
 def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPipeline:
-    """Convert ``pipeline/`` of the run into ``target``, and load it with open shapes, quantized if that is asked."""
+    """Convert ``pipeline/`` of the run into ``target``, and load it with dynamic shapes, quantized if asked."""
     o = job.openvino
     dtype = "fp32" if o.weights == "fp32" else "fp16"
     main_export(
@@ -96,7 +92,7 @@ def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPip
         task="text-to-image",
         library_name="diffusers",
         ov_config=OVConfig(dtype=dtype),
-        # as float32 whatever it is stored in: the learned rows lie in the text encoder, and are float32
+        # in float32 whatever the model is stored in: the text encoder holds the learned embeddings, which are float32
         model_loading_kwargs={"torch_dtype": torch.float32},
         local_files_only=True,
     )
@@ -111,125 +107,109 @@ def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPip
     )
 
 
-def export_tokenizer(tokenizer: CLIPTokenizerFast, words: list[str], target: Path) -> None:
-    """Write the tokenizer as OpenVINO models, which openvino_genai reads.
-
-    Raises:
-        RuntimeError: it cuts a prompt that holds ``words`` otherwise than ``tokenizer`` does.
-    """
-    from openvino_tokenizers import convert_tokenizer
-    from openvino_tokenizers.utils import create_string_constant_node
-
-    model, back = convert_tokenizer(tokenizer, with_detokenizer=True)
-    # The converted BPE appends the mark of a word's end to added tokens too, then reads what it appended as letters of
-    # their own. So the words get it here as well. Its last inputs are their begins, ends, characters and ids.
-    bpe = next(op for op in model.get_ops() if op.get_type_name() == "BPETokenizer")
-    last = bpe.get_input_size() - 1
-    names = tokenizer.convert_ids_to_tokens(bpe.input_value(last).get_node().get_data().tolist())
-    ends = bpe.get_attributes()["end_suffix"]
-    outputs = create_string_constant_node([name + ends if name in words else name for name in names])
-    for i, output in enumerate(outputs):
-        bpe.input(last - len(outputs) + i).replace_source_output(output)
-    openvino.save_model(model, target / "openvino_tokenizer.xml")
-    openvino.save_model(back, target / "openvino_detokenizer.xml")
-    text = f"a photo of a {' '.join(words)}, {words[0]} again"
-    cut = openvino.compile_model(target / "openvino_tokenizer.xml", "CPU")([text])["input_ids"][0].tolist()
-    if cut != tokenizer(text).input_ids:
-        raise RuntimeError(f"the OpenVINO tokenizer cuts {text!r} into {cut}, not {tokenizer(text).input_ids}")
-
-
 def _fix_in_index(folder: Path) -> None:
-    """Say in model_index.json that the shapes are static: from_pretrained takes its own default from there."""
+    """Record in model_index.json that the shapes are static: from_pretrained takes its default from there."""
     file = folder / "model_index.json"
     index = json.loads(file.read_text(encoding="utf-8"))
     index["dynamic_shapes"] = False
     file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def _images_of_copy(generator: ImageGenerator, shape: StaticShape, prompts: list[str], total: int) -> list[Image.Image]:
+    """``total`` images with seeds 1, 2, ...: the prompts in turn, in calls of the static shape."""
+    images: list[Image.Image] = []
+    while len(images) < total:
+        seeds = [1 + len(images) + i for i in range(shape.images)]
+        asked = [prompts[(len(images) + i) % len(prompts)] for i in range(shape.batch_size)]
+        images += generator.generate(asked, seeds, per_prompt=shape.num_images_per_prompt)
+    return images[:total]
+
+
+def _images_of_reference(
+    generator: ImageGenerator, shape: StaticShape, prompts: list[str], total: int
+) -> list[Image.Image]:
+    """The images of :func:`_images_of_copy` one at a time, since PyTorch then needs the memory of one only."""
+    images: list[Image.Image] = []
+    while len(images) < total:
+        asked = [prompts[(len(images) + i) % len(prompts)] for i in range(shape.batch_size)]
+        each = [prompt for prompt in asked for _ in range(shape.num_images_per_prompt)]
+        for prompt in each[: total - len(images)]:
+            images += generator.generate([prompt], [1 + len(images)])
+    return images
+
+
 def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tuple[float, float]:
-    """Draw the concept with the copy and with the float32 pipeline that it was made from."""
+    """Similarity of the copy's images of the concept to those of the float32 pipeline that it was exported from."""
     from diffusers import StableDiffusionPipeline
 
-    batch, total = shape.batch_size, job.openvino.likeness_images
-    pictures: list[list[Any]] = []
-    for who in ("copy", "pipeline"):
-        pipeline = copy
-        if who == "pipeline":
-            source = Run(job.run_dir).pipeline
-            pipeline = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True)
-        artist = Artist(
-            pipeline,
-            steps=job.openvino.likeness_steps,
-            guidance_scale=4.0,
-            height=shape.height,
-            width=shape.width,
-        )
-        drawn: list[Any] = []
-        while len(drawn) < total:
-            seeds = [1 + len(drawn) + i for i in range(shape.pictures)]
-            asked = [prompts[(len(drawn) + i) % len(prompts)] for i in range(batch)]
-            if who == "copy":
-                drawn += artist.draw(asked, seeds, per_prompt=shape.num_images_per_prompt)
-            else:  # one at a time: torch needs the memory of one only
-                each = [p for p in asked for _ in range(shape.num_images_per_prompt)]
-                for prompt, seed in list(zip(each, seeds, strict=True))[: total - len(drawn)]:
-                    drawn += artist.draw([prompt], [seed])
-        pictures.append(drawn[:total])
-    return likeness(*pictures)
+    options: dict[str, Any] = {
+        "steps": job.openvino.similarity_steps, "guidance_scale": 4.0, "height": shape.height, "width": shape.width,
+    }  # fmt: skip
+    total = job.openvino.similarity_images
+    of_copy = _images_of_copy(ImageGenerator(copy, **options), shape, prompts, total)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        Run(job.run_dir).pipeline, torch_dtype=torch.float32, use_safetensors=True
+    )
+    of_reference = _images_of_reference(ImageGenerator(pipeline, **options), shape, prompts, total)
+    return similarity(of_copy, of_reference)
+
+
+def _write(job: Job, target: Path, placeholder: str, num_vectors: int) -> ExportFacts:
+    """Write the complete copy into ``target``; returns its facts, which are stored in it."""
+    run, shape, o = Run(job.run_dir), requested_shape(job), job.openvino
+    raw = run.openvino.with_name(f".{run.openvino.name}.raw")
+    for folder in (raw, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        pipeline = _convert(job, raw, _concept_prompts(job, placeholder, num_vectors))
+        if not o.dynamic_shapes:
+            make_static(pipeline, shape)
+        pipeline.save_pretrained(target)
+        del pipeline
+    finally:
+        shutil.rmtree(raw, ignore_errors=True)
+    # transformers 4 saves the copy with the slow tokenizer, which does not write this file
+    shutil.copy(run.pipeline / "tokenizer" / "tokenizer.json", target / "tokenizer")
+    tokenizer = CLIPTokenizerFast.from_pretrained(target, subfolder="tokenizer")
+    export_tokenizer(tokenizer, token_names(placeholder, num_vectors), target / "tokenizer")
+    if not o.dynamic_shapes:
+        _fix_in_index(target)
+    facts = ExportFacts(
+        run_name=job.run_name,
+        placeholder=placeholder,
+        num_vectors=num_vectors,
+        resolution=job.data.resolution,
+        weights=o.weights,
+        shape=None if o.dynamic_shapes else shape,
+        step=_size_multiple(run.pipeline),
+        size=read_size(run.pipeline),
+        learned_sha256=digest(run.learned),
+        model_sha256=digest_folder(target),
+    )
+    write_facts(target, facts)
+    return facts
 
 
 def export(job: Job) -> Exported:
-    """Write ``openvino/`` of the run from its ``pipeline/``, check it after reload, and tell what it came to.
+    """Write ``openvino/`` of the run from its ``pipeline/``, and check it after reload.
 
     Raises:
         BadInput: as :func:`check`.
         RuntimeError: the reloaded copy has another shape.
     """
     check(job)
-    run, asked, o = Run(job.run_dir), shape_of(job), job.openvino
-    placeholder, rows = load_rows(run.learned)
-    prompts = _calibration_prompts(job, placeholder, len(rows))
-    raw, temporary = (run.openvino.with_name(f".{run.openvino.name}.{end}") for end in ("raw", "tmp"))
-    for folder in (raw, temporary):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        pipeline = _convert(job, raw, prompts)
-        if not o.dynamic_shapes:
-            make_static(pipeline, asked)
-        pipeline.save_pretrained(temporary)
-        del pipeline
-    finally:
-        shutil.rmtree(raw, ignore_errors=True)
-    # with transformers 4 the copy was saved with the slow tokenizer, which does not write this file
-    shutil.copy(run.pipeline / "tokenizer" / "tokenizer.json", temporary / "tokenizer")
-    tokenizer = CLIPTokenizerFast.from_pretrained(temporary, subfolder="tokenizer")
-    export_tokenizer(tokenizer, token_names(placeholder, len(rows)), temporary / "tokenizer")
-    if not o.dynamic_shapes:
-        _fix_in_index(temporary)
-    size = size_of(run.pipeline)
-    facts = Copy(
-        run_name=job.run_name,
-        placeholder=placeholder,
-        num_vectors=len(rows),
-        resolution=job.data.resolution,
-        weights=o.weights,
-        shape=None if o.dynamic_shapes else asked,
-        step=_step(run.pipeline),
-        size=size,
-        learned_sha256=digest(run.learned),
-        model_sha256=digest_folder(temporary),
-    )
-    write_facts(temporary, facts)
+    run, shape, o = Run(job.run_dir), requested_shape(job), job.openvino
+    placeholder, embeddings = load_rows(run.learned)
+    temporary = run.openvino.with_name(f".{run.openvino.name}.tmp")
+    facts = _write(job, temporary, placeholder, len(embeddings))
     loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
-    if not o.dynamic_shapes and (got := static_shape(loaded)) != asked:
-        raise RuntimeError(f"the exported pipeline has the shape {got}, not {asked}")
-    held = peak()
+    if not o.dynamic_shapes and (found := static_shape(loaded)) != shape:
+        raise RuntimeError(f"the exported pipeline has the shape {found}, not {shape}")
+    peak = lifetime_peak_rss_bytes()
     compared = None
-    if o.weights in ("int8", "hybrid") and o.likeness_images:
-        compared = _compare(job, loaded, asked if not o.dynamic_shapes else _one(asked), prompts)
+    if o.weights in ("int8", "hybrid") and o.similarity_images:
+        if o.dynamic_shapes:
+            shape = StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)
+        compared = _compare(job, loaded, shape, _concept_prompts(job, placeholder, len(embeddings)))
     replace_folder(temporary, run.openvino)
-    return Exported(shape=facts.shape, likeness=compared, peak_bytes=held, model_bytes=4 * size.parameters)
-
-
-def _one(shape: StaticShape) -> StaticShape:
-    return StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)
+    return Exported(shape=facts.shape, similarity=compared, peak_bytes=peak, model_bytes=4 * facts.size.parameters)

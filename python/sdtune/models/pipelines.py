@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizerFast
 
-from sdtune.data.sheets import contact_sheet
 from sdtune.files import replace_folder, write_atomically
+from sdtune.inference.images import contact_sheet
 from sdtune.methods.textual_inversion import add_placeholder, expand_placeholder
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline

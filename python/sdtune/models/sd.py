@@ -15,10 +15,8 @@ from sdtune.errors import BadInput
 from sdtune.host.processor import instruction_set
 from sdtune.methods.textual_inversion import LearnedEmbedding, add_placeholder, initializer_ids, install
 from sdtune.models.weights import default_cache, load_converted, map_tensors
-from sdtune.ops import kernels
-from sdtune.ops.attention import BlockwiseProcessor
-from sdtune.ops.frozen_ops import use_frozen_ops, use_winograd, winograd_kernels
-from sdtune.settings.job import Job
+from sdtune.ops.unet import optimize_unet
+from sdtune.settings import Job
 from sdtune.training.checkpoint import model_fingerprint
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
@@ -76,6 +74,22 @@ def convolution_of(job: Job) -> Literal["winograd", "direct"]:
     return "direct" if job.training.mixed_precision == "bf16" and instruction_set() == "AMX" else "winograd"
 
 
+def _use_fast_operations(unet: UNet2DConditionModel, job: Job, model: Path, cache: Path, fingerprint: str) -> None:
+    side = latent_side(model, job.data.resolution)
+    like = {"dtype": unet.dtype, "device": "meta"}
+    optimize_unet(
+        unet,
+        example_inputs={
+            "sample": torch.empty(1, unet.config.in_channels, side, side, **like),
+            "timestep": torch.empty(1, device="meta"),
+            "encoder_hidden_states": torch.empty(1, 1, unet.config.cross_attention_dim, **like),
+        },
+        attention=job.training.attention,
+        convolution=convolution_of(job),
+        map_tensors=lambda make: map_tensors(make, cache, f"unet-winograd-{side}", fingerprint, unet.dtype),
+    )
+
+
 def load_frozen(job: Job) -> Frozen:
     """UNet and text encoder in their final type, frozen, with the new word's rows as only parameter.
 
@@ -105,15 +119,7 @@ def load_frozen(job: Job) -> Frozen:
         fingerprint,
         dtype,
     )
-    if job.training.attention == "blockwise":
-        unet.set_attn_processor(BlockwiseProcessor(kernel=dtype is torch.bfloat16 and kernels.usable()))
-    use_frozen_ops(unet)
-    if convolution_of(job) == "winograd":
-        side = latent_side(model, job.data.resolution)
-        transformed = map_tensors(
-            lambda: winograd_kernels(unet, side), cache, f"unet-winograd-{side}", fingerprint, dtype
-        )
-        use_winograd(unet, transformed)
+    _use_fast_operations(unet, job, model, cache, fingerprint)
     if job.software_stack == "ipex":
         unet = optimize_with_ipex(unet, dtype)
     embedding = install(text_encoder, ids, start)

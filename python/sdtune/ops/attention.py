@@ -1,39 +1,41 @@
-"""Attention over long sequences: in bf16 by one kernel, elsewhere in matrix products that fit the cache.
+"""Attention for frozen networks: one compiled kernel in bf16, elsewhere matrix multiplications that fit the cache.
 
-At 512 pixels the UNet's first blocks attend from 4,096 places to 4,096 places with heads of 40 numbers, a third of a
-training step. torch's flash kernel for CPUs works on tiles so small that its products stay far below the rate of a
-plain one. In bf16, on processors that have instructions for it, all of it is done by :mod:`sdtune.ops.kernels`.
-Elsewhere a block of 256 queries for every thread against the 4,096 keys of one head goes through the same oneDNN
-products as everything else; in bf16 it would be 2 MB, what a core's cache holds. As in flash attention the backward
-pass computes the blocks again instead of keeping them (Dao et al., arXiv 2205.14135; blocks of whole rows do without
-its online softmax).
+At 512 pixels the UNet's first blocks attend from 4,096 positions to 4,096 positions with head dimension 40. This is a
+third of a training step. torch's flash kernel for CPUs uses tiles so small that its matrix multiplications stay far
+below the rate of a plain one.
 
-``python/bench/attention.py`` measures all three.
+* In bf16, on processors with instructions for it, :mod:`sdtune.ops.kernels` does everything in one compiled kernel.
+* Elsewhere, a block of 256 queries for each thread meets the 4,096 keys of one head in oneDNN's matrix multiplications.
+  The weights of such a block fit a core's cache. As in flash attention (Dao et al., arXiv 2205.14135), the backward pass
+  recomputes the blocks. Blocks hold whole rows, so no online softmax is needed.
+
+``python/bench/attention.py`` measures both against torch's own.
 """
 
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sdtune.ops import kernels
 
 BLOCK = 2**20
-"""Weights, queries x keys, at a time and thread: 2 MB in bf16, what a core's own cache holds."""
-SMALL = 256
-"""Up to so many keys, as in cross-attention, the forward pass is made again, not kept; all heads are one block."""
+"""Weights, queries x keys, at a time and thread: 2 MB in bf16, the size of a core's own cache."""
+FEW_KEYS = 256
+"""Up to this many keys, as in cross-attention, one block holds all heads."""
 
 
-def _blocks(q: torch.Tensor, k: torch.Tensor) -> list[slice]:
-    """The queries in turn, so many that their weights make one block."""
-    rows = max(1, BLOCK * torch.get_num_threads() // k.shape[1])
-    return [slice(first, first + rows) for first in range(0, q.shape[1], rows)]
+def _query_blocks(q: torch.Tensor, k: torch.Tensor) -> list[slice]:
+    """Slices of the queries, so long that their weights make one block."""
+    length = max(1, BLOCK * torch.get_num_threads() // k.shape[1])
+    return [slice(first, first + length) for first in range(0, q.shape[1], length)]
 
 
-def _whole_vectors(x: torch.Tensor) -> torch.Tensor:
-    """[..., d] with d filled up by zeros to a multiple of 16: products with d columns then fill whole vectors."""
+def _pad_to_vectors(x: torch.Tensor) -> torch.Tensor:
+    """[..., d] with d padded to a multiple of 16: matrix multiplications with d columns then use whole vectors."""
     return F.pad(x, (0, -x.shape[-1] % 16)).contiguous()
 
 
@@ -44,10 +46,10 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys = k.transpose(1, 2).contiguous()  # [heads, d, m]
         ctx.save_for_backward(q, keys, v)
-        values = _whole_vectors(v)
+        values = _pad_to_vectors(v)
         out = q.new_empty(*q.shape[:2], values.shape[-1])
         for head in range(len(q)):
-            for block in _blocks(q, k):
+            for block in _query_blocks(q, k):
                 weights = q[head, block] @ keys[head]
                 torch.softmax(weights, -1, out=weights)
                 torch.mm(weights, values[head], out=out[head, block])
@@ -58,27 +60,27 @@ class _Blockwise(torch.autograd.Function):
         q, keys, v = ctx.saved_tensors
         d_out = d_outs[0].contiguous()
         values = v.transpose(1, 2).contiguous()  # [heads, d, m]
-        k = _whole_vectors(keys.transpose(1, 2))  # [heads, m, d or a little more]
+        k = _pad_to_vectors(keys.transpose(1, 2))  # [heads, m, d, padded]
         d_q = q.new_empty(*q.shape[:2], k.shape[-1])
         # blocks are summed in float32 at least
         d_keys = torch.zeros_like(keys, dtype=torch.promote_types(q.dtype, torch.float32))
         d_values = torch.zeros_like(d_keys)
         for head in range(len(q)):
-            for block in _blocks(q, v):
-                its_q, its_d = q[head, block], d_out[head, block]
-                weights = its_q @ keys[head]
+            for block in _query_blocks(q, v):
+                q_block, d_block = q[head, block], d_out[head, block]
+                weights = q_block @ keys[head]
                 torch.softmax(weights, -1, out=weights)
-                # wide and flat products, [d, rows] x [rows, m], run faster than tall and thin ones
-                d_values[head] += its_d.t() @ weights
-                d_logits = torch._softmax_backward_data(its_d @ values[head], weights, -1, weights.dtype)
+                # wide and flat, [d, rows] x [rows, m], runs faster than tall and thin
+                d_values[head] += d_block.t() @ weights
+                d_logits = torch._softmax_backward_data(d_block @ values[head], weights, -1, weights.dtype)
                 torch.mm(d_logits, k[head], out=d_q[head, block])
-                d_keys[head] += its_q.t() @ d_logits
+                d_keys[head] += q_block.t() @ d_logits
         d_k, d_v = (x.transpose(1, 2).to(q.dtype) for x in (d_keys, d_values))
         return d_q[..., : q.shape[-1]], d_k, d_v
 
 
-class _Recomputed(torch.autograd.Function):
-    """The same for few keys, as in cross-attention: all heads at once, and the weights are a few MB to make again."""
+class _FewKeys(torch.autograd.Function):
+    """The same for few keys, as in cross-attention: all heads at once. The weights are a few MB, and recomputed."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -106,39 +108,18 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
         [heads, n, d], of the type of ``q``; gradients go to all three.
     """
     q = q * scale
-    # The same number added to all logits of a query changes nothing, so keys may be taken about their mean: the logits
+    # Adding one number to all logits of a query does not change the result. So the keys' mean is subtracted: the logits
     # get smaller, and rounding them to bf16 costs less.
     k = k - k.mean(1, keepdim=True)
-    function = _Recomputed if k.shape[1] <= SMALL else _Blockwise
+    function = _FewKeys if k.shape[1] <= FEW_KEYS else _Blockwise
     out: torch.Tensor = function.apply(q.contiguous(), k, v.contiguous())  # type: ignore[no-untyped-call]
     return out
 
 
-class _InOneKernel(torch.autograd.Function):
-    """The same in one kernel, of [batch, n, heads * d], [batch, m, heads * d], [batch, m, heads * d]."""
+class _ProjectedSelfAttention(torch.autograd.Function):
+    """Self-attention of x [batch, n, channels] in the compiled kernel, with its frozen projections to q, k and v.
 
-    @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
-        out, log_sums = kernels.attention_forward(q, k, v, heads, scale)
-        again = k.shape[1] <= SMALL  # 26 MB less at 512 pixels, for one more pass that is short
-        ctx.save_for_backward(q, k, v, None if again else out, None if again else log_sums)
-        ctx.arguments = heads, scale
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, log_sums = ctx.saved_tensors
-        if out is None:
-            out, log_sums = kernels.attention_forward(q, k, v, *ctx.arguments)
-        return *kernels.attention_backward(q, k, v, out, d_outs[0], log_sums, *ctx.arguments), None, None
-
-
-class _WithProjections(torch.autograd.Function):
-    """The same of one x [batch, n, channels] and weights and biases of its projections to q, k and v, which are frozen.
-
-    Keeps x, and makes q, k and v again, three times as large: at 512 pixels that is 30 MB less when most is held, for
-    2 % more products.
+    Saves x instead of q, k and v, which are three times as large and recomputed: 2% more FLOPs.
     """
 
     @staticmethod
@@ -163,11 +144,37 @@ class _WithProjections(torch.autograd.Function):
         return d_x.view(x.shape), None, None, None, None, None
 
 
+def projected_self_attention(
+    x: torch.Tensor, heads: int, scale: float, projections: tuple[nn.Linear, nn.Linear, nn.Linear]
+) -> torch.Tensor:
+    """Attention from x to x in the compiled kernel.
+
+    Args:
+        x: bf16 [batch, n, channels].
+        heads: of the projected x.
+        scale: of the logits.
+        projections: to q, k and v; plain and frozen.
+
+    Returns:
+        bf16 [batch, n, heads * d]; a gradient goes to ``x`` only.
+    """
+    parameters = [(linear.weight, linear.bias) for linear in projections]
+    out: torch.Tensor = _ProjectedSelfAttention.apply(  # type: ignore[no-untyped-call]
+        x, heads, scale, *parameters
+    )
+    return out
+
+
+def _is_frozen(linear: nn.Module) -> bool:
+    """Whether it is a plain projection that nothing learns: no adapter around it, no gradient of its weight."""
+    return type(linear) is nn.Linear and not linear.weight.requires_grad
+
+
 class BlockwiseProcessor:
     """diffusers' attention processor with the attention of this module; for UNets without masks, norms or added keys.
 
     Args:
-        kernel: use that of :mod:`sdtune.ops.kernels`, which is for bf16.
+        kernel: use the compiled one of :mod:`sdtune.ops.kernels`, which is for bf16.
     """
 
     def __init__(self, *, kernel: bool = False) -> None:
@@ -185,17 +192,16 @@ class BlockwiseProcessor:
         """[batch, n, channels], and [batch, m, dim] for cross-attention -> [batch, n, channels]."""
         if attention_mask is not None:
             raise NotImplementedError("the UNet of Stable Diffusion uses no mask")
+        projections = (attn.to_q, attn.to_k, attn.to_v)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        out: torch.Tensor
-        if self._kernel and context is hidden_states:
-            projections = [(linear.weight, linear.bias) for linear in (attn.to_q, attn.to_k, attn.to_v)]
-            out = _WithProjections.apply(context, attn.heads, attn.scale, *projections)  # type: ignore[no-untyped-call]
+        if self._kernel and context is hidden_states and all(map(_is_frozen, projections)):
+            out = projected_self_attention(context, attn.heads, attn.scale, projections)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
             if self._kernel:
-                out = _InOneKernel.apply(q, k, v, attn.heads, attn.scale)  # type: ignore[no-untyped-call]
+                out, _ = kernels.attention_forward(q, k, v, attn.heads, attn.scale)
             else:
                 q, k, v = (attn.head_to_batch_dim(x) for x in (q, k, v))
                 out = attn.batch_to_head_dim(attention(q, k, v, attn.scale))
-        out = attn.to_out[0](out)
-        return out
+        projected: torch.Tensor = attn.to_out[0](out)
+        return projected

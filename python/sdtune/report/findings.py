@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from statistics import median
 
+from sdtune.host.processor import has_bf16
 from sdtune.report.record import Rank, RunRecord
 
 SLOW = 1.15
@@ -48,7 +49,7 @@ def _of_speed(run: RunRecord) -> Iterator[str]:
 
 def _of_stack(run: RunRecord) -> Iterator[str]:
     precision = run.start.get("mixed_precision", run.asked("training", "mixed_precision"))
-    without = [h["host"] for h in run.hosts if not {"avx512_bf16", "amx_bf16"} & set(h.get("features", []))]
+    without = [h["host"] for h in run.hosts if not has_bf16(h.get("features", []))]
     if precision == "bf16" and without:
         yield (
             f"bf16 on processors that cannot compute in it ({', '.join(without)}): it is emulated, which is slow. "

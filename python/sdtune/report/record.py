@@ -46,7 +46,7 @@ class RunRecord:
         resumes: how often it went on after a stop.
         steps: lines of kind ``step``, in order; so are ``validations``.
         ranks: every rank, or none where the run did not get to its first validation.
-        hosts: one object a host, see :func:`sdtune.host.describe.describe_hosts`.
+        hosts: one object a host, see :func:`sdtune.training.ranks.describe_hosts`.
         finished: ``finished.json``, or None for a run that has not finished.
         concept: small copies of the pictures that were learned from.
         validation: {step: {seed: picture}} of the validation prompt.

@@ -1,1 +1,34 @@
-"""Everything that a run can be asked to do: declared once, read from job files and flags."""
+"""The one place where a setting is declared: name, type, default, bounds and meaning.
+
+To change a default, change the field in the module of its section (``training.py``, ``data.py``, ...) and run
+``make settings``, which writes the roles' defaults and argument_specs and ``docs/settings.md``. Nothing here imports
+torch: the control node, which has none, imports this package too.
+"""
+
+from sdtune.settings.data import DataArgs
+from sdtune.settings.flags import add_job_flags, job_from_flags, training_job
+from sdtune.settings.generation import GenerationJob, SchedulerName
+from sdtune.settings.job import RUN_NAME_PATTERN, Job
+from sdtune.settings.load import build, read_yaml, to_mapping
+from sdtune.settings.model import ModelArgs
+from sdtune.settings.openvino import OpenVINOArgs
+from sdtune.settings.training import TrainingArgs
+from sdtune.settings.validation import ValidationArgs
+
+__all__ = [
+    "RUN_NAME_PATTERN",
+    "DataArgs",
+    "GenerationJob",
+    "Job",
+    "ModelArgs",
+    "OpenVINOArgs",
+    "SchedulerName",
+    "TrainingArgs",
+    "ValidationArgs",
+    "add_job_flags",
+    "build",
+    "job_from_flags",
+    "read_yaml",
+    "to_mapping",
+    "training_job",
+]

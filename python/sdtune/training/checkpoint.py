@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 # what may differ between a run and its resumption without changing what is learned
 _MAY_CHANGE = (
@@ -31,7 +31,7 @@ _MAY_CHANGE = (
     "resume_from_checkpoint",
     "resume_reshard",
     "save_as_full_pipeline",
-    "stall_timeout",
+    "collective_timeout",
 )
 # what resume_reshard allows to differ: how a global batch is cut into ranks, micro-steps and batches
 _RESHARDED = ("world_size", "train_batch_size", "gradient_accumulation_steps")

@@ -15,7 +15,7 @@ from sdtune.files import nearest_folder
 from sdtune.launch.run_folder import Run
 from sdtune.methods.textual_inversion import add_placeholder, initializer_ids
 from sdtune.models.weights import check_cache, default_cache
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 
 _WEIGHTS = ("unet", "vae", "text_encoder")
 

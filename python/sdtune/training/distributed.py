@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
-from sdtune.settings.job import Job
+from sdtune.settings import Job
 from sdtune.training.backends import check_backend, load_backend
 from sdtune.training.checkpoint import identity
 from sdtune.training.checks import check_job, check_world_size, launched_world_size
@@ -72,7 +72,7 @@ def start_accelerator(job: Job) -> Accelerator:
     if launched_world_size() > 1:
         load_backend(job.training.backend)
         # torch's own is half an hour: so long would ranks wait for one that never comes, or never answers
-        timeout = timedelta(seconds=job.training.stall_timeout)
+        timeout = timedelta(seconds=job.training.collective_timeout)
         PartialState(cpu=True, backend=job.training.backend, timeout=timeout)
         check_backend(job.training.backend)
     trackers = None if job.training.report_to == "none" else job.training.report_to

@@ -1,7 +1,7 @@
 """``metrics.jsonl``: one JSON object a line, written by rank 0, each line at once; and the same in a tracker.
 
 Kinds of object: ``start`` and ``resume`` (what runs where), ``step`` (one an optimizer step), ``validation`` (loss on
-fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.host.describe.RankTimes`),
+fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.training.ranks.RankTimes`),
 ``stopped`` (the last line of a run that was asked to stop).
 ``time`` is the Unix time of writing; other times are seconds, of rank 0 unless they are lists. ``step_s`` is the whole
 step; ``forward_s``, ``backward_s`` and ``sync_s`` (all-reduce, and waiting for the slowest rank) are parts of it;
@@ -9,16 +9,13 @@ step; ``forward_s``, ``backward_s`` and ``sync_s`` (all-reduce, and waiting for 
 """
 
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from sdtune.files import write_atomically
-from sdtune.host.processor import instruction_set, libraries
 
 
 class Metrics:
@@ -56,32 +53,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All objects of a file, in order; a last line cut off by a crash is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
-
-
-def describe_host() -> dict[str, Any]:
-    """What a reader has to know of the host to understand its speed."""
-    return {
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "instruction_set": instruction_set(),
-        "libraries": libraries(),
-        "threads_per_rank": torch.get_num_threads(),
-    }
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def reset_peak_rss() -> None:
-    """Let :func:`peak_rss_bytes` count from now on."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_rss_bytes() -> int:
-    """Most memory that was resident in this process, mapped files included, since :func:`reset_peak_rss`."""
-    return _status_bytes("VmHWM")

@@ -16,18 +16,20 @@ from sdtune.data.captions import caption_templates
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
 from sdtune.data.samples import Draw, Sampler, sample_numbers
-from sdtune.data.sheets import save_small
+from sdtune.data.thumbnails import save_thumbnails
 from sdtune.errors import BadInput, Stopped, TrainingFailed
-from sdtune.host.describe import RankTimes, describe_hosts, revision
+from sdtune.host.facts import describe_host, revision
+from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.methods.textual_inversion import expand_placeholder
 from sdtune.models.pipelines import draw_validation, save_full_pipeline, save_validation, seeds_of_rank
 from sdtune.models.sd import convolution_of, denoising_losses, load_frozen
-from sdtune.settings.job import Job, to_mapping
+from sdtune.settings import Job, to_mapping
 from sdtune.training.checkpoint import Progress, find_checkpoint, restore, save_checkpoint
 from sdtune.training.distributed import check_together, of_first_rank, start_accelerator
-from sdtune.training.metrics import Metrics, describe_host, peak_rss_bytes, reset_peak_rss
+from sdtune.training.metrics import Metrics
+from sdtune.training.ranks import RankTimes, describe_hosts
 from sdtune.training.validation import Validator, make_triples
 
 
@@ -127,7 +129,7 @@ def train(job: Job) -> dict[str, Any]:
     metrics = Metrics(run.metrics, progress.step, accelerator) if is_main else None
     hosts = describe_hosts(rank, world_size)
     if metrics is not None:
-        save_small(pictures, run.concept)
+        save_thumbnails(pictures, run.concept)
         metrics.write(
             "resume" if progress.step else "start",
             **({"step": progress.step} if progress.step else {}),

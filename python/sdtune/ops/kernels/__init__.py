@@ -1,4 +1,8 @@
-"""Kernels in C for what torch does slowly: attention in bf16, with AMX or AVX-512. ``build.py`` compiles them."""
+"""Compiled kernels for what torch does slowly: attention in bf16, with AMX or AVX-512. ``build.py`` compiles them.
+
+They are operators of torch, ``sdtune::attention_forward`` and ``sdtune::attention_backward``. torch knows the shapes of
+their results (on the meta device, for ``torch.compile``) and their gradients.
+"""
 
 import ctypes
 import functools
@@ -6,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sdtune.errors import BadInput
 from sdtune.host.processor import instruction_set
 from sdtune.ops.kernels.build import PROCESSORS, library
+
+RECOMPUTED_KEYS = 256
+"""Up to this many keys, as in cross-attention, the backward pass recomputes the forward pass, which is short."""
 
 _POINTER: Any = ctypes.c_void_p
 _LENGTH: Any = ctypes.c_int64
@@ -38,8 +46,8 @@ def _load() -> ctypes.CDLL:
     instructions = instruction_set()
     if instructions not in PROCESSORS:
         raise BadInput(
-            f"the kernels are for {' and '.join(PROCESSORS)}, not for this processor, which has {instructions}; "
-            f"set training.attention to sdpa"
+            f"the compiled kernels are for {' and '.join(PROCESSORS)}, not for this processor, which has "
+            f"{instructions}; set training.attention to sdpa"
         )
     path = library(instructions)
     if not path.exists():
@@ -51,9 +59,11 @@ def _load() -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
-        raise BadInput(f"the kernels do not load: {error}; set training.attention to sdpa") from None
+        raise BadInput(f"the compiled kernels do not load: {error}; set training.attention to sdpa") from None
     if loaded.sdtune_attention_allow() != 0:
-        raise BadInput("this kernel does not let processes use AMX, 5.16 or newer does; set training.attention to sdpa")
+        raise BadInput(
+            "this Linux kernel does not let processes use AMX, 5.16 or newer does; set training.attention to sdpa"
+        )
     loaded.sdtune_attention_forward.argtypes = [_POINTER] * 3 + _SHAPE + [_POINTER] * 2
     loaded.sdtune_attention_backward.argtypes = [_POINTER] * 6 + _SHAPE + [_POINTER] * 3
     return loaded
@@ -70,25 +80,28 @@ def check() -> None:
 
 
 def _operands(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *like_q: torch.Tensor
-) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
-    """As they have to lie in memory, and batch, heads, n, m, d; what C would not notice is refused here."""
+    q: Tensor, k: Tensor, v: Tensor, heads: int, *like_q: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The tensors, contiguous, and batch, heads, n, m, d. The C code checks nothing, so shapes are checked here."""
     tensors = (q, k, v, *like_q)
     shapes = [tuple(x.shape) for x in tensors]
     if any(x.dtype != torch.bfloat16 or x.dim() != 3 for x in tensors):
-        raise ValueError(f"bf16 [batch, places, channels], not {[(x.dtype, tuple(x.shape)) for x in tensors]}")
+        raise ValueError(f"bf16 [batch, positions, channels], not {[(x.dtype, tuple(x.shape)) for x in tensors]}")
     batch, n, width = q.shape
     m = k.shape[1]
     if k.shape != (batch, m, width) or v.shape != k.shape or any(x.shape != q.shape for x in like_q):
-        raise ValueError(f"these do not belong together: {shapes}")
+        raise ValueError(f"these shapes do not fit together: {shapes}")
     if 0 in (*q.shape, m) or width % heads:
-        raise ValueError(f"nothing, or no {heads} heads of the same size: {shapes}")
+        raise ValueError(f"an empty tensor, or no {heads} heads of the same size: {shapes}")
     return tuple(x.contiguous() for x in tensors), (batch, heads, n, m, width // heads)
 
 
-def attention_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty_results(q: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(len(q) * heads, q.shape[1], dtype=torch.float32)
+
+
+@torch.library.custom_op("sdtune::attention_forward", mutates_args=(), device_types="cpu")
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:
     """softmax(scale * q k^T) v of each head.
 
     Args:
@@ -99,14 +112,15 @@ def attention_forward(
         scale: usually d ** -0.5.
 
     Returns:
-        The result, bf16 [batch, n, heads * d]; and what the backward pass needs, float32 [batch * heads, n].
+        The result, bf16 [batch, n, heads * d], with gradients for q, k and v; and what the backward pass needs, float32
+        [batch * heads, n].
 
     Raises:
         ValueError: shapes or types do not fit.
-        MemoryError: a few MB a thread are not to be had.
+        MemoryError: a few MB for each thread cannot be allocated.
     """
     (q, k, v), shape = _operands(q, k, v, heads)
-    out, log_sums = torch.empty_like(q), q.new_empty(len(q) * heads, q.shape[1], dtype=torch.float32)
+    out, log_sums = _empty_results(q, heads)
     if _load().sdtune_attention_forward(
         *(x.data_ptr() for x in (q, k, v)), *shape, scale, torch.get_num_threads(),
         out.data_ptr(), log_sums.data_ptr(),
@@ -115,25 +129,49 @@ def attention_forward(
     return out, log_sums
 
 
+@torch.library.custom_op("sdtune::attention_backward", mutates_args=(), device_types="cpu")
 def attention_backward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    d_out: torch.Tensor,
-    log_sums: torch.Tensor,
-    heads: int,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, log_sums: Tensor, heads: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`attention_forward` for q, k and v, of their shapes; ``d_out`` is that of ``out``."""
     (q, k, v, out, d_out), shape = _operands(q, k, v, heads, out, d_out)
     if log_sums.shape != (len(q) * heads, q.shape[1]) or log_sums.dtype != torch.float32:
-        raise ValueError(f"sums of another pass: {log_sums.dtype} {tuple(log_sums.shape)}")
+        raise ValueError(f"log_sums of another pass: {log_sums.dtype} {tuple(log_sums.shape)}")
     log_sums = log_sums.contiguous()
-    gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    gradients = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     if _load().sdtune_attention_backward(
         *(x.data_ptr() for x in (q, k, v, out, d_out, log_sums)), *shape, scale, torch.get_num_threads(),
         *(x.data_ptr() for x in gradients),
     ):  # fmt: skip
         raise MemoryError
     return gradients
+
+
+@attention_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:
+    return _empty_results(q, heads)
+
+
+@attention_backward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, log_sums: Tensor, heads: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save_for_backward(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, float], output: tuple[Tensor, Tensor]
+) -> None:
+    q, k, v, *ctx.arguments = inputs
+    ctx.save_for_backward(q, k, v, *((None, None) if k.shape[1] <= RECOMPUTED_KEYS else output))
+    ctx.set_materialize_grads(False)  # log_sums has none
+
+
+def _gradients(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, log_sums = ctx.saved_tensors
+    if out is None:
+        out, log_sums = attention_forward(q, k, v, *ctx.arguments)
+    return *attention_backward(q, k, v, out, d_out, log_sums, *ctx.arguments), None, None
+
+
+attention_forward.register_autograd(_gradients, setup_context=_save_for_backward)

@@ -1,0 +1,89 @@
+"""Generating the batches of a plan in this process: loading the pipeline, and one batch after the other."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sdtune.inference.images import encode_png
+from sdtune.inference.openvino import load, set_unet_batch
+from sdtune.inference.plan import Plan
+from sdtune.launch.run_folder import Run
+from sdtune.settings import GenerationJob
+
+if TYPE_CHECKING:
+    from sdtune.inference.generator import ImageGenerator
+
+
+def bind_to_cores(cores: Sequence[int]) -> None:
+    """Bind this process to ``cores``, before it loads a library that counts them."""
+    # with KMP_AFFINITY, which training sets, OpenVINO uses one core only
+    os.environ.pop("KMP_AFFINITY", None)
+    os.sched_setaffinity(0, cores)
+
+
+def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenerator":
+    """Load the pipeline. What OpenVINO compiles, it compiles at the first batch."""
+    from sdtune.inference.generator import ImageGenerator  # torch and diffusers take seconds to import
+
+    interval = (job.guidance_start, job.guidance_stop)
+    if plan.exported is not None:
+        static = plan.exported.shape is not None
+        config = {
+            "INFERENCE_PRECISION_HINT": job.precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        pipeline = load(Run(job.run_dir).openvino, static=static, ov_config=config)
+        # where some or all steps are without guidance, one half at a time: see GuidanceInterval
+        if static and (job.guidance_scale <= 1 or interval != (0.0, 1.0)):
+            set_unet_batch(pipeline, plan.shape.images)
+    else:
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        torch.set_num_threads(threads)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            Run(job.run_dir).pipeline, torch_dtype=torch.float32, use_safetensors=True
+        )
+    return ImageGenerator(
+        pipeline,
+        steps=job.num_inference_steps,
+        guidance_scale=job.guidance_scale,
+        interval=interval,
+        scheduler=job.scheduler,
+        tiny_autoencoder=job.tiny_autoencoder,
+        height=plan.shape.height,
+        width=plan.shape.width,
+    )
+
+
+def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, number: int) -> dict[str, bytes]:
+    """Generate one batch of the plan.
+
+    Returns:
+        {file name: PNG}, each with metadata that say how it was generated.
+    """
+    from sdtune.methods.textual_inversion import expand_placeholder  # imports torch, which takes seconds
+
+    batch, per_prompt = plan.batches[number], plan.shape.num_images_per_prompt
+    prompts = [expand_placeholder(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
+    images = generator.generate(prompts, [r.seed for r in batch], job.negative_prompt, per_prompt)
+    files = {}
+    for request, image in dict(zip(batch, images, strict=True)).items():
+        metadata = {
+            "prompt": request.prompt,
+            "negative_prompt": job.negative_prompt,
+            "seed": request.seed,
+            "source": job.source,
+            "num_inference_steps": job.num_inference_steps,
+            "guidance_scale": job.guidance_scale,
+            "guidance_interval": [job.guidance_start, job.guidance_stop],
+            "scheduler": generator.scheduler,
+            "precision": job.precision if plan.exported else "f32",
+            "weights": plan.exported.weights if plan.exported else "fp32",
+            "decoder": "tiny" if job.tiny_autoencoder else "full",
+            "model_sha256": plan.model_sha256,
+            "software": "sdtune",
+        }
+        files[plan.name(request)] = encode_png(image, metadata)
+    return files

@@ -1,0 +1,59 @@
+"""How much memory generation needs, predicted from a pipeline's configuration before any of it is loaded."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+_NETWORKS = ("text_encoder", "unet", "vae")
+# Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
+# cannot fit, and what they accept may still be too much.
+_UNET_MAPS = 12
+_DECODER_MAPS = 4
+_INTERPRETER = 700_000_000  # Python with torch, diffusers and OpenVINO loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSize:
+    """The sizes of a pipeline that its memory depends on."""
+
+    parameters: int
+    """Of the text encoder, the UNet and the VAE."""
+    unet_channels: int
+    """Of the UNet's feature maps at full latent resolution."""
+    decoder_channels: int
+    """Of the decoder's widest feature map at full image resolution."""
+    factor: int
+    """Downsampling factor of the VAE: pixels along the side of a latent position."""
+
+
+def _parameters(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return total
+
+
+def read_size(model: Path) -> PipelineSize:
+    """The size of a pipeline in diffusers layout, from its configuration and the headers of its weights."""
+    unet = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))
+    vae = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
+    channels = vae["block_out_channels"]
+    return PipelineSize(
+        parameters=sum(_parameters(model / name) for name in _NETWORKS),
+        unet_channels=unet["block_out_channels"][0],
+        decoder_channels=channels[min(1, len(channels) - 1)],  # the output of the last upsampling
+        factor=2 ** (len(channels) - 1),
+    )
+
+
+def predict_bytes(size: PipelineSize, images: int, height: int, width: int, *, guided: bool, bf16: bool) -> int:
+    """Bytes that one process needs to generate ``images`` at once."""
+    element = 2 if bf16 else 4
+    latents = (height // size.factor) * (width // size.factor)
+    unet = _UNET_MAPS * (2 if guided else 1) * images * latents * size.unet_channels
+    decoder = _DECODER_MAPS * images * height * width * size.decoder_channels
+    return _INTERPRETER + element * (size.parameters + unet + decoder)

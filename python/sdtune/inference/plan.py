@@ -1,0 +1,213 @@
+"""The plan of a generation job: every prompt with every seed, cut into batches, checked before any network is loaded.
+
+The batches are made once, and each is generated as a whole, by whichever process takes it: the other images of a batch
+can change the last bits of an image. So the same images come out however many processes and hosts there are.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdtune.errors import BadInput
+from sdtune.host import memory
+from sdtune.host.numa import split_cores
+from sdtune.host.processor import has_bf16
+from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
+from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
+from sdtune.launch.run_folder import Run
+from sdtune.settings import GenerationJob
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image that is asked for."""
+
+    prompt: str
+    """As in the job, with the placeholder token."""
+    seed: int
+    """Of the starting noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a generation job asks for, and how this host does it."""
+
+    job: dict[str, Any]
+    """The job, as nested mappings."""
+    shape: StaticShape
+    """Of one batch."""
+    placeholder: str
+    """The placeholder token that the run learned."""
+    num_vectors: int
+    """Embedding vectors of the placeholder token."""
+    exported: ExportFacts | None
+    """None: the PyTorch pipeline generates."""
+    model_sha256: str
+    """Digest of the files that generate."""
+    requests: list[Request]
+    """In the order of the files' numbers."""
+    batches: list[list[Request]]
+    """What is generated in one call each."""
+    cores: list[list[int]]
+    """The cores of each process on this host."""
+    warnings: list[str]
+    """For the user."""
+
+    def name(self, request: Request) -> str:
+        """The image's file name."""
+        return f"{self.requests.index(request):04d}-seed{request.seed}.png"
+
+    def names(self, batch: int) -> list[str]:
+        """The file names of a batch."""
+        return sorted({self.name(request) for request in self.batches[batch]})
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what is generated and from which weights: hosts with one fingerprint generate the same images."""
+        return hashlib.sha256(json.dumps([self.job, self.model_sha256, asdict(self.shape)]).encode()).hexdigest()
+
+
+def make_batches(requests: Sequence[Request], shape: StaticShape) -> list[list[Request]]:
+    """Group requests into calls of a static pipeline.
+
+    Each call holds ``batch_size`` groups of ``num_images_per_prompt`` requests with one prompt. A group or a call that
+    is not full is padded with its last request, whose extra images are dropped.
+    """
+    per_prompt, groups = shape.num_images_per_prompt, []
+    for prompt in dict.fromkeys(r.prompt for r in requests):
+        same = [r for r in requests if r.prompt == prompt]
+        for i in range(0, len(same), per_prompt):
+            group = same[i : i + per_prompt]
+            groups.append(group + [group[-1]] * (per_prompt - len(group)))
+    result = []
+    for i in range(0, len(groups), shape.batch_size):
+        batch = groups[i : i + shape.batch_size]
+        batch += [batch[-1]] * (shape.batch_size - len(batch))
+        result.append([request for group in batch for request in group])
+    return result
+
+
+def added_tokens(pipeline: Path) -> set[str]:
+    """The tokens that were added to a pipeline's tokenizer."""
+    tokenizer = json.loads((pipeline / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    return {token["content"] for token in tokenizer["added_tokens"]}
+
+
+def _check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
+    """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
+    for text in (*job.prompts, job.negative_prompt):
+        for word in re.findall(r"<[^<>\s]+>", text):
+            if word not in known:
+                raise BadInput(
+                    f"prompts: the model of this run does not know {word} (in {text!r}); it has learned {placeholder}"
+                )
+    return [
+        f"the prompt {prompt!r} does not hold the learned word {placeholder}"
+        for prompt in job.prompts
+        if placeholder not in prompt
+    ]
+
+
+def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int) -> StaticShape:
+    """The shape of a batch: that of a static copy, else one image of the size that the job asks for."""
+    if exported is not None and exported.shape is not None:
+        for name in ("height", "width"):
+            asked, has = getattr(job, name), getattr(exported.shape, name)
+            if asked not in (None, has):
+                raise BadInput(
+                    f"{name}: the OpenVINO copy of this run is static, with a {name} of {has}, not {asked}; leave it "
+                    f"out, or export again (openvino.{name}: {asked}, or dynamic_shapes: true)"
+                )
+        return exported.shape
+    shape = StaticShape(
+        batch_size=1, num_images_per_prompt=1, height=job.height or resolution, width=job.width or resolution
+    )
+    step = exported.step if exported is not None else 8
+    for name in ("height", "width"):
+        if getattr(shape, name) % step:
+            raise BadInput(f"{name}: {getattr(shape, name)} is not a multiple of {step}, which this model's UNet needs")
+    return shape
+
+
+def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, processes: int) -> None:
+    """Refuse what does not fit into this host's memory, by prediction."""
+    bf16 = job.precision == "bf16" and job.source == "openvino"
+    one = predict_bytes(size, shape.images, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
+    free = memory.available_bytes()
+    if processes * one > free:
+        raise BadInput(
+            f"{processes} process(es) that draw {shape.images} picture(s) of {shape.width} x {shape.height} pixels "
+            f"at once need about {processes * one / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; lower "
+            f"processes, or export the run again with a smaller openvino.batch_size"
+        )
+
+
+def _check_precision(job: GenerationJob) -> None:
+    if job.precision == "bf16" and job.source == "openvino" and not has_bf16():
+        raise BadInput("precision: this CPU has no bf16 instructions (AVX-512 or AMX); take f32")
+
+
+def _check_tiny_autoencoder(job: GenerationJob) -> None:
+    if job.tiny_autoencoder and not (Path(job.tiny_autoencoder) / "config.json").is_file():
+        raise BadInput(f"tiny_autoencoder: {job.tiny_autoencoder} holds no AutoencoderTiny (config.json)")
+
+
+def _warn_of_scheduler(job: GenerationJob, folder: Path) -> list[str]:
+    unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    if job.scheduler != "lcm" or unet.get("time_cond_proj_dim"):
+        return []
+    return [
+        "scheduler lcm is for models that were distilled for it; this UNet has no embedding of the guidance scale, so "
+        "unless such weights were merged into it the pictures will be poor"
+    ]
+
+
+def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
+    """Check the job against the run and this host, and cut the work into batches. Loads no network.
+
+    Args:
+        job: what is asked for.
+        check_memory: False in a worker: its parent checked before this host's other workers took memory.
+
+    Raises:
+        BadInput: the first thing that is wrong, and how to correct it.
+    """
+    run = Run(job.run_dir)
+    if job.source == "openvino":
+        exported = read_facts(run)
+        placeholder, vectors, resolution = exported.placeholder, exported.num_vectors, exported.resolution
+        size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
+    else:
+        from sdtune.methods.formats import load_rows  # torch takes seconds to import
+
+        exported = None
+        run.require_learned()
+        placeholder, embeddings = load_rows(run.learned)
+        vectors, resolution = len(embeddings), int(run.facts()["resolution"])
+        size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
+    warnings = _check_tokens(job, placeholder, added_tokens(folder))
+    shape = _shape(job, exported, resolution)
+    _check_precision(job)
+    _check_tiny_autoencoder(job)
+    warnings += _warn_of_scheduler(job, folder)
+    requests = list(dict.fromkeys(Request(prompt, seed) for prompt in job.prompts for seed in job.seeds))
+    batches = make_batches(requests, shape)
+    cores = split_cores(job.processes)[: len(batches)]
+    if check_memory:
+        _check_memory(job, size, shape, len(cores))
+    return Plan(
+        job=asdict(job),
+        shape=shape,
+        placeholder=placeholder,
+        num_vectors=vectors,
+        exported=exported,
+        model_sha256=model_sha256,
+        requests=requests,
+        batches=batches,
+        cores=cores,
+        warnings=warnings,
+    )

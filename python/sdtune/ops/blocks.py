@@ -1,0 +1,114 @@
+"""Blocks of a diffusers UNet, rebuilt from fused operations. Parameters keep their names.
+
+A block replaces diffusers' own where a normalization and what follows it are one operation: the normalized tensor is
+then never a module's output, so nothing saves it.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from sdtune.ops.normalization import NormSilu, norm_gated_gelu
+
+
+class FrozenResnetBlock(nn.Module):
+    """A residual block whose normalizations apply SiLU themselves.
+
+    Args:
+        block: what it replaces, see :meth:`can_replace`.
+    """
+
+    def __init__(self, block: ResnetBlock2D) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = NormSilu(block.norm1), NormSilu(block.norm2)
+        self.conv1, self.conv2 = block.conv1, block.conv2
+        self.time_emb_proj, self.conv_shortcut = block.time_emb_proj, block.conv_shortcut
+        self.nonlinearity, self.dropout = block.nonlinearity, block.dropout
+        self.skip_time_act, self.output_scale_factor = block.skip_time_act, block.output_scale_factor
+        self.train(block.training)
+
+    @staticmethod
+    def can_replace(module: nn.Module) -> bool:
+        """Whether ``module`` is a residual block in which SiLU follows each normalization directly."""
+        return (
+            type(module) is ResnetBlock2D
+            and isinstance(module.nonlinearity, nn.SiLU)
+            and module.time_embedding_norm == "default"
+            and module.upsample is None
+            and module.downsample is None
+        )
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None) -> torch.Tensor:
+        """[b, in, h, w] and an embedding of the timestep, [b, dim] -> [b, out, h, w]."""
+        hidden: torch.Tensor = self.conv1(self.norm1(input_tensor))
+        if self.time_emb_proj is not None:
+            temb = temb if self.skip_time_act else self.nonlinearity(temb)
+            temb = self.time_emb_proj(temb)[:, :, None, None]
+        if temb is not None:
+            hidden = hidden + temb
+        hidden = self.conv2(self.dropout(self.norm2(hidden)))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        hidden = input_tensor + hidden
+        return hidden if self.output_scale_factor == 1 else hidden / self.output_scale_factor
+
+
+class FrozenTransformerBlock(nn.Module):
+    """A transformer block whose last normalization and gated GELU are one operation.
+
+    Args:
+        block: what it replaces, see :meth:`can_replace`.
+    """
+
+    def __init__(self, block: BasicTransformerBlock) -> None:
+        super().__init__()
+        self.norm1, self.attn1 = block.norm1, block.attn1
+        self.norm2, self.attn2 = block.norm2, block.attn2
+        self.norm3, self.ff = block.norm3, block.ff
+        self.train(block.training)
+
+    @staticmethod
+    def can_replace(module: nn.Module) -> bool:
+        """Whether ``module`` is attention, cross-attention and a gated GELU, each after a layer normalization."""
+        return (
+            type(module) is BasicTransformerBlock
+            and module.norm_type == "layer_norm"
+            and not module.only_cross_attention
+            and module.pos_embed is None
+            and module._chunk_size is None
+            and not hasattr(module, "fuser")
+            and type(module.norm3) is nn.LayerNorm
+            and type(module.ff.net[0]) is GEGLU
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[b, n, channels] -> the same shape. The arguments are those of the block that it replaces."""
+        options = cross_attention_kwargs or {}
+        attended = self.attn1(self.norm1(hidden_states), attention_mask=attention_mask, **options)
+        hidden_states = attended + hidden_states
+        if self.attn2 is not None:
+            attended = self.attn2(
+                self.norm2(hidden_states),
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=encoder_attention_mask,
+                **options,
+            )
+            hidden_states = attended + hidden_states
+        gated, *rest = self.ff.net
+        widened = norm_gated_gelu(hidden_states, self.norm3, gated.proj)
+        for module in rest:
+            widened = module(widened)
+        return widened + hidden_states

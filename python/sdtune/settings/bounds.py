@@ -1,0 +1,120 @@
+"""Bounds of a value, declared beside its type: ``steps: Annotated[int, Ge(1)]``.
+
+A bound has two texts: ``str(bound)`` for the reference page, and ``complaint(value)`` for an error message.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+def _number(value: float) -> str:
+    """A limit as text; the largest one as a power, which is easier to read."""
+    return "2^63-1" if value == 2**63 - 1 else str(value)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A rule for one value, independent of the others."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is within the bound."""
+        raise NotImplementedError
+
+    def complaint(self, value: Any) -> str:
+        """What is wrong with ``value``; a message puts it after the name of the setting."""
+        return f"{value!r} is not {self}"
+
+
+@dataclass(frozen=True)
+class Ge(Bound):
+    """Greater than or equal to ``limit``."""
+
+    limit: float
+
+    def __str__(self) -> str:
+        return f"at least {self.limit}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is at least the limit; a NaN never is."""
+        return bool(value >= self.limit)
+
+    def complaint(self, value: Any) -> str:
+        """Say that the value is negative, or less than the limit."""
+        return f"{value} is negative" if self.limit == 0 else f"{value} is less than {self.limit}"
+
+
+@dataclass(frozen=True)
+class Gt(Bound):
+    """Greater than ``limit``."""
+
+    limit: float
+
+    def __str__(self) -> str:
+        return f"above {self.limit}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is above the limit; a NaN never is."""
+        return bool(value > self.limit)
+
+    def complaint(self, value: Any) -> str:
+        """Say that the value has to be above the limit."""
+        return f"{value} has to be {self}"
+
+
+@dataclass(frozen=True)
+class Between(Bound):
+    """The closed interval from ``low`` to ``high``; with ``below``, ``high`` itself is excluded."""
+
+    low: float
+    high: float
+    below: bool = False
+
+    def __str__(self) -> str:
+        low, high = _number(self.low), _number(self.high)
+        return f"at least {low} and below {high}" if self.below else f"between {low} and {high}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` lies in the interval; a NaN never does."""
+        return bool(self.low <= value < self.high if self.below else self.low <= value <= self.high)
+
+    def complaint(self, value: Any) -> str:
+        """Say that the value is outside of the interval."""
+        return f"{value} is not {self}"
+
+
+@dataclass(frozen=True)
+class Multiple(Bound):
+    """A positive multiple of ``of``."""
+
+    of: int
+
+    def __str__(self) -> str:
+        return f"a multiple of {self.of}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is positive and divisible by ``of``."""
+        return bool(value > 0 and value % self.of == 0)
+
+    def complaint(self, value: Any) -> str:
+        """Say that the value is no such multiple."""
+        return f"{value} is not {self}"
+
+
+@dataclass(frozen=True)
+class Pattern(Bound):
+    """Text that matches ``expression`` as a whole; ``rule`` says the same in words, after "has to"."""
+
+    expression: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"has to {self.rule}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether the whole of ``value`` matches."""
+        return re.fullmatch(self.expression, value) is not None
+
+    def complaint(self, value: Any) -> str:
+        """Quote the value and say the rule."""
+        return f"{value!r} {self}"

@@ -1,0 +1,229 @@
+"""How a setting is declared: a dataclass field with a type, a default, bounds, and a docstring that is its meaning.
+
+Everything else is derived from the declaration: loading and its errors (:mod:`.load`), flags and their help
+(:mod:`.flags`), variables of Ansible roles and the reference page (:mod:`.ansible`, :mod:`.reference`).
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from sdtune.errors import BadInput
+from sdtune.settings.bounds import Bound, Ge, Gt
+
+MISSING = dataclasses.MISSING
+SAME = object()
+"""Stands for the default of the field itself."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a number counts, such as ``seconds``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Flag:
+    """The command-line flag, where it is not named like the field: diffusers' name for it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Formerly:
+    """The field's name in an earlier release; job files and flags may still use it."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """The Ansible variable, where it is not ``<prefix of the section><name>`` with the same default."""
+
+    name: str | None = None
+    """Name of the variable."""
+    type: str | None = None
+    """Type in ``argument_specs``."""
+    default: Any = SAME
+    """The role's own default."""
+    choices: tuple[str, ...] = ()
+    """Choices that only the role accepts, such as ``auto``; listed first."""
+    meaning: str = ""
+    """Text for the role, after the field's docstring."""
+    value: str | None = None
+    """Jinja expression for the job file, where the role resolves the variable first, such as ``auto``."""
+    in_job: bool = True
+    """Whether the job file contains it. False: it is an argument of each start."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The playbooks compute the value with a Jinja expression; the role has no variable of its own for it."""
+
+    expression: str
+
+
+HostPath = Annotated[str, Variable(type="path")]
+"""A path on the hosts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One declared setting, as loading, flags and the generated files see it."""
+
+    section: str
+    """Section of the job file, or empty for the file's top level."""
+    name: str
+    """Name of the field."""
+    kind: Any
+    """Type without ``Annotated`` and without None."""
+    optional: bool
+    """Whether None is a value."""
+    default: Any
+    """Default, or MISSING."""
+    meaning: str
+    """The field's docstring in one line."""
+    markers: tuple[Any, ...]
+    """What ``Annotated`` holds."""
+
+    @property
+    def key(self) -> str:
+        """Name in messages, such as ``training.learning_rate``."""
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that are allowed, where the type is a Literal."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def nested(self) -> "type[Settings] | None":
+        """The section that the field stands for, or None."""
+        return self.kind if isinstance(self.kind, type) and issubclass(self.kind, Settings) else None
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """The rules that a value has to follow."""
+        return tuple(m for m in self.markers if isinstance(m, Bound))
+
+    @property
+    def flag(self) -> str:
+        """Name of its flag, without dashes."""
+        return next((m.name for m in self.markers if isinstance(m, Flag)), self.name)
+
+    @property
+    def former(self) -> str | None:
+        """Its name in an earlier release, or None."""
+        return next((m.name for m in self.markers if isinstance(m, Formerly)), None)
+
+    @property
+    def variable(self) -> Variable:
+        """The declared Ansible variable; a field's own marker overrides that of its type."""
+        return next((m for m in reversed(self.markers) if isinstance(m, Variable)), Variable())
+
+    @property
+    def derived(self) -> str | None:
+        """The playbooks' expression for it, or None if an inventory sets it."""
+        return next((m.expression for m in self.markers if isinstance(m, Derived)), None)
+
+    def described(self, unset: str = "Unset") -> str:
+        """The meaning with unit and bounds; ``unset`` is how "no value" is written."""
+        facts = [f"in {m.name}" for m in self.markers if isinstance(m, Unit)]
+        facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0))]  # goes without saying
+        meaning = self.meaning.replace("Unset:", f"{unset}:")
+        sentence = ", ".join(facts)
+        return f"{meaning} {sentence[0].upper()}{sentence[1:]}." if facts else meaning
+
+
+class Settings:
+    """Base of the sections of a job: checks each value against the bounds of its field.
+
+    A rule about several values at once is a section's own ``__post_init__``, which calls this one first.
+    """
+
+    section: ClassVar[str] = ""
+    """Name of the section in the job file; empty for the top level."""
+    role: ClassVar[str] = "training"
+    """Ansible role that declares the section's variables."""
+    prefix: ClassVar[str] = "training_"
+    """What the names of these variables begin with."""
+
+    def __post_init__(self) -> None:
+        """Check all bounds.
+
+        Raises:
+            BadInput: names the setting and its value.
+        """
+        for setting in settings_of(type(self)):
+            value = getattr(self, setting.name)
+            if value is None:
+                continue
+            for bound in setting.bounds:
+                if not bound.allows(value):
+                    raise BadInput(f"{setting.key}: {bound.complaint(value)}")
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """The docstring below each field, which Python does not store: {field: text in one line}."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    if not isinstance(tree, ast.ClassDef):
+        raise TypeError(f"{cls} is no class")
+    found = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+            and isinstance(following.value.value, str)
+        ):
+            found[statement.target.id] = " ".join(following.value.value.split())
+    return found
+
+
+_KNOWN: dict[type, tuple[Setting, ...]] = {}
+
+
+def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
+    """The settings that a dataclass declares, in order; a field that is a section of its own counts as one."""
+    if cls not in _KNOWN:
+        hints, meanings = typing.get_type_hints(cls, include_extras=True), _meanings(cls)
+        _KNOWN[cls] = tuple(
+            _setting(cls, field, hints[field.name], meanings.get(field.name, "")) for field in dataclasses.fields(cls)
+        )
+    return _KNOWN[cls]
+
+
+def _setting(cls: type[Any], field: "dataclasses.Field[Any]", hint: Any, meaning: str) -> Setting:
+    """What a field declares. ``Annotated`` may stand around ``X | None`` and around ``X``; outer markers come last."""
+    hint, markers = _unwrap(hint)
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    if optional:
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+        hint, inner = _unwrap(hint)
+        markers = (*inner, *markers)
+    return Setting(
+        section=cls.section,
+        name=field.name,
+        kind=hint,
+        optional=optional,
+        default=field.default if field.default_factory is MISSING else field.default_factory(),
+        meaning=meaning,
+        markers=markers,
+    )
+
+
+def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type hint without ``Annotated``, and what that held."""
+    return (hint.__origin__, hint.__metadata__) if typing.get_origin(hint) is Annotated else (hint, ())
+
+
+def sections_of(cls: type[Any]) -> tuple[type[Settings], ...]:
+    """A job's dataclass and those of its sections, in order."""
+    return (cls, *(s.nested for s in settings_of(cls) if s.nested))

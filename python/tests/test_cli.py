@@ -1,0 +1,28 @@
+"""How a program ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PYTHON = Path(__file__).parents[1]
+BINDINGS = "import atexit, os\natexit.register(os.abort)\n"
+"""A fake of oneCCL's bindings: like the real ones, now and then, it aborts while Python finalizes."""
+
+
+def end_of(program, folder):
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{PYTHON}"}
+    command = [sys.executable, "-c", f"from sdtune import cli\n{program}\ncli.run(main)"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_bindings_that_abort_at_the_end_do_not_spoil_a_success(tmp_path):
+    (tmp_path / "oneccl_bindings_for_pytorch.py").write_text(BINDINGS)
+    program = "def main():\n    import oneccl_bindings_for_pytorch\n    print('all sums are right', end='')"
+    done = end_of(program, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "all sums are right")
+
+
+def test_without_them_python_finalizes_as_usual(tmp_path):
+    program = "import atexit\ndef main():\n    atexit.register(print, 'handlers ran')"
+    assert end_of(program, tmp_path).stdout == "handlers ran\n"

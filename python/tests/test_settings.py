@@ -1,0 +1,323 @@
+"""One declaration of every setting; job files, flags, and the files that are generated from it."""
+
+import argparse
+import re
+import typing
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import pytest
+import yaml
+
+from sdtune.errors import BadInput
+from sdtune.inference.generator import SCHEDULERS
+from sdtune.settings import (
+    GenerationJob,
+    Job,
+    SchedulerName,
+    add_job_flags,
+    build,
+    job_from_flags,
+    read_yaml,
+    to_mapping,
+    training_job,
+)
+from sdtune.settings.__main__ import BEGIN, END, replace_block, update
+from sdtune.settings.ansible import JOBS, job_data, job_variables, role_defaults, role_options
+from sdtune.settings.bounds import Between, Ge, Gt, Multiple, Pattern
+from sdtune.settings.fields import Settings, sections_of, settings_of
+from tests.conftest import REPOSITORY
+
+MINIMAL = {"run_name": "r", "run_dir": "/r", "model": {"path": "/m"}, "data": {"path": "/d"}}
+
+
+def with_(section, **values):
+    return {**MINIMAL, section: {**MINIMAL.get(section, {}), **values}}
+
+
+def test_defaults_fill_what_is_not_said():
+    job = build(Job, MINIMAL)
+    assert job.training.mixed_precision == "bf16"
+    assert job.openvino.height is None
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({**MINIMAL, "sead": 1}, "unknown job key sead; did you mean seed"),
+        (
+            with_("training", learning_rat=1),
+            "unknown job key training.learning_rat; did you mean training.learning_rate",
+        ),
+        ({k: v for k, v in MINIMAL.items() if k != "model"}, "the job lacks model"),
+        ({**MINIMAL, "model": {}}, "the job lacks model.path"),
+        ({**MINIMAL, "data": "pictures"}, "data: 'pictures' is not a mapping"),
+        (with_("training", max_train_steps="ten"), "training.max_train_steps: 'ten' is not a whole number"),
+        (with_("training", max_train_steps=True), "training.max_train_steps: True is not a whole number"),
+        (with_("training", max_train_steps=0), "training.max_train_steps: 0 is less than 1"),
+        (with_("training", learning_rate="fast"), "training.learning_rate: 'fast' is not a number"),
+        (with_("training", learning_rate=0.0), "training.learning_rate: 0.0 has to be above 0"),
+        (with_("training", mixed_precision=False), "write it in quotes"),
+        (with_("training", mixed_precision="fp16"), "'fp16' is not one of bf16, no"),
+        (with_("training", backend="nccl"), "training.backend: 'nccl' is not one of gloo, mpi, ccl"),
+        (with_("training", lr_scheduler="sine"), "training.lr_scheduler: 'sine' is not one of"),
+        (with_("data", learnable_property="mood"), "data.learnable_property: 'mood' is not one of object, style"),
+        (with_("data", placeholder_token="my toy"), "has to be one word"),
+        (with_("openvino", height=100), "openvino.height: 100 is not a multiple of 8"),
+        (with_("openvino", batch_size=0), "openvino.batch_size: 0 is less than 1"),
+        (with_("openvino", weights="int3"), "'int3' is not one of fp16, fp32"),
+        ({**MINIMAL, "run_name": "../x"}, "run_name: '../x' has to be 1 to 100 letters (A to Z), digits, dots"),
+        ({**MINIMAL, "seed": -1}, "seed: -1 is not between 0 and 2^63-1"),
+        (with_("training", adam_beta1=1.0), "training.adam_beta1: 1.0 is not at least 0 and below 1"),
+        (with_("training", lr_warmup_steps=-1), "training.lr_warmup_steps: -1 is negative"),
+        (with_("training", snr_gamma=0), "training.snr_gamma: 0.0 has to be above 0"),
+        (with_("training", learning_rate=float("nan")), "training.learning_rate: nan has to be above 0"),
+        (with_("data", initializer_token=" "), "data.initializer_token: ' ' has to be a word of the vocabulary"),
+        (
+            {**MINIMAL, "validation": {"steps": 0, "early_stopping_patience": 1}},
+            "validation.early_stopping_patience: without validation",
+        ),
+        ([1], "is not a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named(mapping, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
+        build(Job, mapping)
+
+
+def test_a_rate_without_a_dot_is_a_number():
+    assert build(Job, with_("training", learning_rate="1e-4")).training.learning_rate == 1e-4
+
+
+def test_files_that_are_no_jobs(tmp_path):
+    with pytest.raises(BadInput, match="does not exist"):
+        read_yaml(tmp_path / "none.yaml", Job)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1", encoding="utf-8")
+    with pytest.raises(BadInput, match="is not valid YAML"):
+        read_yaml(bad, Job)
+
+
+def test_a_generation_needs_prompts():
+    with pytest.raises(BadInput, match="prompts is empty"):
+        build(GenerationJob, {"run_dir": "/r"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scheduler": "magic"}, "scheduler: 'magic' is not one of pndm, ddim, dpmsolver++"),
+        ({"height": 100}, "height: 100 is not a multiple of 8"),
+        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is not an interval within 0 and 1"),
+        ({"guidance_stop": 1.5}, "0.0 to 1.5 is not an interval within 0 and 1"),
+        ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
+        ({"processes": -1}, "processes: -1 is negative"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
+        ({"prompts": [" "]}, "prompts holds an empty prompt"),
+        ({"seeds": []}, "seeds is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_generation_is_named(values, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
+        build(GenerationJob, {"run_dir": "/r", "prompts": ["x"], **values})
+
+
+def test_flags_of_diffusers_script():
+    parser = argparse.ArgumentParser()
+    add_job_flags(parser)
+    words = (
+        "--pretrained_model_name_or_path /m --train_data_dir /d --learnable_property style --placeholder_token <x> "
+        "--initializer_token cat --resolution 64 --train_batch_size 4 --seed 7 --gradient_accumulation_steps 2 "
+        "--max_train_steps 9 --learning_rate 5.0e-4 --scale_lr --lr_scheduler cosine --lr_warmup_steps 3 "
+        "--output_dir /out/toy --mixed_precision no --save_as_full_pipeline --num_vectors 2 "
+        "--resume_from_checkpoint latest --validation_prompt p"
+    )
+    job = job_from_flags(parser.parse_args(words.split()))
+    assert (job.run_name, job.run_dir, job.seed, job.model.path) == ("toy", "/out/toy", 7, "/m")
+    assert (job.data.learnable_property, job.data.num_vectors, job.data.resolution) == ("style", 2, 64)
+    assert (job.training.scale_lr, job.training.mixed_precision, job.training.lr_warmup_steps) == (True, "no", 3)
+    assert (job.training.resume_from_checkpoint, job.validation.prompt) == ("latest", "p")
+
+
+def test_a_flag_that_is_missing_is_named():
+    parser = argparse.ArgumentParser()
+    add_job_flags(parser)
+    with pytest.raises(BadInput, match="--train_data_dir is required"):
+        job_from_flags(parser.parse_args(["--pretrained_model_name_or_path", "/m"]))
+
+
+def test_job_file_and_flags_exclude_each_other():
+    with pytest.raises(BadInput, match="--job and --seed exclude each other"):
+        training_job(["--job", "x.yaml", "--seed", "3"], "")
+
+
+def test_leave_to_overwrite_goes_with_a_job_file(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("{run_name: r, run_dir: /r, model: {path: /m}, data: {path: /d}}", encoding="utf-8")
+    assert training_job(["--job", str(file)], "")[0].overwrite is False
+    assert training_job(["--job", str(file), "--overwrite"], "")[0].overwrite is True
+
+
+def test_an_earlier_release_s_key_is_read():
+    job = build(Job, with_("training", stall_timeout=7))
+    assert job.training.collective_timeout == 7
+    assert build(Job, to_mapping(job)) == job
+    with pytest.raises(BadInput, match=r"unknown job key training\.stall_timeout"):
+        build(Job, with_("training", stall_timeout=7, collective_timeout=8))
+
+
+@pytest.mark.parametrize("name", ["r", "7", "a.b-c_D", "x" * 100])
+def test_run_names(name):
+    assert build(Job, {**MINIMAL, "run_name": name}).run_name == name
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "a b", "a/b", "\u00e4", "a\u0661", "a\n", "x" * 101])
+def test_run_names_that_python_and_the_playbooks_refuse(name):
+    """By the same rule; Jinja's ``match`` is re.match."""
+    with pytest.raises(BadInput, match="run_name"):
+        build(Job, {**MINIMAL, "run_name": name})
+    constants = yaml.safe_load((REPOSITORY / "roles/cluster/vars/main.yml").read_text(encoding="utf-8"))
+    assert re.match(constants["cluster_name_pattern"], name) is None
+
+
+# --- declarations --------------------------------------------------------------------------------------------------
+
+SECTIONS = [cls for job in JOBS.values() for cls in sections_of(job)]
+
+
+@pytest.mark.parametrize("setting", [s for cls in SECTIONS for s in settings_of(cls)], ids=lambda s: s.key)
+def test_every_setting_has_a_meaning(setting):
+    assert setting.meaning.endswith("."), setting.key
+
+
+def test_every_scheduler_has_its_class():
+    assert tuple(SCHEDULERS) == typing.get_args(SchedulerName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Settings):
+    """A section that declares one setting of each kind of bound."""
+
+    count: Annotated[int, Ge(2)] = 2
+    """A count."""
+    rate: Annotated[float | None, Gt(0)] = None
+    """A rate. Unset: none."""
+    share: Annotated[float, Between(0, 1)] = 1.0
+    """A share."""
+    side: Annotated[int, Multiple(8)] = 8
+    """A side,
+    on two lines."""
+    word: Annotated[str, Pattern("[a-z]+", "be lower case")] = "a"
+    """A word."""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 1}, "count: 1 is less than 2"),
+        ({"rate": 0.0}, "rate: 0.0 has to be above 0"),
+        ({"share": 1.5}, "share: 1.5 is not between 0 and 1"),
+        ({"share": float("nan")}, "share: nan is not between 0 and 1"),
+        ({"side": 12}, "side: 12 is not a multiple of 8"),
+        ({"side": 0}, "side: 0 is not a multiple of 8"),
+        ({"word": "aB"}, "word: 'aB' has to be lower case"),
+        ({"word": "a\n"}, "word: 'a\\n' has to be lower case"),
+    ],
+)
+def test_bounds_refuse_with_the_name_and_the_value(values, message):
+    """Also where the dataclass is made or changed in Python."""
+    for make in (lambda: build(Example, values), lambda: Example(**values), lambda: replace(Example(), **values)):
+        with pytest.raises(BadInput) as refused:
+            make()
+        assert str(refused.value) == message
+
+
+def test_what_a_field_declares_can_be_read():
+    count, rate, _, side, _ = settings_of(Example)
+    assert (count.meaning, count.described()) == ("A count.", "A count. At least 2.")
+    assert (rate.kind, rate.optional, rate.default) == (float, True, None)
+    assert rate.described("0") == "A rate. 0: none."
+    assert side.meaning == "A side, on two lines."
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_flag_has_its_meaning_and_default(capsys):
+    with pytest.raises(SystemExit):
+        training_job(["--help"], "")
+    text = " ".join(capsys.readouterr().out.split())
+    for cls in sections_of(Job):
+        for setting in settings_of(cls):
+            if setting.nested or cls.section == "openvino":
+                continue
+            after = text.rpartition(f" --{setting.flag} ")[2] or text.rpartition(f" --{setting.flag}, ")[2]
+            assert setting.meaning.replace("``", "")[:40] in after, setting.flag
+            assert "Default: " in after, setting.flag
+    assert "Learning rate of AdamW, before scale_lr and the schedule. Default: 0.005." in text
+
+
+def test_flags_a_file_and_a_role_make_the_same_job(tmp_path):
+    """Of what is not said: each takes the defaults of the one declaration."""
+    parser = argparse.ArgumentParser()
+    add_job_flags(parser)
+    words = "--pretrained_model_name_or_path /m --train_data_dir /d --output_dir /r --run_name r"
+    from_flags = job_from_flags(parser.parse_args(words.split()))
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
+    from_role = build(Job, job_data(templated("training", **MINIMAL)))
+    assert from_flags == read_yaml(file, Job) == from_role
+
+
+# --- generated files -----------------------------------------------------------------------------------------------
+
+
+def templated(kind, **derived):
+    """The generated map of variables as Ansible templates it with the roles' defaults.
+
+    What the playbooks derive is the value that is given, or is left out.
+    """
+    defaults = {}
+    for role in ("training", "openvino_export", "image_generation"):
+        defaults |= yaml.safe_load((REPOSITORY / f"roles/{role}/defaults/main.yml").read_text(encoding="utf-8"))
+
+    def fill(mapping, given):
+        values = {}
+        for name, value in mapping.items():
+            if isinstance(value, dict):
+                values[name] = fill(value, given.get(name, {}))
+            elif name in given:
+                values[name] = given[name]
+            elif (variable := value.strip("{ }")) in defaults:
+                values[name] = defaults[variable]
+        return values
+
+    return fill(job_variables(JOBS[kind]), derived)
+
+
+def test_generated_files_are_in_step():
+    assert update(REPOSITORY, write=False) == [], "run make settings"
+
+
+def test_generated_yaml_is_what_was_declared():
+    """Defaults and options say the same, and the loss of no quote changes a value."""
+    defaults = yaml.safe_load("\n".join(role_defaults("training")))
+    options = yaml.safe_load("\n".join(role_options("training")))
+    assert defaults == {name: option["default"] for name, option in options.items()}
+    assert defaults["training_learning_rate"] == build(Job, MINIMAL).training.learning_rate
+    assert options["training_mixed_precision"]["choices"] == ["auto", "bf16", "no"]
+    assert options["training_snr_gamma"]["type"] == "float"
+
+
+def test_a_block_is_replaced_between_its_marks():
+    text = f"a\n  {BEGIN}\n  old\n  {END}\nb\n"
+    assert replace_block(text, ["  new"]) == f"a\n  {BEGIN}\n  new\n  {END}\nb\n"
+    with pytest.raises(ValueError, match="marks are missing"):
+        replace_block("a\n", [])
+
+
+def test_a_generation_of_the_role_s_defaults():
+    values = templated("generation", run_dir="/r", prompts=["x"], precision="bf16")
+    assert build(GenerationJob, job_data(values, "generation")) == GenerationJob(
+        run_dir="/r", prompts=["x"], precision="bf16"
+    )
