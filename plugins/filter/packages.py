@@ -53,7 +53,7 @@ def pinned_version(lines: Sequence[str], name: str) -> str:
 
 
 def pip_index_args(url: str) -> list[str]:
-    """pip's arguments for an index: none for its own, and plain HTTP has to be trusted by name."""
+    """Arguments of pip for an index: none for its own, and plain HTTP has to be trusted by name."""
     if not url:
         return []
     return ["--index-url", url, *(["--trusted-host", urlsplit(url).netloc] if url.startswith("http:") else [])]

@@ -14,7 +14,8 @@ DOCUMENTATION = r"""
 module: folder_checksums
 short_description: The files of a folder with their SHA-256
 description:
-  - Changes nothing. A link counts as what it leads to. Names that begin with a dot are left out, with all that is below them.
+  - Changes nothing. A link counts as what it leads to.
+  - Names that begin with a dot are left out, with all that is below them.
   - The lines can be verified with C(sha256sum -c) in that folder.
 options:
   path:
@@ -48,7 +49,7 @@ def files_of(folder: Path, below: str = "", parents: tuple[tuple[int, int], ...]
     Raises:
         OSError: a folder cannot be read, or a link leads to a folder that it lies in.
     """
-    status = os.stat(folder / below)
+    status = (folder / below).stat()
     here = (status.st_dev, status.st_ino)
     if here in parents:
         raise OSError(f"{folder / below} is a link to a folder that it lies in")

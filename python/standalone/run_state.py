@@ -116,8 +116,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
 
     Returns:
         ``supervised`` and ``by_hand``: who is at work, if anyone; ``finished``; ``collected``: its results were brought
-        to a control node; ``exported``: it has an OpenVINO copy; ``reported``: it has a report; ``lost``: the supervisor
-        died before the run ended; ``state`` and ``progress``, see there.
+        to a control node; ``exported``, ``reported``: it has an OpenVINO copy, a report; ``lost``: the supervisor died
+        before the run ended; ``state`` and ``progress``, see there.
     """
     end = time.monotonic() + wait
     while True:
