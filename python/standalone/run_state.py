@@ -271,6 +271,7 @@ def host_status(run: Path, seconds: float) -> dict[str, Any]:
         "throttled": _throttled(),
         "logs": {path.stem[5:]: _last_line(path) for path in sorted((run / "logs").glob("rank-*.log"))},
         "run": look(run),
+        "drawing": drawing(run),
     }
 
 
