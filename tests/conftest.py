@@ -71,7 +71,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def provisioned(tmp_path):
-    """A work_dir that looks provisioned. python and mpirun in it are fakes: shell scripts.
+    """A work_dir that looks provisioned. Fakes: python and mpirun are scripts.
 
     While the file python.refuse is beside it, python prints it and fails, as the check of a job would.
     """

@@ -127,7 +127,7 @@ def test_not_exactly_one_primary(playbook, tmp_path, names):
 def test_an_interpreter_that_does_not_fit(playbook, tmp_path, pictures, model):
     """Neither a missing nor an old one is taken."""
     old = tmp_path / "python2"
-    old.write_text("#!/bin/sh\necho 2.7\n")
+    old.write_text("#!/bin/sh\necho Python 2.7.18 >&2\n")
     old.chmod(0o755)
     for python, text in ((str(old), "is Python 2.7"), ("/no/python", "is not there or does not run")):
         done = playbook(
