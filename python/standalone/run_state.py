@@ -25,6 +25,8 @@ from typing import Any
 STATE = "state.json"
 STOP = "stop"
 COLLECTED = ".collected"
+EXPORTED = "openvino"
+REPORT = "report.html"
 SUPERVISOR_LOCK = ".supervisor.lock"
 LAUNCH_LOCK = ".lock"
 DRAWING = "drawing.json"
@@ -114,7 +116,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
 
     Returns:
         ``supervised`` and ``by_hand``: who is at work, if anyone; ``finished``; ``collected``: its results were brought
-        to a control node; ``lost``: the supervisor died before the run ended; ``state`` and ``progress``, see there.
+        to a control node; ``exported``, ``reported``: it has an OpenVINO copy, a report; ``lost``: the supervisor died
+        before the run ended; ``state`` and ``progress``, see there.
     """
     end = time.monotonic() + wait
     while True:
@@ -129,6 +132,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         "by_hand": by_hand,
         "finished": (run / "finished.json").exists(),
         "collected": (run / COLLECTED).exists(),
+        "exported": (run / EXPORTED).exists(),
+        "reported": (run / REPORT).exists(),
         "lost": not supervised and state.get("state") in ("running", "waiting"),
         "state": state,
         "progress": progress(run, 0 if by_hand else state.get("attempt_started", 0)),
