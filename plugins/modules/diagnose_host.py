@@ -14,7 +14,7 @@ DOCUMENTATION = r"""
 module: diagnose_host
 short_description: What works on a host, and what does not
 description:
-  - Answers only what is asked, as the user that it runs as. Changes nothing; what is wrong is an answer and not a failure.
+  - Answers what is asked, for the user that it runs as. Changes nothing. What is wrong is an answer, not a failure.
   - Needs Python 3.9 and its standard library.
 options:
   prefix:
@@ -68,7 +68,7 @@ libraries:
   elements: str
   returned: always
 logins:
-  description: The hosts that do not let this user in, each with C(address) and C(reason), the last line that ssh printed.
+  description: The hosts that do not let this user in, each with C(address) and C(reason), the last line of ssh.
   type: dict
   returned: always
 """
