@@ -56,8 +56,8 @@ def test_a_problem_of_several_hosts_is_one_line():
         ),
         (
             "warning: something\nadmin@10.0.0.1: Permission denied (publickey).",
-            "does not answer Ansible (admin@10.0.0.1: Permission denied (publickey).); let your key in, with ssh-copy-id "
-            "admin@10.0.0.1, or name another user or key",
+            "does not answer Ansible (admin@10.0.0.1: Permission denied (publickey).); let your key in, with "
+            "ssh-copy-id admin@10.0.0.1, or name another user or key",
         ),
         (
             "Host key verification failed.",
