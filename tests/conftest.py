@@ -71,7 +71,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def provisioned(tmp_path):
-    """A work_dir that looks provisioned. Doubles: python and mpirun are scripts.
+    """A work_dir that looks provisioned. Fakes: python and mpirun are scripts.
 
     While there is a file python.refuse beside it, python prints it and fails, as the check of a job would.
     """

@@ -1,4 +1,4 @@
-"""Doubles of wheels, and of an index that has them: tiny wheels under the names of packages that tests do without."""
+"""Fake wheels, and an index that has them: tiny wheels under the names of packages that tests do without."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ def make_wheel(folder: Path, name: str, version: str, files: Mapping[str, str] |
     contents = {
         **(files or {}),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: double\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: fake\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = f"{info}/RECORD,,\n"
     for path, text in contents.items():

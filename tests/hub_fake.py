@@ -1,4 +1,4 @@
-"""A double of a model hub, and of any web server: the few requests that its client makes, answered from a folder."""
+"""A fake of a model hub, and of any web server: the few requests that its client makes, answered from a folder."""
 
 import hashlib
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class HubDouble:
+class HubFake:
     """Serves ``folder`` as the repository ``someone/model``, and as plain files below /files/.
 
-    ``seen`` lists what was asked for. With a ``token``, whoever does not show it is turned away, as from a
+    ``seen`` lists what was asked for. With a ``token``, a request without it is refused, as by a
     model that asks for consent.
     """
 
     def __init__(self, folder: Path, token: str = "") -> None:
         self.seen: list[str] = []
-        double = self
+        fake = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -31,7 +31,7 @@ class HubDouble:
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
-                double.seen.append(f"{self.command} {path}")
+                fake.seen.append(f"{self.command} {path}")
                 if token and self.headers.get("Authorization") != f"Bearer {token}":
                     return self.answer(b"{}", 401, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted.")
                 if path.startswith("/api/models/someone/model"):
@@ -55,7 +55,7 @@ class HubDouble:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> "HubDouble":
+    def __enter__(self) -> "HubFake":
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 

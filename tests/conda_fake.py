@@ -1,13 +1,13 @@
-"""Doubles of conda: a channel of tiny packages, a client, and an installer. Tests reach no registry of it.
+"""Fakes of conda: a channel of tiny packages, a client, and an installer. Tests reach no registry of it.
 
-The packages are real conda packages, which py-rattler resolves and links as conda would; what they hold is a double of
+The packages are real conda packages, which py-rattler resolves and links as conda would; their content is a fake of
 what conda-forge has (python borrows the one of this machine, gperftools its libtcmalloc). The client understands what
 the role python_env asks of conda, and nothing else. The installer knows the flags of Miniforge's, and installs it.
 
     conda --version
     conda env create --quiet --prefix FOLDER --file environment.yml
 
-`conda_double.py double FOLDER` makes them all, for molecule.
+`conda_fake.py fake FOLDER` makes them all, for molecule.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def packages(channel: Path) -> list[str]:
 def make_installer(path: Path) -> Path:
     """An installer: -b asks nothing, -u goes over an earlier one, -p says where."""
     path.write_text(f"""#!/bin/sh
-# Double of Miniforge's installer.
+# Fake of Miniforge's installer.
 update=
 while getopts bup: flag; do
     case $flag in b) ;; u) update=1 ;; p) prefix=$OPTARG ;; *) exit 2 ;; esac
@@ -132,9 +132,9 @@ def make(folder: Path) -> None:
 def main() -> None:
     """The client."""
     parser = argparse.ArgumentParser(prog="conda")
-    parser.add_argument("--version", action="version", version="conda 26.1.1 (a double)")
+    parser.add_argument("--version", action="version", version="conda 26.1.1 (a fake)")
     commands = parser.add_subparsers(required=True)
-    commands.add_parser("double").add_argument("folder", type=Path)
+    commands.add_parser("fake").add_argument("folder", type=Path)
     env = commands.add_parser("env").add_subparsers(required=True).add_parser("create")
     env.add_argument("--quiet", action="store_true")
     env.add_argument("--prefix", type=Path, required=True)
