@@ -8,8 +8,6 @@
 The flags are those of diffusers' example of this name; a job file says the same in YAML.
 """
 
-import faulthandler
-import signal
 import sys
 
 from sdtune import cli
@@ -23,7 +21,6 @@ for _name in ("scipy", "sklearn"):
 
 def main() -> None:
     """Parse, check, train."""
-    faulthandler.register(signal.SIGUSR1, all_threads=False)  # where does it hang? its supervisor asks all ranks
     job, flags = training_job(None, __doc__ or "")
     if flags.check:
         from sdtune.training.checks import check_job

@@ -7,7 +7,7 @@ from conftest import REPOSITORY
 filter_loader.add_directory(str(REPOSITORY / "plugins/filter"))
 ALL = ["training", "openvino_export", "run_report"]
 DONE = {
-    "supervised": False, "by_hand": False, "finished": True, "state": {"state": "finished"},
+    "supervised": False, "unsupervised": False, "finished": True, "state": {"state": "finished"},
     "collected": True, "exported": True, "reported": True,
 }  # fmt: skip
 
@@ -31,7 +31,7 @@ def test_roles_of_a_call(run_tags, skip_tags, roles):
 
 
 def test_a_run_that_is_not_there_is_started():
-    seen = {"supervised": False, "by_hand": False, "finished": False, "state": {}}
+    seen = {"supervised": False, "unsupervised": False, "finished": False, "state": {}}
     assert apply("run_plan", seen, ALL) == {"attach": False, "reason": "", "left": []}
 
 

@@ -8,7 +8,7 @@ from plugins.filter import status
 
 RUN = {
     "supervised": True,
-    "by_hand": False,
+    "unsupervised": False,
     "finished": False,
     "lost": False,
     "state": {"state": "running", "attempt": 2, "max_restarts": 3, "hosts": ["node1", "node2"], "ranks_per_node": 1},
@@ -39,11 +39,11 @@ def changed(base, **more):
         (RUN, "is going on"),
         (changed(RUN, state={"stopping": True}), "is stopping"),
         (changed(RUN, state={"state": "waiting", "waiting_for": ["node2", "node3"]}), "waits for node2, node3"),
-        (changed(RUN, supervised=False, by_hand=True), "is going on, unsupervised"),
+        (changed(RUN, supervised=False, unsupervised=True), "is going on, unsupervised"),
         (changed(RUN, supervised=False, lost=True), "died with its supervisor"),
         (changed(RUN, supervised=False, finished=True), "is finished"),
         (changed(RUN, supervised=False, state={"state": "failed", "reason": "rank 1 died"}), "failed: rank 1 died"),
-        ({"supervised": False, "by_hand": False, "lost": False, "finished": False, "state": {}}, "is not going on"),
+        ({"supervised": False, "unsupervised": False, "lost": False, "finished": False, "state": {}}, "is not going on"),
     ],
 )
 def test_what_a_run_does(run, words):

@@ -24,7 +24,7 @@ def status_answer(lines: Sequence[str]) -> dict[str, Any] | None:
 
 def run_is_active(run: Mapping[str, Any]) -> bool:
     """Whether a process works for the run: its supervisor, or an mpirun without one."""
-    return bool(run.get("supervised") or run.get("by_hand"))
+    return bool(run.get("supervised") or run.get("unsupervised"))
 
 
 def run_state_words(run: Mapping[str, Any] | None) -> str:

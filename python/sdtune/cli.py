@@ -1,46 +1,60 @@
-"""What every entry point does with errors: one line for what the user can mend, a traceback for what only we can."""
+"""What all entry points share: defaults for the libraries, and what happens to an error.
 
+An error that the user can correct becomes one line; any other becomes a traceback. A rank of a run also records its
+error, see :mod:`sdtune.launch.rank_error`.
+"""
+
+import faulthandler
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.launch.rank_error import Reporter
 
-# the libraries' remarks about what they load would bury ours; a user who wants them sets these to "info"
+# The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
     os.environ.setdefault(_name, "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# models are folders here: no library has a reason to ask a hub, or to wait for one that a cluster cannot reach
+# Models are local folders: no library has to ask a hub, or to wait for one that the cluster cannot reach.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Nobody is told what runs on a user's servers: OpenVINO and NNCF report to their makers where this package is found,
-# and go without it where it is not.
+# No usage statistics: OpenVINO and NNCF send them when this package is found, and work without it.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-# not two folders in the home of a user who may have been made for us alone
+# one folder in the run user's home, not one for each library
 os.environ.setdefault(
     "MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdtune" / "matplotlib")
 )
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; exit with 2 for bad input, 1 for a failure, and a word on standard error; with 3 when stopped."""
+    """Call ``main``, and turn what it raises into a message and an exit code.
+
+    Exit codes: 0, 2 for bad input, 1 for a failure, 3 when it was stopped on request. On SIGUSR1 the process writes its
+    stack: to the rank's agent if it has one, else to standard error.
+    """
+    reporter = Reporter()
+    faulthandler.register(signal.SIGUSR1, file=2 if reporter.pipe is None else reporter.pipe, all_threads=False)
     try:
         main()
     except (BadInput, TrainingFailed, DrawingFailed) as error:
-        # under mpirun every rank of a host finds the same mistake in the job: one line a host will do
+        reporter.report(error)
+        # under mpirun every rank finds the same mistake in the job: one line for each host is enough
         if not isinstance(error, BadInput) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, BadInput) else 1
     except Stopped as stopped:
         print(stopped, flush=True)
         code = 3
-    except Exception:  # noqa: BLE001 - shown in full, and the process ends
+    except Exception as error:  # noqa: BLE001 - shown in full, and the process ends
+        reporter.report(error)
         traceback.print_exc()
         code = 1
     else:
         return
     sys.stdout.flush()
-    # At once, past any clean-up: Hydra does not end the others when a rank leaves, but closing this rank's connections
-    # ends whatever collective operation they wait in.
+    # At once, without any clean-up: Hydra does not end the other ranks when one leaves, but closing this rank's
+    # connections ends the collective operation in which they wait.
     os._exit(code)

@@ -2,16 +2,16 @@
 
 
 class BadInput(Exception):
-    """What the user asked for cannot be done; the message names the thing and the remedy. Exit code 2."""
+    """The job cannot be done as it was asked for. The message names the cause and the remedy. Exit code 2."""
 
 
 class TrainingFailed(Exception):
-    """Training stopped because going on would be wrong (a loss that is not a number, say). Exit code 1."""
+    """Training stopped because its result would be wrong, for example after a loss of NaN. Exit code 1."""
 
 
 class Stopped(Exception):
-    """Training stopped because it was asked to, after a checkpoint. Exit code 3."""
+    """Training stopped on request, after a checkpoint. Exit code 3."""
 
 
 class DrawingFailed(Exception):
-    """A process that draws ended with an error of its own, which it has printed. Exit code 1."""
+    """A process that generates images ended with an error of its own, which it has printed. Exit code 1."""

@@ -1,7 +1,14 @@
-"""Files and folders, written so that a reader or a crash sees the old or the new one and nothing between."""
+"""Files and folders: replaced as a whole, so that a reader or a crash sees the old or the new one; and file locks.
 
+To ask whether a lock is held: :func:`standalone.run_state.is_locked`.
+"""
+
+import fcntl
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,17 +23,25 @@ def is_writable(folder: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    """Replace a text file: a reader, or the state after a crash, has the old text or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old file is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder ``new`` in the place of ``target``."""
+    """Rename the finished folder ``new`` to ``target``, and remove what was there."""
     old = target.with_name(f".{target.name}.old")
     if old.exists():
         shutil.rmtree(old)
@@ -35,3 +50,40 @@ def replace_folder(new: Path, target: Path) -> None:
     new.rename(target)
     if old.exists():
         shutil.rmtree(old)
+
+
+@contextmanager
+def hold_lock(path: Path, *, timeout: float | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is created when it does not exist and is not removed.
+
+    The kernel releases the lock when this process ends, however it ends. Processes that it starts do not inherit it.
+
+    Args:
+        path: the lock file.
+        timeout: seconds to try; None: wait until the lock is free. Use at least one second, because
+            :func:`standalone.run_state.is_locked` holds the lock for a moment.
+
+    Raises:
+        BlockingIOError: another process has held the lock for all of the timeout.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if timeout is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _try_lock(descriptor, time.monotonic() + timeout)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return

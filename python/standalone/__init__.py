@@ -1,1 +1,4 @@
-"""Programs for a host's own Python, without our environment: Python 3.9, standard library only, one file each."""
+"""Programs that a host's own Python can run: Python 3.9 or newer, standard library only, each in one file.
+
+Ansible sends these files to hosts on standard input. sdtune imports from here; nothing here imports sdtune.
+"""

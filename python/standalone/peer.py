@@ -1,20 +1,22 @@
-"""One host's part in the test of the network and the clocks. Runs on any Python 3, from standard input.
+"""One host's part in the test of the network and the clocks, which the role preflight makes.
 
-peer.py listen ADDRESS SECONDS       answer anyone with the time, from the background; prints the port
-peer.py connect NAME=ADDRESS:PORT... print, for each, what it answered: {"NAME": {"skew": seconds}} or
-                                     {"NAME": {"error": why}}
-peer.py free ADDRESS PORT            say why a program cannot listen there; nothing when it can
+Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this file to it on standard input.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import os
 import socket
 import sys
 import time
 
+_PATIENCE = 5  # seconds for a connection, and for the answer
 
-def listen(address: str, seconds: str) -> None:
-    """Bind, tell the port, go to the background, answer until the time is over."""
+
+def listen(address: str, seconds: float) -> None:
+    """Answer every connection with this host's time, from the background, for ``seconds``; prints the port first."""
     server = socket.create_server((address, 0))
     print(server.getsockname()[1], flush=True)
     if os.fork():
@@ -23,45 +25,80 @@ def listen(address: str, seconds: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    end = time.monotonic() + float(seconds)
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         server.settimeout(left)
         try:
             connection, _ = server.accept()
             with connection:
                 connection.sendall(b"%f" % time.time())
-        except OSError:  # nobody came in time, or left at once
+        except OSError:  # nobody connected in time, or the other end closed at once
             pass
 
 
-def ask(address: str, port: str) -> "dict[str, object]":
-    """The difference between that host's clock and ours, in seconds, to the precision of the round trip."""
+def clock_skew(address: str, port: int) -> dict[str, float | str]:
+    """How far a listening host's clock is ahead of ours.
+
+    Returns:
+        ``{"skew": seconds}``, as precise as the round trip is short, or ``{"error": why}``.
+    """
     try:
         before = time.time()
-        with socket.create_connection((address, int(port)), timeout=5) as connection:
-            connection.settimeout(5)
+        with socket.create_connection((address, port), timeout=_PATIENCE) as connection:
+            connection.settimeout(_PATIENCE)
             theirs = float(connection.recv(64))
         return {"skew": round(theirs - (before + time.time()) / 2, 3)}
     except (OSError, ValueError) as error:
         return {"error": str(error) or "no answer"}
 
 
-def connect(*peers: str) -> None:
-    """Ask all, one after the other: the clocks of busy hosts are no better asked at once."""
+def connect(peers: list[str]) -> dict[str, dict[str, float | str]]:
+    """Ask each ``NAME=ADDRESS:PORT`` in turn; at once would not be faster, and less precise on busy hosts."""
     found = {}
     for peer in peers:
         name, _, rest = peer.partition("=")
-        found[name] = ask(*rest.rsplit(":", 1))
-    print(json.dumps(found))
+        address, _, port = rest.rpartition(":")
+        found[name] = clock_skew(address, int(port))
+    return found
 
 
-def free(address: str, port: str) -> None:
-    """Try to bind as the job will; a port in TIME_WAIT is free."""
+def why_not_free(address: str, port: int) -> str:
+    """Why a program cannot listen at a port; empty when it can. Like the job's own, this ignores TIME_WAIT."""
     try:
-        socket.create_server((address, int(port))).close()
+        socket.create_server((address, port)).close()
     except OSError as error:
-        print(os.strerror(error.errno))
+        return os.strerror(error.errno or 0)
+    return ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The subcommands."""
+    top = argparse.ArgumentParser(prog="peer.py", description="Test the network and the clocks between two hosts.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    text = "answer every connection with the time, in the background; print the port"
+    command = commands.add_parser("listen", help=text, description=text)
+    command.add_argument("address", metavar="ADDRESS")
+    command.add_argument("seconds", type=float, metavar="SECONDS")
+    text = 'ask listeners; print {"NAME": {"skew": seconds}} or {"NAME": {"error": why}} for each'
+    command = commands.add_parser("connect", help=text, description=text)
+    command.add_argument("peers", nargs="*", metavar="NAME=ADDRESS:PORT")
+    text = "print why a program cannot listen at a port; nothing when it can"
+    command = commands.add_parser("free", help=text, description=text)
+    command.add_argument("address", metavar="ADDRESS")
+    command.add_argument("port", type=int, metavar="PORT")
+    return top
+
+
+def main(argv: list[str]) -> None:
+    """Do what the command line says."""
+    options = parser().parse_args(argv)
+    if options.command == "listen":
+        listen(options.address, options.seconds)
+    elif options.command == "connect":
+        print(json.dumps(connect(options.peers)))
+    elif why := why_not_free(options.address, options.port):
+        print(why)
 
 
 if __name__ == "__main__":
-    {"listen": listen, "connect": connect, "free": free}[sys.argv[1]](*sys.argv[2:])
+    main(sys.argv[1:])

@@ -1,26 +1,29 @@
-"""What a run folder says of its run, and how to ask it to stop. Reads files and locks; needs nothing but a Python 3.9.
+"""Read the state of a run from its folder, and ask it to stop. Reads files, locks and /proc.
 
-Ansible feeds this file to a host's own Python, so it imports nothing of sdtune:
+Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this file to it on standard input, so it is one
+file and imports nothing of sdtune. For the subcommands: ``run_state.py --help``.
 
-    python run_state.py look RUN [SECONDS]   the run as JSON; waits up to so many seconds for its end
-    python run_state.py host RUN SECONDS     the same, and what this host and its ranks do in so many seconds
-    python run_state.py runs RUNS            names of the runs below a folder that have processes on this host, as JSON
-    python run_state.py drawing RUN [SECONDS]  how far the drawing of its pictures is; waits up to so long for its end
-    python run_state.py stop RUN SECONDS     ask the run to stop after its next step; its supervisor insists after that
-
-Two locks tell who is at work: ``.supervisor.lock`` is held by the supervisor, ``.lock`` by mpirun and its ranks.
+Two locks tell whether a run is going on: its supervisor holds ``.supervisor.lock``; mpirun and the ranks hold
+``.lock``.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+RUN = "SDTUNE_RUN"
+"""Environment variable of all processes of a run: the absolute path of its folder."""
+RANK = "SDTUNE_RANK"
+"""Environment variable of the processes of a rank: its number."""
 
 STATE = "state.json"
 STOP = "stop"
@@ -32,12 +35,12 @@ LAUNCH_LOCK = ".lock"
 DRAWING = "drawing.json"
 DRAWING_LOCK = ".drawing.lock"
 DRAWING_LOG = "logs/drawing.log"
-_TAIL = 262_144  # bytes at the end of metrics.jsonl that are looked at: hundreds of steps
-_WINDOW = 20  # steps over which speed is averaged
+_TAIL = 262_144  # bytes at the end of metrics.jsonl that are read: hundreds of steps
+_WINDOW = 20  # steps over which the speed is averaged
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock; the kernel frees it when the last holder ends, however it ends."""
+    """Whether a process holds a file lock, which the kernel releases when the last holder ends, however it ends."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -49,7 +52,7 @@ def is_locked(path: Path) -> bool:
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """What the supervisor wrote last; empty where none ever did."""
+    """What the supervisor wrote last; empty when none has written anything."""
     try:
         state: dict[str, Any] = json.loads((run / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -58,7 +61,7 @@ def read_state(run: Path) -> dict[str, Any]:
 
 
 def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
-    """The last objects of a file of JSON lines, none of them cut."""
+    """The last objects of a file of JSON lines, without a line that was cut off."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, 2)
@@ -77,7 +80,7 @@ def newest_checkpoint(run: Path) -> int | None:
 
 
 def asked_steps(run: Path) -> int | None:
-    """``max_train_steps`` of the job, without a YAML reader: the file is written by launch_config."""
+    """``max_train_steps`` of the job, read without a YAML library: launch_config has written the file."""
     try:
         found = re.search(r"^\s*max_train_steps:\s*(\d+)", (run / "job.yaml").read_text(encoding="utf-8"), re.MULTILINE)
     except FileNotFoundError:
@@ -86,17 +89,17 @@ def asked_steps(run: Path) -> int | None:
 
 
 def progress(run: Path, since: float) -> dict[str, Any]:
-    """How far the run is by its metrics, of which only those after ``since`` (Unix time) count.
+    """How far the run is, by its metrics since the Unix time ``since``.
 
     Returns:
-        ``max_steps``, ``checkpoint``; after a step ``step``, ``loss``, ``step_s``, ``images_per_s``, ``eta_s`` (also
-        of the validations that it will take); after a validation ``validation`` with its step and loss.
+        ``max_steps``, ``checkpoint``; after a step also ``step``, ``loss``, ``step_s``, ``images_per_s`` and ``eta_s``
+        (including the time for validations); after a validation ``validation`` with its step and loss.
     """
     lines = [line for line in tail_of(run / "metrics.jsonl") if line.get("time", 0) >= since]
     steps = [line for line in lines if line["kind"] == "step"]
     validations = [line for line in lines if line["kind"] == "validation"]
-    most = asked_steps(run)
-    found: dict[str, Any] = {"max_steps": most, "checkpoint": newest_checkpoint(run)}
+    max_steps = asked_steps(run)
+    found: dict[str, Any] = {"max_steps": max_steps, "checkpoint": newest_checkpoint(run)}
     if validations:
         found["validation"] = {key: validations[-1].get(key) for key in ("step", "loss", "gap_closed")}
     if steps:
@@ -104,48 +107,57 @@ def progress(run: Path, since: float) -> dict[str, Any]:
         found.update(step=last["step"], loss=last["loss"], world_size=last.get("world_size"))
         found["step_s"] = sum(line["step_s"] for line in window) / len(window)
         found["images_per_s"] = sum(line["images_per_s"] for line in window) / len(window)
-        if most is not None:
-            spent = last["time"] - window[0]["time"]  # of the wall: validations and checkpoints are in it
-            each = spent / (len(window) - 1) if len(window) > 1 else last["step_s"]
-            found["eta_s"] = max(0, most - last["step"]) * each
+        if max_steps is not None:
+            elapsed = last["time"] - window[0]["time"]  # wall time: includes validations and checkpoints
+            per_step = elapsed / (len(window) - 1) if len(window) > 1 else last["step_s"]
+            found["eta_s"] = max(0, max_steps - last["step"]) * per_step
     return found
 
 
 def look(run: Path, wait: float = 0) -> dict[str, Any]:
-    """All that there is to say of a run; returns early when it ends.
+    """The state of a run.
+
+    Args:
+        run: its folder.
+        wait: seconds to wait for the end of the run, at most.
 
     Returns:
-        ``supervised`` and ``by_hand``: who is at work, if anyone; ``finished``; ``collected``: its results were brought
-        to a control node; ``exported``, ``reported``: it has an OpenVINO copy, a report; ``lost``: the supervisor died
-        before the run ended; ``state`` and ``progress``, see there.
+        ``supervised``: a supervisor is running; ``unsupervised``: the run is going on without one; ``finished``;
+        ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy, a
+        report; ``lost``: the supervisor died before the run ended;
+        ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
     while True:
         supervised = is_locked(run / SUPERVISOR_LOCK)
-        by_hand = not supervised and is_locked(run / LAUNCH_LOCK)
-        if not (supervised or by_hand) or time.monotonic() >= end:
+        unsupervised = not supervised and is_locked(run / LAUNCH_LOCK)
+        if not (supervised or unsupervised) or time.monotonic() >= end:
             break
         time.sleep(min(0.2, max(0.0, end - time.monotonic())))
     state = read_state(run)
     return {
         "supervised": supervised,
-        "by_hand": by_hand,
+        "unsupervised": unsupervised,
         "finished": (run / "finished.json").exists(),
         "collected": (run / COLLECTED).exists(),
         "exported": (run / EXPORTED).exists(),
         "reported": (run / REPORT).exists(),
         "lost": not supervised and state.get("state") in ("running", "waiting"),
         "state": state,
-        "progress": progress(run, 0 if by_hand else state.get("attempt_started", 0)),
+        "progress": progress(run, 0 if unsupervised else state.get("attempt_started", 0)),
         "now": time.time(),
     }
 
 
 def drawing(run: Path, wait: float = 0) -> dict[str, Any]:
-    """How far the drawing of a run's pictures is; returns early when it ends.
+    """How far the generation of a run's pictures is.
+
+    Args:
+        run: the run folder.
+        wait: seconds to wait for its end, at most.
 
     Returns:
-        ``going``; ``state``: what it wrote last, with ``ended`` once all pictures are there; ``log``: its last lines.
+        ``going``; ``state``: what it wrote last, with ``ended`` when all pictures are there; ``log``: its last lines.
     """
     end = time.monotonic() + wait
     while (going := is_locked(run / DRAWING_LOCK)) and time.monotonic() < end:
@@ -155,31 +167,42 @@ def drawing(run: Path, wait: float = 0) -> dict[str, Any]:
     return {"going": going, "state": json.loads(text) if text else {}, "log": lines[-20:]}
 
 
-def processes_of(runs: Path) -> dict[str, list[int]]:
-    """Processes of this host that work for a run below the folder: {name of the run: [pid]}."""
-    found: dict[str, list[int]] = {}
+class Process(NamedTuple):
+    """A process of this host."""
+
+    pid: int
+    environment: dict[str, str]
+    """As it was when the process started its program."""
+    command: list[str]
+
+
+def scan_processes() -> Iterator[Process]:
+    """The processes of this host whose environment this user may read."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # ended meanwhile, or of a user whom we may not ask
+            environment = (entry / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
+            command = (entry / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
+        except OSError:  # ended meanwhile, or of another user
             continue
-        for value in environment:
-            if value.startswith(b"SDTUNE_RUN="):
-                run = Path(value[11:].decode(errors="replace"))
-                if run.parent == runs:
-                    found.setdefault(run.name, []).append(int(entry.name))
-        if b"sdtune.launch" in command and b"run" in command:
-            run = Path(command[command.index(b"run") + 1].decode(errors="replace"))
-            if run.parent == runs:
-                found.setdefault(run.name, []).append(int(entry.name))
+        yield Process(int(entry.name), dict(variable.partition("=")[::2] for variable in environment), command[:-1])
+
+
+def processes_by_run(runs: Path) -> dict[str, list[Process]]:
+    """The processes of this host that work for a run below a folder, its supervisor included, by the run's name."""
+    found: dict[str, list[Process]] = {}
+    for process in scan_processes():
+        run = process.environment.get(RUN)
+        if run is None and "sdtune.launch" in process.command and "run" in process.command[:-1]:  # a supervisor
+            run = process.command[process.command.index("run") + 1]
+        if run is not None and Path(run).parent == runs:
+            found.setdefault(Path(run).name, []).append(process)
     return found
 
 
 def _read(path: Path | str) -> str:
-    """A small file of the kernel's; empty where it is not there."""
+    """A small text file; empty when it does not exist."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -188,16 +211,15 @@ def _read(path: Path | str) -> str:
 
 def ranks_of(run: Path) -> dict[int, int]:
     """{rank: pid} of the run's ranks on this host."""
-    found = {}
-    for pid in processes_of(run.parent).get(run.name, []):
-        environment = dict(x.partition("=")[::2] for x in _read(f"/proc/{pid}/environ").split("\0"))
-        if "textual_inversion.py\0--job" in _read(f"/proc/{pid}/cmdline") and environment.get("PMI_RANK", "").isdigit():
-            found[int(environment["PMI_RANK"])] = pid
-    return found
+    return {
+        int(process.environment[RANK]): process.pid
+        for process in processes_by_run(run.parent).get(run.name, [])
+        if RANK in process.environment and any(x.endswith("textual_inversion.py") for x in process.command[:-1])
+    }
 
 
 def _cpu_seconds(pid: int) -> tuple[float, str, int]:
-    """Processor time of a process, its state letter, its resident bytes; it may have ended."""
+    """Processor time of a process, its state letter, its resident bytes; ``(0.0, "X", 0)`` when it has ended."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if not fields:
         return 0.0, "X", 0
@@ -206,13 +228,13 @@ def _cpu_seconds(pid: int) -> tuple[float, str, int]:
 
 
 def _traffic(interface: str) -> int | None:
-    """Bytes that an interface has sent and received."""
+    """Bytes that a network interface has sent and received."""
     counts = [_read(f"/sys/class/net/{interface}/statistics/{way}_bytes") for way in ("rx", "tx")]
     return sum(map(int, counts)) if interface and all(counts) else None
 
 
 def _throttled() -> int | None:
-    """How often cores were slowed down for heat, where the kernel counts it."""
+    """How often cores were throttled because of their temperature, where the Linux kernel counts it."""
     counts = [
         _read(path) for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
     ]
@@ -220,7 +242,7 @@ def _throttled() -> int | None:
 
 
 def _hottest() -> float | None:
-    """The highest temperature that a sensor tells, in degrees."""
+    """The highest temperature of all sensors, in degrees Celsius."""
     zones = [
         *Path("/sys/class/hwmon").glob("hwmon*/temp*_input"),
         *Path("/sys/class/thermal").glob("thermal_zone*/temp"),
@@ -230,7 +252,7 @@ def _hottest() -> float | None:
 
 
 def _last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that is not empty."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
@@ -241,7 +263,7 @@ def _last_line(path: Path) -> str:
 
 
 def host_status(run: Path, seconds: float) -> dict[str, Any]:
-    """What the host and the run's ranks on it do, watched for so long; changes nothing."""
+    """What the host and the run's ranks on it do, measured over ``seconds``; changes nothing."""
     interface = re.search(r"^export GLOO_SOCKET_IFNAME=(\S+)", _read(run / "env.sh"), re.MULTILINE)
     name = interface.group(1) if interface else ""
     ranks = ranks_of(run)
@@ -253,7 +275,7 @@ def host_status(run: Path, seconds: float) -> dict[str, Any]:
     for rank, pid in sorted(ranks.items()):
         cpu, state, resident = _cpu_seconds(pid)
         log = _last_line(run / "logs" / f"rank-{rank}.log")
-        sick = state in "TtZX" or log.startswith(("error:", "guard:")) or "Error" in log
+        sick = state in "TtZX" or log.startswith(("error:", "agent:")) or "Error" in log
         share = round(100 * max(0.0, cpu - before[rank]) / spent)
         found.append(
             {"rank": rank, "pid": pid, "state": state, "cpu": share, "memory": resident, "sick": sick, "log": log}
@@ -276,25 +298,53 @@ def host_status(run: Path, seconds: float) -> dict[str, Any]:
 
 
 def ask_to_stop(run: Path, within: float) -> None:
-    """Leave the request; rank 0 sees it after its step, the supervisor within a second."""
+    """Request a stop: rank 0 stops after its step; the supervisor ends the run after ``within`` seconds."""
     (run / STOP).write_text(json.dumps({"within": within, "asked": time.time()}) + "\n", encoding="utf-8")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The subcommands."""
+    top = argparse.ArgumentParser(
+        prog="run_state.py", description="The state of a run, by its folder; answers are JSON."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, folder: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("folder", type=Path, metavar=folder)
+        return added
+
+    wait: dict[str, Any] = {"type": float, "metavar": "SECONDS", "help": "wait for its end, at most so long"}
+    command("look", "the state of a run", "RUN").add_argument("seconds", nargs="?", default=0.0, **wait)
+    command("drawing", "how far the generation of its pictures is", "RUN").add_argument(
+        "seconds", nargs="?", default=0.0, **wait
+    )
+    command("host", "what this host and the run's ranks on it do", "RUN").add_argument(
+        "seconds", type=float, metavar="SECONDS", help="measure for so long"
+    )
+    command("runs", "names and processes of the runs below a folder that have processes on this host", "RUNS")
+    command("stop", "ask the run to stop after its next step", "RUN").add_argument(
+        "seconds", type=float, metavar="SECONDS", help="after so long its supervisor ends it"
+    )
+    return top
+
+
 def main(argv: list[str]) -> None:
-    """See above."""
-    command, folder = argv[0], Path(argv[1])
-    if command == "look":
-        print(json.dumps(look(folder, float(argv[2]) if len(argv) > 2 else 0)))
-    elif command == "host":
-        print(json.dumps(host_status(folder, float(argv[2]))))
-    elif command == "drawing":
-        print(json.dumps(drawing(folder, float(argv[2]) if len(argv) > 2 else 0)))
-    elif command == "runs":
-        print(json.dumps(processes_of(folder)))
-    elif command == "stop":
-        ask_to_stop(folder, float(argv[2]))
+    """Do what the command line says."""
+    options = parser().parse_args(argv)
+    if options.command == "stop":
+        ask_to_stop(options.folder, options.seconds)
+        return
+    answer: object
+    if options.command == "runs":
+        answer = {name: [p.pid for p in found] for name, found in processes_by_run(options.folder).items()}
+    elif options.command == "host":
+        answer = host_status(options.folder, options.seconds)
+    elif options.command == "drawing":
+        answer = drawing(options.folder, options.seconds)
     else:
-        sys.exit(f"error: {command!r} is none of look, host, runs, stop")
+        answer = look(options.folder, options.seconds)
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

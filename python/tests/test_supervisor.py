@@ -1,4 +1,4 @@
-"""The supervisor and its guards, over a double of mpirun: sleepers in place of ranks, all on this host."""
+"""The supervisor and the agents, with a fake mpirun: processes that sleep in place of ranks, all on this host."""
 
 import contextlib
 import json
@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from sdtune.launch import agent, supervisor
+from sdtune.launch import processes, rank_error, supervisor
+from sdtune.launch.state import StateFile
 from standalone import run_state
 
 PYTHON = Path(__file__).parents[1]
 SUPERVISE = ("-P", "-m", "sdtune.launch")
 
-# launch.sh and mpirun in one: two ranks, each with its guard; what a rank does is up to the test
+# a fake of launch.sh, mpirun and rank.sh: two ranks, each with its agent; each test says what a rank does
 LAUNCH = f"""#!/bin/bash
 echo "arguments: $*"
 export SDTUNE_RUN=$PWD
@@ -26,34 +27,37 @@ exec 9>.lock
 flock --nonblock 9 || exit 2
 rank() {{
     local self=$BASHPID
-    export PMI_RANK=$1
-    {sys.executable} {" ".join(SUPERVISE)} guard "$self" $$ &
-    echo $! > "guard.$1"
+    exec {{agent}}> >(exec setsid {sys.executable} {" ".join(SUPERVISE)} agent "$1" "$self" $$)
+    echo $! > "agent.$1"
+    export SDTUNE_RANK=$1 SDTUNE_AGENT_FD=$agent
     exec > >(sed --unbuffered "s/^/[$1] /") 2>&1
-    exec setpriv --pdeathsig KILL {sys.executable} rank.py "$PMI_RANK" "${{@:2}}"
+    exec setpriv --pdeathsig KILL {sys.executable} rank.py "$1" "${{@:2}}"
 }}
 (rank 0 "$@") & first=$!
 (rank 1 "$@") & second=$!
 code=0
 wait -n -p ended "$first" "$second" || code=$?
 [ "$code" = 0 ] || {{
-    # its guard tells first, as over a network; the command line of what has ended is empty
+    # its agent reports first, as over a network; the command line of a process that has ended is empty
     [ "$ended" = "$first" ] && rank=0 || rank=1
-    while grep -q . "/proc/$(cat guard.$rank)/cmdline" 2>/dev/null; do sleep 0.02; done
+    while grep -q . "/proc/$(cat agent.$rank)/cmdline" 2>/dev/null; do sleep 0.02; done
     kill -9 "$first" "$second" 2>/dev/null
     exit "$code"
 }}
 wait "$first" "$second"
 """
 RANK = """
-import faulthandler, json, os, signal, sys, time
-faulthandler.register(signal.SIGUSR1, all_threads=False)
+import json, os, signal, sys, time
+from sdtune import cli, errors
 rank, arguments = int(sys.argv[1]), sys.argv[2:]
 def step(n):
     if rank == 0:
         with open("metrics.jsonl", "a") as f:
             line = {"kind": "step", "step": n, "time": time.time(), "loss": 1.0, "step_s": 0.1, "images_per_s": 1}
             f.write(json.dumps(line) + chr(10))
+def main():
+    exec(compile(open("what.py").read(), "what.py", "exec"), globals())
+cli.run(main)
 """
 
 
@@ -67,7 +71,7 @@ def run(tmp_path, monkeypatch):
     (folder / "launch.sh").chmod(0o755)
     (folder / "job.yaml").write_text("training:\n  max_train_steps: 9\n")
     yield folder
-    agent.sweep(str(folder))
+    processes.sweep(str(folder))
 
 
 def plan(run, rank, **settings):
@@ -84,7 +88,8 @@ def plan(run, rank, **settings):
         "on_host_loss": "fail",
     }
     (run / "supervisor.json").write_text(json.dumps(facts | settings))
-    (run / "rank.py").write_text(RANK + rank)
+    (run / "rank.py").write_text(RANK)
+    (run / "what.py").write_text(rank)
 
 
 def start(run, *arguments):
@@ -103,7 +108,7 @@ def pid_of(run, rank):
     """PID of a rank that runs rank.py."""
 
     def look():
-        for pid in agent.marked(str(run)):
+        for pid in processes.processes_of(str(run)):
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
@@ -115,8 +120,8 @@ def pid_of(run, rank):
     return wait_for(look)
 
 
-def guards_of(run, process):
-    """PIDs of both guards, once the supervisor knows them."""
+def agents_of(run, process):
+    """PIDs of both agents, once the supervisor knows them."""
 
     def sockets():
         links = []
@@ -127,19 +132,19 @@ def guards_of(run, process):
 
     def look():
         found = []
-        for pid in agent.marked(str(run)):
+        for pid in processes.processes_of(str(run)):
             with contextlib.suppress(OSError):
-                if b"guard" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     found.append(pid)
         # the supervisor listens at one socket and has taken one for each; then they said who they are, and sleep
         met = len(found) == 2 and sockets() == 3
-        return found if met and all(agent._status(pid)[0] == "S" for pid in found) else None
+        return found if met and all(processes.state_and_parent(pid)[0] == "S" for pid in found) else None
 
     return wait_for(look)
 
 
 def nothing_left(run, seconds=15):
-    wait_for(lambda: not agent.marked(str(run)), seconds)
+    wait_for(lambda: not processes.processes_of(str(run)), seconds)
 
 
 def test_a_run_that_finishes(run):
@@ -158,12 +163,63 @@ def test_a_rank_that_raises_is_named_with_its_traceback(run):
         "while not os.path.exists('go'): time.sleep(0.05)\nif rank == 1: raise KeyError('surprise')\ntime.sleep(60)",
     )
     process = start(run)
-    guards_of(run, process)
+    agents_of(run, process)
     (run / "go").touch()
     assert process.wait(30) == 1
     (failure,) = run_state.read_state(run)["failures"]
     assert failure["why"] == "rank 1 on here: KeyError: 'surprise'"
     assert failure["lines"][0].startswith("Traceback")
+    error = json.loads((run / "logs/error-1.json").read_text())
+    assert (error["rank"], error["kind"], error["exception"]) == (1, "unexpected", "KeyError")
+    assert error["traceback"].splitlines() == failure["lines"]
+    nothing_left(run)
+
+
+def test_an_error_is_known_although_no_file_of_it_can_be_written(run):
+    """As on a full disk: the rank's file cannot be written, its agent reports the error all the same."""
+    plan(
+        run,
+        "from sdtune.launch import rank_error\n"
+        "def full(*_): raise OSError(28, 'No space left on device')\n"
+        "rank_error.write_atomically = full\n"
+        "if rank == 0: full()\ntime.sleep(60)",
+    )
+    assert start(run).wait(30) == 1
+    (failure,) = run_state.read_state(run)["failures"]
+    assert failure["why"] == "rank 0 on here: OSError: [Errno 28] No space left on device"
+    nothing_left(run)
+
+
+def test_a_rank_that_ends_before_its_agent_watches_it(run):
+    plan(run, "raise errors.BadInput('a picture is broken')", max_restarts=5)
+    launch = (run / "launch.sh").read_text()
+    (run / "launch.sh").write_text(launch.replace("exec setsid", "sleep 2; exec setsid"))
+    assert start(run).wait(30) == 2
+    state = run_state.read_state(run)
+    assert re.fullmatch(r"rank [01] on here: error: a picture is broken", state["reason"])
+    assert len(state["failures"]) == 1
+    nothing_left(run)
+
+
+def test_a_rank_that_says_nothing(run):
+    plan(run, "if rank == 1: os._exit(7)\ntime.sleep(60)")
+    rank_error.write(run, rank_error.RankError.of(KeyError("of an earlier attempt"), 1))
+    assert start(run).wait(30) == 1
+    assert run_state.read_state(run)["reason"] == "rank 1 on here ended without an error message"
+    assert not list((run / "logs").glob("error-*"))
+    nothing_left(run)
+
+
+def test_a_rank_for_which_the_others_wait(run):
+    plan(
+        run,
+        "step(1)\ndef all_reduce(): time.sleep(60)\ndef search(): time.sleep(60)\n[all_reduce, search][rank]()",
+        stall_timeout=4,
+    )
+    assert start(run).wait(30) == 1
+    (failure,) = run_state.read_state(run)["failures"]
+    assert failure["why"].endswith("rank 1 on here is not in the collective operation in which the others wait")
+    assert any("in search" in line for line in failure["lines"])
     nothing_left(run)
 
 
@@ -172,7 +228,7 @@ def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
     process = start(run, "--overwrite")
     wait_for(lambda: (run / "metrics.jsonl").exists())
     pid = pid_of(run, 1)
-    guards_of(run, process)
+    agents_of(run, process)
     os.kill(pid, signal.SIGKILL)
     assert process.wait(30) == 0
     state = run_state.read_state(run)
@@ -185,11 +241,11 @@ def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
 
 
 def test_what_the_program_refuses_is_not_tried_again(run):
-    plan(run, "print('error: the loss is nan'); sys.exit(1)", max_restarts=5)
+    plan(run, "raise errors.TrainingFailed('the loss is nan')", max_restarts=5)
     assert start(run).wait(30) == 1
     state = run_state.read_state(run)
     assert state["attempt"] == 1
-    assert state["reason"].endswith("error: the loss is nan")
+    assert re.fullmatch(r"rank [01] on here: error: the loss is nan", state["reason"])
 
 
 def test_a_stopped_rank_is_a_stall_with_its_name(run):
@@ -197,7 +253,8 @@ def test_a_stopped_rank_is_a_stall_with_its_name(run):
     plan(run, "while not os.path.exists('hush'): step(1); time.sleep(0.1)\ntime.sleep(60)", stall_timeout=4)
     process = start(run)
     pid = pid_of(run, 1)
-    guards_of(run, process)
+    agents_of(run, process)
+    wait_for(lambda: (run / "metrics.jsonl").exists())
     os.kill(pid, signal.SIGSTOP)
     (run / "hush").touch()
     assert process.wait(30) == 1
@@ -205,10 +262,10 @@ def test_a_stopped_rank_is_a_stall_with_its_name(run):
     nothing_left(run)
 
 
-def test_a_silent_guard_is_a_lost_host(run):
+def test_a_silent_agent_is_a_lost_host(run):
     plan(run, "step(1); time.sleep(60)", host_timeout=2)
     process = start(run)
-    for pid in guards_of(run, process):
+    for pid in agents_of(run, process):
         os.kill(pid, signal.SIGSTOP)
     assert process.wait(40) == 1
     seconds = re.search(r"here has not been heard of for (\d+) s", run_state.read_state(run)["reason"])
@@ -217,15 +274,15 @@ def test_a_silent_guard_is_a_lost_host(run):
     nothing_left(run)
 
 
-def test_guards_end_their_ranks_when_the_supervisor_is_gone(run):
+def test_agents_end_their_ranks_when_the_supervisor_is_gone(run):
     plan(run, "step(1); time.sleep(60)")
     process = start(run)
-    guards_of(run, process)
+    agents_of(run, process)
     process.kill()
     process.wait()
     nothing_left(run, seconds=5)
     assert run_state.look(run)["lost"]
-    # the first guard to notice says so; its rank then makes the launcher kill the other, whose guard has no cause
+    # the first agent to notice says so; its rank's end makes the launcher kill the other, whose agent has no reason
     assert "the supervisor is gone" in "".join(log.read_text() for log in (run / "logs").glob("rank-*.log"))
 
 
@@ -267,14 +324,14 @@ def test_a_second_supervisor_is_refused_and_a_second_start_attaches(run):
     nothing_left(run)
 
 
-def test_a_run_that_was_started_by_hand_is_left_alone(run):
+def test_an_unsupervised_run_is_left_alone(run):
     plan(run, "")
     holder = subprocess.Popen(["flock", run / ".lock", "sleep", "60"])
-    wait_for(lambda: run_state.look(run)["by_hand"])
+    wait_for(lambda: run_state.look(run)["unsupervised"])
     done = subprocess.run([sys.executable, *SUPERVISE, "start", run], capture_output=True, text=True, check=False)
     holder.kill()
     assert done.returncode == 2
-    assert "started by hand" in done.stderr
+    assert "without a supervisor" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -293,12 +350,12 @@ def test_fewer_hosts_make_the_same_samples_in_more_steps(run, hosts, expected, m
     plan(run, "", hosts={"a": "127.0.0.1", "b": "127.0.0.2"})
     one = supervisor.Supervisor(run, [])
     (run / "metrics.jsonl").write_text("")
-    assert one._again(dict(list(one.plan.hosts.items())[:hosts])) == expected
+    assert one._arguments_of_restart(dict(list(one.plan.hosts.items())[:hosts])) == expected
 
 
 def test_the_state_is_written_on_a_full_disk_too(run, monkeypatch):
     plan(run, "")
-    state = supervisor.StateFile(run, state="running")
+    state = StateFile(run, state="running")
     real = Path.open
 
     def full(path, *args, **kwargs):
@@ -309,16 +366,3 @@ def test_the_state_is_written_on_a_full_disk_too(run, monkeypatch):
     monkeypatch.setattr(Path, "open", full)
     state.write(state="failed")
     assert run_state.read_state(run)["state"] == "failed"
-
-
-def test_what_failed_first_is_told_from_its_echoes():
-    told = ["=   RANK 3 PID 77 RUNNING AT b", "=   KILLED BY SIGNAL: 9 (Killed)", "=   RANK 0 PID 1 RUNNING AT a"]
-    assert supervisor._killed_ranks(told) == [(3, 9)]
-    lines = ["x", "Traceback (most recent call last):", "  File", "RuntimeError: [gloo] Connection closed by peer"]
-    assert supervisor._traceback(lines) == lines[1:]
-    assert supervisor._ECHO.search(lines[-1])
-    assert supervisor._exception(lines[1:]) == lines[-1]
-    tee = "tee: [0] logs/rank-0.log[0] : No space left on device"
-    full = "OSError: [Errno 28] No space left on device"
-    assert supervisor._exception([lines[1], tee, "  File", full, "a second line", tee]) == full
-    assert supervisor._exception(lines[1:2]) == lines[1]

@@ -4,16 +4,14 @@ What is asked for is cut into batches once, and a batch is drawn as a whole, her
 another: what is drawn beside it can change the last bits of a picture. Pictures lie in ``drawn/`` until all are there.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from sdtune.data.sheets import columns_of, contact_sheet
 from sdtune.errors import BadInput
-from sdtune.files import replace_folder
+from sdtune.files import hold_lock, replace_folder
 from sdtune.host import memory, numa
 from sdtune.inference.openvino import Copy, StaticShape, digest_folder, load, read_facts, reshape_rows
 from sdtune.launch.run_folder import Run
@@ -255,18 +253,13 @@ def alone(run: Run) -> Iterator[None]:
     Raises:
         BadInput: another process draws for this run on this host.
     """
-    with (run.folder / run_state.DRAWING_LOCK).open("w") as file:
-        for attempt in range(20):  # whoever looks at the lock holds it for an instant
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if attempt == 19:
-                    raise BadInput(
-                        f"pictures of {run.folder} are being drawn on this host already; wait for them, or stop that "
-                        f"process"
-                    ) from None
-                time.sleep(0.05)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(run.folder / run_state.DRAWING_LOCK, timeout=1))
+        except BlockingIOError:
+            raise BadInput(
+                f"pictures of {run.folder} are being drawn on this host already; wait for them, or stop that process"
+            ) from None
         (run.folder / run_state.DRAWING).unlink(missing_ok=True)  # it tells of an earlier drawing
         yield
 

@@ -1,1 +1,1 @@
-"""Starting, watching and ending the ranks of a run."""
+"""Launch: the run folder, the supervisor of a run, and the agents of its ranks."""

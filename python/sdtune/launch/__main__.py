@@ -1,45 +1,73 @@
-"""The supervisor of a run, and what it starts on the hosts.
+"""Start a run under a supervisor, and what the supervisor starts on the hosts.
 
-    python -m sdtune.launch start RUN [ARGUMENTS]   start it in the background, unless it is there; prints what it did
-    python -m sdtune.launch run RUN [ARGUMENTS]     run it in the foreground, as a batch system would
-    python -m sdtune.launch sweep RUN               kill what the run has left on this host
-
-ARGUMENTS go to launch.sh. Exit code of ``run``: 0 finished, 1 failed, 2 cannot work, 3 stopped on request.
-rank.sh calls ``guard RANK_PID LAUNCHER_PID``. To look at a run or to stop it: standalone/run_state.py.
+To see how far a run is, or to stop it: standalone/run_state.py.
 """
 
+import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from sdtune import cli
 
 
+def _run_folder(text: str) -> Path:
+    return Path(text).resolve()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The subcommands."""
+    top = argparse.ArgumentParser(prog="python -m sdtune.launch", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("start", "start the supervisor in the background, unless it is running; print what was done, as JSON"),
+        ("run", "run the supervisor in the foreground, as a batch system needs it. Exit codes: 0 finished, 1 failed, "
+                "2 cannot work, 3 stopped on request"),
+    ):  # fmt: skip
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
+        command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of launch.sh")
+    text = "kill the processes that a run has left on this host"
+    command = commands.add_parser("sweep", help=text, description=text)
+    command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
+    text = "watch one rank; rank.sh calls it, with standard input as the pipe from the rank"
+    command = commands.add_parser("agent", help=text, description=text)
+    command.add_argument("rank", type=int, metavar="RANK", help="number of the rank")
+    command.add_argument("pid", type=int, metavar="PID", help="process of the rank")
+    command.add_argument("launcher", type=int, metavar="LAUNCHER", help="process that started it")
+    return top
+
+
 def main() -> None:
-    """See above."""
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    command, target, *arguments = sys.argv[1:]
-    if command == "guard":
+    """Do what the command line says; an agent starts in little time, so each command imports only what it needs."""
+    options = parser().parse_args()
+    if options.command == "agent":
         from sdtune.launch import agent
 
-        agent.main(int(target), int(arguments[0]))
-    elif command == "sweep":
-        from sdtune.launch import agent
+        agent.main(options.rank, options.pid, options.launcher)
+    elif options.command == "sweep":
+        from sdtune.launch import processes
 
-        agent.sweep(str(Path(target).resolve()))
-    elif command == "start":
+        processes.sweep(str(options.run))
+    elif options.command == "start":
         from sdtune.launch import detach
 
-        detach.report(Path(target).resolve(), arguments)
-    elif command == "run":
-        from sdtune.launch import supervisor
+        detach.report(options.run, options.arguments)
+    else:
+        _supervise(options.run, options.arguments)
 
-        run = Path(target).resolve()
-        if supervisor.hold_lock(run) is None:
+
+def _supervise(run: Path, arguments: list[str]) -> None:
+    from sdtune.files import hold_lock
+    from sdtune.launch import supervisor
+    from standalone import run_state
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(run / run_state.SUPERVISOR_LOCK, timeout=1))
+        except BlockingIOError:
             sys.exit(f"error: {run}: another supervisor is at work")
         sys.exit(supervisor.Supervisor(run, arguments).supervise())
-    else:
-        sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""The guard of one rank: tells the supervisor that it lives and when it ended, and ends it when the supervisor is gone.
+"""The agent of one rank: it reports to the supervisor, and ends its rank when the supervisor is gone.
 
-``rank.sh`` starts one beside each rank, in a session of its own, when a supervisor started the job. Both ends send a
-line now and then; whoever hears nothing for ``timeout`` seconds gives the other up. So a host that was cut off ends its
-ranks by itself, which nobody could tell it to do. A guard costs a few megabytes and no time.
+``rank.sh`` starts one for each rank, in a session of its own, when a supervisor started the job. Agent and supervisor
+send lines to each other every few seconds. The end that receives nothing for ``timeout`` seconds regards the other as
+lost, so a host that was cut off ends its own ranks. An agent needs a few megabytes and almost no processor time.
+
+Lines from the agent are JSON objects: ``hello`` (the token) with ``rank``; ``beat`` (state letter of the rank);
+``stack`` (a piece of the rank's stack); ``gone``, with the rank's ``error`` if it recorded one. The supervisor answers
+each line with ``beat``. Its orders are ``dump`` (report the rank's stack) and ``end``.
 """
 
 import contextlib
@@ -16,23 +20,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from sdtune.launch.processes import send_signal, state_and_parent
+
 WHERE = "SDTUNE_SUPERVISOR"
-"""``address:port`` of the supervisor, ``seconds`` of its timeout, and the token that tells guards from strangers."""
-RUN = "SDTUNE_RUN"
-"""The run folder, in the environment of every process that the supervisor starts: what :func:`sweep` goes by."""
-
-
-def _status(pid: int) -> tuple[str, int]:
-    """State letter and parent of a process; X when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except (OSError, UnicodeDecodeError):
-        return "X", 0
-    return fields[0], int(fields[1])
+"""Environment variable: ``address:port`` of the supervisor, the timeout in seconds, and the token of the attempt."""
+_RECORD_LIMIT = 65_536  # bytes of a rank's error that are kept: a pipe holds no more at once
 
 
 def _launchers(pid: int) -> list[int]:
-    """Hydra's processes above a rank on this host: the proxy that started it, and what started that."""
+    """Hydra's processes above a rank on this host: the proxy that started it, and the processes that started that."""
     found = []
     while pid > 1:
         try:
@@ -42,131 +38,150 @@ def _launchers(pid: int) -> list[int]:
         if not name.startswith("hydra"):
             break
         found.append(pid)
-        pid = _status(pid)[1]
+        pid = state_and_parent(pid)[1]
     return found
 
 
-def marked(run: str) -> list[int]:
-    """Processes of this host with the run's mark in their environment, which the kernel keeps."""
-    mark, found = f"{RUN}={run}".encode(), []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+class RankPipe:
+    """The agent's end of the pipe on which the rank writes its error, and its stack when asked for it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor: int | None = descriptor
+        self.error: object = None
+        self._pending = b""
+        os.set_blocking(descriptor, False)
+
+    def read(self) -> str:
+        """Read what is there: an error is kept in ``error``, anything else is returned (a piece of a stack)."""
+        pieces = []
+        while self.descriptor is not None:
             try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:  # ended meanwhile, or another user's
-                continue
-    return found
+                data = os.read(self.descriptor, 65_536)
+            except BlockingIOError:
+                break
+            if not data:
+                self.descriptor = None
+                break
+            pieces.append(data)
+        *lines, self._pending = (self._pending + b"".join(pieces)).split(b"\n")
+        self._pending = self._pending[-_RECORD_LIMIT:]
+        stack = []
+        for line in lines:
+            if line.startswith(b"{"):
+                with contextlib.suppress(ValueError):
+                    self.error = json.loads(line)
+            else:
+                stack.append(line.decode(errors="replace") + "\n")
+        return "".join(stack)
 
 
-def _signal(pids: list[int], number: int) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+class Agent:
+    """One connection to the supervisor, for one rank."""
 
-
-def sweep(run: str, *, seconds: float = 10) -> int:
-    """Kill what a run has left on this host, and wait until it is gone.
-
-    Returns:
-        How many processes there were.
-
-    Raises:
-        TimeoutError: some do not end.
-    """
-    first, end = marked(run), time.monotonic() + seconds
-    left = first
-    while left:
-        if time.monotonic() > end:
-            raise TimeoutError(f"processes {left} do not end")
-        _signal(left, signal.SIGKILL)
-        time.sleep(0.05)
-        left = [pid for pid in marked(run) if _status(pid)[0] not in "XZ"]
-    return len(first)
-
-
-class Guard:
-    """One connection, one rank."""
-
-    def __init__(self, rank: int, pid: int, launcher: int, where: Mapping[str, str], log: Path) -> None:
-        self.rank, self.pid, self.log = rank, pid, log
+    def __init__(self, rank: int, pid: int, launcher: int, where: Mapping[str, str], pipe: RankPipe, log: Path) -> None:
+        self.rank, self.pid, self.pipe, self.log = rank, pid, pipe, log
         self.timeout = float(where["timeout"])
         self.launchers = _launchers(launcher)
-        self.rank_end = os.pidfd_open(pid)
+        try:
+            self.rank_end: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:  # the rank was faster than this process
+            self.rank_end = None
         address, _, port = where["address"].rpartition(":")
         self.connection = socket.create_connection((address, int(port)), timeout=self.timeout)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.say(hello=where["token"], rank=rank, pid=pid, node=os.uname().nodename)
+        self.send(hello=where["token"], rank=rank)
+        self._heard, self._due, self._pending = time.monotonic(), time.monotonic(), b""
 
-    def say(self, **what: object) -> None:
-        """Send one line; a connection that takes none is as good as closed."""
+    def send(self, **what: object) -> None:
+        """Send one line."""
         self.connection.sendall(json.dumps(what).encode() + b"\n")
 
-    def end(self, why: str) -> None:
-        """End the rank and what started it here; the rank's log says why."""
-        try:
-            with self.log.open("a", encoding="utf-8") as log:
-                log.write(f"guard: {why}; this rank is ended\n")
-        except OSError as error:  # a full disk must not keep a rank alive
-            print(f"{self.log}: {error}", file=sys.stderr)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.rank_end, signal.SIGKILL)
-        _signal(self.launchers, signal.SIGKILL)
+    def end_rank(self, why: str) -> None:
+        """Kill the rank and its launchers on this host, and write the reason to the rank's log."""
+        append_to_log(self.log, f"agent: {why}; this rank is ended\n")
+        if self.rank_end is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.rank_end, signal.SIGKILL)
+        send_signal(self.launchers, signal.SIGKILL)
 
     def watch(self) -> None:
-        """Until the rank ends."""
-        heard, every = time.monotonic(), min(2.0, self.timeout / 5)
-        due, pending, connection = time.monotonic(), b"", self.connection.fileno()
-        while True:
-            readable, _, _ = select.select([connection, self.rank_end], [], [], max(0.0, due - time.monotonic()))
-            try:
-                if self.rank_end in readable:
-                    if connection in readable and not self.connection.recv(1, socket.MSG_PEEK):
-                        self.end("the supervisor is gone")  # first, and so the rank's launcher
-                        return
-                    self.say(gone=True)
-                    return
-                if connection in readable:
-                    data = self.connection.recv(4096)
-                    if not data:
-                        self.end("the supervisor is gone")
-                        return
-                    heard, pending = time.monotonic(), pending + data
-                    *orders, pending = pending.split(b"\n")
-                    if b"end" in orders:
-                        self.end("the supervisor ends the job")
-                    elif b"dump" in orders:  # where does it hang? faulthandler answers
-                        _signal([self.pid], signal.SIGUSR1)
-                if time.monotonic() >= due:
-                    due = time.monotonic() + every
-                    self.say(beat=_status(self.pid)[0])
-            except ConnectionError:  # a killed supervisor that had a line unread resets the connection
-                self.end("the supervisor is gone")
-                return
-            except OSError as error:
-                self.end(f"the connection to the supervisor broke ({error.strerror or error})")
-                return
-            if time.monotonic() - heard > self.timeout:
-                self.end(f"nothing was heard of the supervisor for {self.timeout:.0f} s")
-                return
+        """Exchange lines with the supervisor until the rank ends, or has to be ended."""
+        try:
+            while (why := self._step()) == "":
+                pass
+        except ConnectionError:  # a killed supervisor that had a line unread resets the connection
+            why = "the supervisor is gone"
+        except OSError as error:
+            why = f"the connection to the supervisor broke ({error.strerror or error})"
+        if why is not None:
+            self.end_rank(why)
+
+    def _step(self) -> str | None:
+        """Wait for the next event and handle it.
+
+        Returns:
+            Empty while the rank runs; None when it has ended; else why it has to be ended.
+        """
+        sources = [x for x in (self.connection.fileno(), self.rank_end, self.pipe.descriptor) if x is not None]
+        wait = 0.0 if self.rank_end is None else max(0.0, self._due - time.monotonic())
+        readable, _, _ = select.select(sources, [], [], wait)
+        connected = self.connection.fileno() in readable
+        if self.rank_end is None or self.rank_end in readable:
+            if connected and not self.connection.recv(1, socket.MSG_PEEK):
+                return "the supervisor is gone"  # it ended first, and with it the rank's launcher
+            self.pipe.read()
+            self.send(gone=True, error=self.pipe.error)
+            return None
+        if self.pipe.descriptor in readable and (stack := self.pipe.read()):
+            append_to_log(self.log, stack)
+            self.send(stack=stack)
+        if connected and (why := self._obey()):
+            return why
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + min(2.0, self.timeout / 5)
+            self.send(beat=state_and_parent(self.pid)[0])
+        if time.monotonic() - self._heard > self.timeout:
+            return f"nothing was received from the supervisor for {self.timeout:.0f} s"
+        return ""
+
+    def _obey(self) -> str:
+        """Read the supervisor's lines; returns why the rank has to be ended, if it has."""
+        data = self.connection.recv(4096)
+        if not data:
+            return "the supervisor is gone"
+        self._heard = time.monotonic()
+        *orders, self._pending = (self._pending + data).split(b"\n")
+        if b"end" in orders:
+            return "the supervisor ends the job"
+        if b"dump" in orders:  # the rank's faulthandler writes its stack to the pipe
+            send_signal([self.pid], signal.SIGUSR1)
+        return ""
 
 
-def main(pid: int, launcher: int) -> None:
-    """Guard process ``pid``, which ``launcher`` started; the supervisor is named by the environment."""
-    os.setsid()
+def append_to_log(log: Path, text: str) -> None:
+    """Add to the rank's log; a full disk must not keep a rank alive."""
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        print(f"{log}: {error}", file=sys.stderr)
+
+
+def main(rank: int, pid: int, launcher: int) -> None:
+    """Watch rank ``rank``, process ``pid``, which ``launcher`` started; its end of the pipe is standard input."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
+    for stream in (1, 2):
         os.dup2(null, stream)
-    os.closerange(3, 1024)  # Hydra's pipes: it waits for their end
-    rank = int(os.environ["PMI_RANK"])
+    os.closerange(3, 1024)  # Hydra waits until its pipes are closed
     address, timeout, token = os.environ[WHERE].split(",")
     where = {"address": address, "timeout": timeout, "token": token}
     log = Path("logs") / f"rank-{rank}.log"
     try:
-        guard = Guard(rank, pid, launcher, where, log)
-    except OSError:
-        _signal([pid], signal.SIGKILL)  # unguarded it might outlive the job
-        raise
-    guard.watch()
+        agent = Agent(rank, pid, launcher, where, RankPipe(0), log)
+    except OSError as error:
+        append_to_log(log, f"agent: the supervisor at {address} cannot be reached ({error}); this rank is ended\n")
+        send_signal([pid], signal.SIGKILL)  # without an agent it might outlive the job
+        return
+    agent.watch()

@@ -1,4 +1,4 @@
-"""Starting a supervisor, or a drawing, that outlives whoever starts it."""
+"""Start a supervisor, or the generation of images, in the background, so that it outlives the caller's session."""
 
 import getpass
 import json
@@ -13,13 +13,13 @@ from standalone import run_state
 
 
 def _manager_lingers(user: str) -> bool:
-    """Whether systemd keeps this user's processes when he logs out, and can be reached."""
+    """Whether systemd keeps this user's processes after logout, and can be reached."""
     bus = Path(f"/run/user/{os.getuid()}/bus")
     return Path(f"/var/lib/systemd/linger/{user}").exists() and bus.exists()
 
 
 def _outliving(command: list[str], unit: str, folder: Path) -> list[str]:
-    """A unit of the user's own systemd where that outlives him; else the command, for a session of its own."""
+    """The command as a unit of the user's systemd, where that outlives the session; else the command itself."""
     if not _manager_lingers(getpass.getuser()):
         return command
     options = ["--collect", "--quiet", f"--unit={unit}", f"--working-directory={folder}"]
@@ -41,18 +41,18 @@ def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Po
 
 
 def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
-    """Start a supervisor in the background, unless one is at work, and wait until it holds the run.
+    """Start a supervisor in the background, unless there is one, and wait until it has written its first state.
 
     Returns:
         ``started``, or ``attached`` when the run was going on already.
 
     Raises:
-        BadInput: it does not start, or the run was started by hand; says what the supervisor said.
+        BadInput: it does not start, or the run is going on without a supervisor; with the end of the supervisor's log.
     """
     if run_state.is_locked(run / run_state.SUPERVISOR_LOCK):
         return "attached"
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):
-        raise BadInput(f"{run}: this run is going on already, started by hand; wait for it, or stop its mpirun")
+        raise BadInput(f"{run}: this run is going on already, without a supervisor; wait for it, or stop its mpirun")
     log, began = run / "logs" / "supervisor.log", time.time()
     supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", str(run), *arguments]
     process = _spawn(supervise, f"sdtune-{run.name}", run, log)
@@ -62,20 +62,22 @@ def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
         if state.get("started", 0) >= began:
             return "started"
         if process.poll() is not None:
-            if run_state.is_locked(run / run_state.SUPERVISOR_LOCK):  # another one was faster, or systemd-run is done
+            if run_state.is_locked(
+                run / run_state.SUPERVISOR_LOCK
+            ):  # another caller was faster, or systemd-run has done its part
                 return "started" if run_state.read_state(run).get("started", 0) >= began else "attached"
             if process.returncode:
                 break
         time.sleep(0.05)
-    said = log.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
-    raise BadInput(f"{run}: the supervisor does not start: {said[-800:]}")
+    output = log.read_text(encoding="utf-8", errors="replace").strip() or "it printed nothing"
+    raise BadInput(f"{run}: the supervisor does not start: {output[-800:]}")
 
 
 def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None:
-    """Start what draws a run's pictures, and wait until it has looked at all that it needs.
+    """Start the generation of a run's pictures, and wait until it has checked all that it needs.
 
     Raises:
-        BadInput: it does not start; says what it said.
+        BadInput: it does not start; with the end of its log.
     """
     if run_state.is_locked(run / run_state.DRAWING_LOCK):
         raise BadInput(f"pictures of {run} are being drawn on this host already; wait for them, or stop that process")
@@ -88,10 +90,10 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None
         if process.poll():
             break
         time.sleep(0.05)
-    said = log.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
-    raise BadInput(said[-800:].removeprefix("error: "))
+    output = log.read_text(encoding="utf-8", errors="replace").strip() or "it printed nothing"
+    raise BadInput(output[-800:].removeprefix("error: "))
 
 
 def report(run: Path, arguments: list[str]) -> None:
-    """Start, and print what came of it as JSON."""
+    """Start the supervisor, and print what was done, as JSON."""
     print(json.dumps({"run": str(run), "did": start(run, arguments)}))

@@ -1,4 +1,4 @@
-"""The run folder: one folder for everything that a run makes, on the primary."""
+"""The run folder, on the primary: the one folder for everything that a run produces."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.finished = self.folder / "finished.json"
         self.stop = self.folder / "stop"
-        """Whoever makes this file asks the run to stop after its next step."""
+        """When this file exists, the run stops after its next step."""
 
     def check_writable(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse a finished run, checkpoints that would be lost, and a folder that cannot be written to.
@@ -56,9 +56,10 @@ class Run:
             raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
 
     def clear(self, *, keep_progress: bool) -> None:
-        """Remove an earlier run's results, the mark of having finished first; what launches the run stays.
+        """Remove an earlier run's results, ``finished.json`` first; the files that launch the run stay.
 
-        ``keep_progress`` leaves what a resumed run goes on with: metrics, checkpoints, validation pictures.
+        With ``keep_progress`` everything that a resumed run continues also stays: metrics, checkpoints, validation
+        pictures.
         """
         self.finished.unlink(missing_ok=True)
         for name in _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS):
@@ -69,10 +70,10 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def prove_writable(self, size: int = 1 << 20) -> None:
-        """Write ``size`` bytes and remove them again: permission bits do not tell of a full disk, nor root of either.
+        """Write ``size`` bytes and remove them: permissions do not show a full disk, and do not apply to root.
 
         Raises:
-            BadInput: says what the system says.
+            BadInput: with the message of the operating system.
         """
         probe = self.folder / ".probe"
         try:
@@ -87,11 +88,11 @@ class Run:
             probe.unlink(missing_ok=True)
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write the mark of a finished run, the last thing that training writes."""
+        """Write ``finished.json``, the last file that training writes."""
         write_atomically(self.finished, json.dumps(facts, indent=2) + "\n")
 
     def facts(self) -> dict[str, Any]:
-        """What :meth:`finish` wrote.
+        """The contents of ``finished.json``.
 
         Raises:
             BadInput: the run has not finished.
@@ -102,10 +103,10 @@ class Run:
         return facts
 
     def require_learned(self) -> None:
-        """Refuse to go on from a run that has not learned anything yet.
+        """Refuse a run that has no learned embeddings, or no pipeline.
 
         Raises:
-            BadInput: says what is missing.
+            BadInput: names what is missing.
         """
         if not self.learned.is_file() or not self.pipeline.is_dir():
             missing = self.learned if not self.learned.is_file() else self.pipeline

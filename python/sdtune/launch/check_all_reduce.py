@@ -1,11 +1,11 @@
-"""All ranks in one all-reduce: is the sum right, and how long does it take? Prints one table.
+"""Measure an all-reduce over all ranks, and check its sum. Prints one table.
 
 Started by the Ansible role cluster_check under mpirun, one process a host, with env.sh read:
 
-    python -m sdtune.launch.check_cluster --backend gloo --model MODEL
+    python -m sdtune.launch.check_all_reduce --backend gloo --model MODEL
 
-The learned rows are what training sums at every step. A time is that of the slowest rank. Gbit/s is what each rank
-sends meanwhile if the ranks pass parts of the sum around: 2 (n - 1) / n of the bytes.
+The small message has the size of the learned embeddings, which training sums in every step. Each time is that of the
+slowest rank. Gbit/s is what each of n ranks sends in a ring all-reduce: 2 (n - 1) / n of the bytes.
 """
 
 import argparse
@@ -26,13 +26,16 @@ from sdtune.training.backends import check_backend, load_backend
 
 
 def all_reduce(floats: int, repeats: int) -> list[float]:
-    """Sum ``floats`` numbers of every rank, again and again; seconds of each, of the slowest rank.
+    """Sum ``floats`` float32 numbers over all ranks, ``repeats`` times.
+
+    Returns:
+        Seconds of each all-reduce, on the slowest rank.
 
     Raises:
         TrainingFailed: a sum is wrong.
     """
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
-    right = ranks * (ranks + 1) / 2
+    expected = ranks * (ranks + 1) / 2
     numbers = torch.empty(floats)
     seconds = []
     for _ in range(repeats):
@@ -40,20 +43,22 @@ def all_reduce(floats: int, repeats: int) -> list[float]:
         began = time.perf_counter()
         distributed.all_reduce(numbers)
         seconds.append(time.perf_counter() - began)
-        if not bool((numbers == right).all()):
-            wrong = numbers[numbers != right][0].item()
-            raise TrainingFailed(f"{platform.node()}: rank {rank} of {ranks} got the sum {wrong:g}, not {right:g}")
+        if not bool((numbers == expected).all()):
+            wrong = numbers[numbers != expected][0].item()
+            raise TrainingFailed(f"{platform.node()}: rank {rank} of {ranks} got the sum {wrong:g}, not {expected:g}")
     slowest = torch.tensor(seconds)
     distributed.all_reduce(slowest, distributed.ReduceOp.MAX)
     return slowest.tolist()
 
 
 def main() -> None:
-    """Meet, sum, print."""
+    """Set up the process group, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="gloo", help="gloo, ccl or mpi")
-    parser.add_argument("--model", type=Path, required=True, help="pipeline folder, which knows the rows' width")
-    parser.add_argument("--vectors", type=int, default=1, help="rows that are learned")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="pipeline folder, whose text encoder has the embeddings' width"
+    )
+    parser.add_argument("--vectors", type=int, default=1, help="learned embedding vectors")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the large message")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank")
     args = parser.parse_args()
@@ -71,20 +76,20 @@ def main() -> None:
     hosts: list[str | None] = [None] * ranks
     distributed.all_gather_object(hosts, platform.node())
 
-    rows = args.vectors * config["hidden_size"]
+    small = args.vectors * config["hidden_size"]
     large = args.megabytes * 1_000_000 // 4
-    all_reduce(rows, 20)  # sets the connections up
-    short = all_reduce(rows, 100)
+    all_reduce(small, 20)  # sets up the connections
+    seconds_small = all_reduce(small, 100)
     all_reduce(large, 1)
-    long = all_reduce(large, 2)
+    seconds_large = all_reduce(large, 2)
     if distributed.get_rank() == 0:
         print(f"{ranks} ranks on {', '.join(map(str, dict.fromkeys(hosts)))} over {args.backend}: all sums are right")
         print(f"{'all-reduce of':16}{'bytes':>12}{'median':>14}{'95 % within':>14}{'a rank sends':>16}")
-        within = statistics.quantiles(short, n=20)[18]
-        print(f"{'learned rows':16}{4 * rows:>12,}{1000 * statistics.median(short):>11.2f} ms{1000 * within:>11.2f} ms")
-        middle = statistics.median(long)
-        rate = 2 * (ranks - 1) / ranks * 32 * large / middle / 1e9
-        print(f"{f'{args.megabytes} MB':16}{4 * large:>12,}{1000 * middle:>11.2f} ms{'':14}{rate:>9.2f} Gbit/s")
+        median, within = statistics.median(seconds_small), statistics.quantiles(seconds_small, n=20)[18]
+        print(f"{'embeddings':16}{4 * small:>12,}{1000 * median:>11.2f} ms{1000 * within:>11.2f} ms")
+        median = statistics.median(seconds_large)
+        rate = 2 * (ranks - 1) / ranks * 32 * large / median / 1e9
+        print(f"{f'{args.megabytes} MB':16}{4 * large:>12,}{1000 * median:>11.2f} ms{'':14}{rate:>9.2f} Gbit/s")
     distributed.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
-"""Greet the other ranks over MPI itself, without torch: rank 0 prints who was there, once the sum over all is right.
+"""Check MPI itself, without torch: all ranks exchange their host names in one all-reduce, and rank 0 prints them.
 
-mpirun -hosts node1,node2 -n 2 -ppn 1 python -m sdtune.launch.mpi_hello
+mpirun -hosts node1,node2 -n 2 -ppn 1 python -m sdtune.launch.check_mpi
 """
 
 import ctypes
@@ -9,18 +9,18 @@ import platform
 import sys
 from pathlib import Path
 
-# of the MPICH ABI, which Intel MPI keeps
+# constants of the MPICH ABI, which Intel MPI follows
 WORLD, DOUBLE, SUM = 0x44000000, 0x4C00080B, 0x58000003
 
 
 def main() -> None:
-    """Sum ranks and exchange names; exit with 1 if the sum is wrong. MPI ends the job on its own errors."""
+    """Exchange the host names; exit code 1 when one is missing. MPI itself ends the job on its errors."""
     mpi = ctypes.CDLL(str(Path(os.environ.get("I_MPI_ROOT", sys.prefix)) / "lib" / "libmpi.so"))
     mpi.MPI_Init(None, None)
     rank, ranks = ctypes.c_int(), ctypes.c_int()
     mpi.MPI_Comm_rank(WORLD, ctypes.byref(rank))
     mpi.MPI_Comm_size(WORLD, ctypes.byref(ranks))
-    # each rank fills its own slot with its name, a byte a number, and all slots are summed
+    # each rank writes its name to its own slot, one byte per number; the sum over all ranks has all names
     slot = 64
     numbers = (ctypes.c_double * (slot * ranks.value))()
     for i, byte in enumerate(platform.node().encode()[:slot]):

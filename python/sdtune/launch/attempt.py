@@ -1,0 +1,184 @@
+"""One attempt of a run: from the start of launch.sh to the end of the last process on all hosts."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sdtune.launch import agent, failure, rank_error
+from sdtune.launch.agent_server import AgentServer
+from sdtune.launch.failure import Evidence, Outcome
+from sdtune.launch.launcher_output import LauncherOutput, killed_ranks
+from sdtune.launch.processes import sweep
+from sdtune.launch.state import Plan
+from standalone import run_state
+
+_TICK = 0.25  # seconds between two looks
+_ENDING = 10.0  # seconds for ranks and agents to end, or to report, before the next measure
+_REACHABLE = 5.0  # an agent that sent something in so many seconds can still confirm the end of its rank
+
+
+class Attempt:
+    """The processes of one launch, and the connections to their agents."""
+
+    def __init__(self, run: Path, plan: Plan, hosts: dict[str, str], arguments: list[str]) -> None:
+        self.run, self.plan, self.hosts = run, plan, list(hosts.items())
+        self.world_size = len(hosts) * plan.ranks_per_node
+        rank_error.remove_all(run)
+        self.selector = selectors.DefaultSelector()
+        # one host needs no network; several meet at the primary's address
+        address = "127.0.0.1" if len(hosts) == 1 else self.hosts[0][1]
+        self.agents = AgentServer(
+            address, self.world_size, self.selector, on_error=lambda error: rank_error.write(run, error)
+        )
+        self.process = self._launch(arguments)
+        assert self.process.stdout is not None
+        self.output = LauncherOutput(self.process.stdout, run / "logs" / "launch.log")
+        self.selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
+        self.progressed, self.began = time.monotonic(), time.time()
+        self.mark, self.made_step = self._metrics_mark(), False
+        self.decision: str | None = None
+        self.culprit: int | None = None
+
+    def _launch(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            agent.WHERE: f"{self.agents.address},{self.plan.host_timeout},{self.agents.token}",
+        }
+        if len(self.hosts) < len(self.plan.hosts):
+            nodes = self.run / "nodefile.fewer"
+            nodes.write_text("".join(f"{address}\n" for _, address in self.hosts), encoding="utf-8")
+            environment |= {"SDTUNE_NODEFILE": nodes.name, "SDTUNE_WORLD_SIZE": str(self.world_size)}
+        # setpriv: if the supervisor is killed, the kernel kills mpirun, and with it the ranks on all hosts
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", str(self.run / "launch.sh"), *arguments],
+            cwd=self.run,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _read_output(self) -> None:
+        self.output.read()
+        if self.output.at_end:
+            self.selector.unregister(self.output.pipe)
+
+    def _metrics_mark(self) -> tuple[int, int]:
+        """Changes whenever something is written to metrics.jsonl."""
+        try:
+            status = (self.run / "metrics.jsonl").stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_ino, status.st_mtime_ns
+
+    def _listen(self, seconds: float) -> None:
+        for key, _ in self.selector.select(seconds):
+            key.data()
+
+    def follow(self, interrupted: Callable[[], str | None]) -> Outcome:
+        """Wait until the job ends, or has to be ended; then end what is left of it.
+
+        Args:
+            interrupted: says why the attempt has to be ended at once, or None.
+        """
+        while self.decision is None and self.process.poll() is None:
+            now = time.monotonic()  # before the sockets are read: what lies there unread is no silence
+            self._listen(_TICK)
+            if (mark := self._metrics_mark()) != self.mark:
+                self.mark, self.progressed = mark, now
+                self.made_step = self.made_step or "step" in run_state.progress(self.run, self.began)
+            self.decision = interrupted() or self._silent_host(now) or self._stall(now)
+        if self.decision is None and self.process.poll() != 0:
+            self._await_reports()
+        outcome = failure.judge(self._evidence())
+        outcome.unconfirmed = self.end()
+        return outcome
+
+    def _host_of(self, rank: int) -> str:
+        return self.hosts[rank // self.plan.ranks_per_node][0]
+
+    def _silent_host(self, now: float) -> str | None:
+        silent = self.agents.silent(now, self.plan.host_timeout)
+        if silent is None:
+            return None
+        self.culprit, seconds = silent
+        return f"{self._host_of(self.culprit)} has not been heard of for {seconds:.0f} s"
+
+    def _stall(self, now: float) -> str | None:
+        if now - self.progressed <= (self.plan.stall_timeout if self.made_step else self.plan.start_timeout):
+            return None
+        stopped = self.agents.stopped()  # before the order: SIGUSR1 ends a rank that has no handler for it yet
+        self.agents.order(b"dump")
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            self._listen(_TICK)
+        why = f"nothing was written to metrics.jsonl for {now - self.progressed:.0f} s"
+        found = failure.hung_rank(
+            stopped=stopped | self.agents.stopped(),
+            absent=set(range(self.world_size)) - set(self.agents.connections),
+            stacks=self.agents.stacks,
+        )
+        if found is None:
+            return why
+        self.culprit, how = found
+        return f"{why}; rank {self.culprit} on {self._host_of(self.culprit)} {how}"
+
+    def _await_reports(self) -> None:
+        """Wait for what is still on its way: mpirun's report, and agents, of which some may have yet to connect."""
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < _ENDING:
+            self._listen(0.1)
+            if not self.output.at_end:
+                continue
+            evidence = self._evidence()
+            if len(self.agents.ended) == self.world_size:
+                return
+            if waited > 1 and (evidence.no_rank_started or failure.is_explained(evidence)):
+                return
+
+    def _evidence(self) -> Evidence:
+        launcher_lines = list(self.output.launcher)
+        return Evidence(
+            hosts=[name for name, _ in self.hosts],
+            ranks_per_node=self.plan.ranks_per_node,
+            exit_code=self.process.poll(),
+            decision=self.decision,
+            culprit=self.culprit,
+            ended=self.agents.ended,
+            lost_agents=self.agents.lost,
+            errors=self.agents.errors,
+            killed=killed_ranks(launcher_lines),
+            stacks=self.agents.stacks,
+            rank_lines={rank: list(lines) for rank, lines in self.output.ranks.items()},
+            launcher_lines=launcher_lines,
+        )
+
+    def end(self) -> list[str]:
+        """End everything on every host, in bounded time.
+
+        Returns:
+            Names of the hosts that did not confirm it; they were cut off, and their agents end the ranks.
+        """
+        self.agents.order(b"end")
+        for measure in (signal.SIGTERM, signal.SIGKILL):
+            end = time.monotonic() + _ENDING
+            if self.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, measure)
+            while time.monotonic() < end and (
+                self.process.poll() is None or self.agents.unconfirmed(heard_within=_REACHABLE)
+            ):
+                self._listen(_TICK)
+        self.process.wait()
+        sweep(str(self.run))
+        unconfirmed = sorted({self._host_of(rank) for rank in self.agents.unconfirmed()})
+        self.agents.close()
+        self.selector.close()
+        self.output.close()
+        return unconfirmed

@@ -1,0 +1,169 @@
+"""Which rank failed first, and why: pure functions of what was recorded during an attempt."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sdtune.launch.rank_error import RankError
+
+BAD_INPUT = 2
+"""Exit code of a launch that cannot work, now or later."""
+_SHOWN = 15  # lines of a rank's output that are shown when it recorded no error
+_SHOWN_OF_LAUNCHER = 30
+# where a rank is that waits for others
+_WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was recorded until an attempt ended."""
+
+    hosts: Sequence[str]
+    """Names of the hosts, in the order of their ranks."""
+    ranks_per_node: int
+    """Ranks on each host."""
+    exit_code: int | None
+    """Of launch.sh; None while it still runs."""
+    decision: str | None = None
+    """Why the supervisor ends the attempt; None when launch.sh ended by itself."""
+    culprit: int | None = None
+    """The rank that the decision is about."""
+    ended: Sequence[int] = ()
+    """Ranks that have ended, in the order in which their agents reported it."""
+    lost_agents: Collection[int] = ()
+    """Those of them whose agents ended without a report, together with the rank."""
+    errors: Mapping[int, RankError] = field(default_factory=dict)
+    """What the ranks recorded themselves."""
+    killed: Sequence[tuple[int, int]] = ()
+    """Ranks and the signals that ended them, from Hydra's report."""
+    stacks: Mapping[int, str] = field(default_factory=dict)
+    """Stacks of the ranks, where they were asked for."""
+    rank_lines: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """The last lines that each rank printed. For display only."""
+    launcher_lines: Sequence[str] = ()
+    """The last lines that launch.sh and mpirun printed. For display, and for a refusal of launch.sh."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.hosts) * self.ranks_per_node
+
+    @property
+    def no_rank_started(self) -> bool:
+        """Whether nothing was received from any rank."""
+        return not self.rank_lines and not self.errors and not self.ended
+
+    def host_of(self, rank: int) -> str:
+        """Name of a rank's host."""
+        return self.hosts[rank // self.ranks_per_node]
+
+    def place_of(self, rank: int) -> str:
+        """A rank and its host, for messages."""
+        return f"rank {rank} on {self.host_of(rank)}"
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """How an attempt ended."""
+
+    code: int
+    """Exit code of launch.sh; -1 when it was ended."""
+    why: str
+    """One line, with rank and host where they are known."""
+    lines: list[str] = field(default_factory=list)
+    """Details: the traceback or stack of the rank, or the last lines that it printed."""
+    retry: bool = True
+    """Whether another attempt may end differently."""
+    rank: int | None = None
+    """The rank that failed first."""
+    host: str | None = None
+    """Name of its host."""
+    unconfirmed: list[str] = field(default_factory=list)
+    """Hosts that did not confirm the end of their ranks. They were cut off, and their agents end the ranks."""
+
+
+def is_explained(evidence: Evidence) -> bool:
+    """Whether the cause is known already, so that reports which are still on their way need not be awaited."""
+    return bool(evidence.lost_agents) or any(not error.is_consequence for error in evidence.errors.values())
+
+
+def judge(evidence: Evidence) -> Outcome:
+    """Decide who failed first, and how."""
+    code = -1 if evidence.exit_code is None else evidence.exit_code
+    if evidence.decision is not None:
+        return _outcome(evidence, code, evidence.culprit, evidence.decision)
+    if code == 0:
+        return Outcome(code=0, why="finished")
+    launcher_lines = list(evidence.launcher_lines)
+    if code == BAD_INPUT and evidence.no_rank_started:  # launch.sh itself refused
+        refusals = [line.removeprefix("error: ") for line in launcher_lines if line.startswith("error: ")]
+        why = refusals[0] if refusals else "launch.sh refused"
+        return Outcome(code=code, why=why, lines=launcher_lines[-_SHOWN_OF_LAUNCHER:], retry=False)
+    final = [rank for rank, error in sorted(evidence.errors.items()) if error.is_final]
+    rank = final[0] if final else first_cause(evidence)
+    outcome = _outcome(evidence, code, rank, describe(evidence, rank))
+    outcome.retry = not final
+    return outcome
+
+
+def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outcome:
+    lines: list[str] = []
+    if rank is not None:
+        if rank in evidence.errors:
+            lines = evidence.errors[rank].lines
+        elif rank in evidence.stacks:
+            lines = evidence.stacks[rank].splitlines()
+        else:
+            lines = list(evidence.rank_lines.get(rank, ()))[-_SHOWN:]
+    return Outcome(
+        code=code,
+        why=why,
+        lines=lines or list(evidence.launcher_lines)[-_SHOWN_OF_LAUNCHER:],
+        rank=rank,
+        host=None if rank is None else evidence.host_of(rank),
+    )
+
+
+def first_cause(evidence: Evidence) -> int | None:
+    """The rank that ended first, unless its error only says that another rank has left; None when nothing is known."""
+    causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
+    if evidence.ended:
+        first = evidence.ended[0]
+        return causes[0] if causes and first in evidence.errors and first not in causes else first
+    killed = [rank for rank, _ in evidence.killed if rank not in evidence.errors]
+    return next(iter(causes + killed), None)
+
+
+def describe(evidence: Evidence, rank: int | None) -> str:
+    """How a rank ended, in one line."""
+    if rank is None:
+        return f"mpirun ended with code {evidence.exit_code}"
+    if rank in evidence.errors:
+        return f"{evidence.place_of(rank)}: {evidence.errors[rank].summary}"
+    if rank in evidence.lost_agents:
+        return f"all processes on {evidence.host_of(rank)} ended at once"
+    number = dict(evidence.killed).get(rank)
+    if number is not None:
+        return f"{evidence.place_of(rank)} was killed by signal {number}"
+    return f"{evidence.place_of(rank)} ended without an error message"
+
+
+def hung_rank(
+    *, stopped: Collection[int], absent: Collection[int], stacks: Mapping[int, str]
+) -> tuple[int, str] | None:
+    """The rank for which the others wait, and what it does.
+
+    Args:
+        stopped: ranks whose process is stopped.
+        absent: ranks whose agent has never connected.
+        stacks: stacks of the ranks that answered.
+    """
+    elsewhere = [rank for rank, stack in stacks.items() if stack and not _WAITS.search(stack)]
+    for ranks, how in (
+        (stopped, "is stopped, as by SIGSTOP"),
+        (absent, "never joined"),
+        (elsewhere, "is not in the collective operation in which the others wait"),
+    ):
+        if ranks:
+            return min(ranks), how
+    return None

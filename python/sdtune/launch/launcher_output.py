@@ -1,0 +1,63 @@
+"""What ``launch.sh``, mpirun and the ranks print: to ``logs/launch.log``, and the last lines kept for messages."""
+
+import os
+import re
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+_KEPT = 60  # lines that are kept of each rank
+_RANK = re.compile(r"\[(\d+)\] ?(.*)")  # mpirun -prepend-rank
+_EMPTY_RANK = re.compile(r"\[\d+\] ?$")  # mpirun's prefix of a line that did not come
+_KILLED = re.compile(r"RANK (\d+) PID \d+|KILLED BY SIGNAL: (\d+)")
+
+
+def killed_ranks(lines: list[str]) -> list[tuple[int, int]]:
+    """Ranks and the signals that ended them, in the order of Hydra's report."""
+    found, rank = [], None
+    for line in lines:
+        for match in _KILLED.finditer(line):
+            if match.group(1) is not None:
+                rank = int(match.group(1))
+            elif rank is not None:
+                found.append((rank, int(match.group(2))))
+                rank = None
+    return found
+
+
+class LauncherOutput:
+    """The launcher's output, read without blocking."""
+
+    def __init__(self, pipe: IO[bytes], log: Path) -> None:
+        self.pipe = pipe
+        self.at_end = False
+        """Whether all processes that could write have closed their end."""
+        self.launcher: deque[str] = deque(maxlen=_KEPT)
+        """Lines of launch.sh and mpirun."""
+        self.ranks: dict[int, deque[str]] = {}
+        """Lines of each rank."""
+        self._pending = b""
+        self._log = log.open("ab", buffering=0)
+        os.set_blocking(pipe.fileno(), False)
+
+    def read(self) -> None:
+        """Read what is there."""
+        data = os.read(self.pipe.fileno(), 65_536)
+        if not data:
+            self.at_end = True
+            return
+        try:
+            self._log.write(data)
+        except OSError as error:  # a full disk; the lines are kept here
+            self.launcher.append(f"logs/launch.log: {error.strerror}")
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for raw in lines:
+            line = _EMPTY_RANK.sub("", raw.decode(errors="replace"))
+            if found := _RANK.match(line):
+                self.ranks.setdefault(int(found.group(1)), deque(maxlen=_KEPT)).append(found.group(2))
+            else:
+                self.launcher.append(line)
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()

@@ -1,0 +1,58 @@
+"""Processes of this host: their state, signals to them, and ending all that belong to a run."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from standalone import run_state
+
+
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """State letter and parent of a process, as ``/proc/<pid>/stat`` has them; ``("X", 0)`` when it does not exist."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (OSError, UnicodeDecodeError):
+        return "X", 0
+    return fields[0], int(fields[1])
+
+
+def processes_of(run: str) -> list[int]:
+    """PIDs on this host that have ``SDTUNE_RUN=<run>`` in their environment, except this process."""
+    return [
+        p.pid for p in run_state.scan_processes() if p.environment.get(run_state.RUN) == run and p.pid != os.getpid()
+    ]
+
+
+def send_signal(pids: Iterable[int], number: int) -> None:
+    """Send a signal to each process that still exists."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def sweep(run: str, *, seconds: float = 10) -> int:
+    """Kill the processes of a run on this host, and wait until they have ended.
+
+    Args:
+        run: absolute path of the run folder.
+        seconds: how long to wait.
+
+    Returns:
+        How many processes there were.
+
+    Raises:
+        TimeoutError: some processes do not end.
+    """
+    found, end = processes_of(run), time.monotonic() + seconds
+    left = found
+    while left:
+        if time.monotonic() > end:
+            raise TimeoutError(f"processes {left} do not end")
+        send_signal(left, signal.SIGKILL)
+        time.sleep(0.05)
+        left = [pid for pid in processes_of(run) if state_and_parent(pid)[0] not in "XZ"]
+    return len(found)

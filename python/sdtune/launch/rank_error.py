@@ -1,0 +1,158 @@
+"""The error that ended a rank, as data: ``logs/error-<rank>.json`` of the run folder.
+
+``cli.run`` records it before the rank exits. It goes two ways: into the file on the rank's own host, and through a pipe
+to the rank's agent, which sends it to the supervisor. The pipe needs no disk, so that the cause is known on a full one.
+
+``rank.sh`` sets ``SDTUNE_RUN`` and ``SDTUNE_RANK``, and ``SDTUNE_AGENT_FD`` when there is an agent.
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdtune.errors import BadInput, DrawingFailed, TrainingFailed
+from sdtune.files import write_atomically
+
+RANK = "SDTUNE_RANK"
+"""Environment variable: number of the rank that this process is."""
+AGENT_FD = "SDTUNE_AGENT_FD"
+"""Environment variable: file descriptor of the pipe to this rank's agent."""
+BAD_INPUT = "bad_input"
+"""Kind: the job cannot be done as it was asked for (:class:`sdtune.errors.BadInput`)."""
+FAILURE = "failure"
+"""Kind: sdtune gave up on purpose (:class:`sdtune.errors.TrainingFailed`); another attempt would end alike."""
+UNEXPECTED = "unexpected"
+"""Kind: any other exception."""
+_MESSAGE_LIMIT, _TRACEBACK_LIMIT = 1_500, 8_000  # characters; escaped as JSON they fit into a pipe of 64 KB
+# what the libraries raise when another rank has left: a consequence, not the cause
+_CONSEQUENCE = re.compile(
+    r"[Cc]onnection (closed|reset|refused|was)|Broken pipe|timed out|Timed out|gloo|DistNetworkError|TCPStore"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankError:
+    """What ended a rank."""
+
+    rank: int
+    """Number of the rank."""
+    host: str
+    """Host name, as the host itself has it."""
+    time: float
+    """Unix time, by the host's clock."""
+    kind: str
+    """:data:`BAD_INPUT`, :data:`FAILURE` or :data:`UNEXPECTED`."""
+    exception: str
+    """Class of the exception, as a traceback prints it."""
+    message: str
+    """Its text."""
+    traceback: str
+    """The traceback as Python prints it; empty unless the kind is :data:`UNEXPECTED`."""
+
+    @classmethod
+    def of(cls, error: Exception, rank: int) -> "RankError":
+        """Describe an exception that this rank ends with."""
+        kind = UNEXPECTED
+        if isinstance(error, BadInput):
+            kind = BAD_INPUT
+        elif isinstance(error, TrainingFailed | DrawingFailed):
+            kind = FAILURE
+        name = type(error).__qualname__
+        if type(error).__module__ not in ("builtins", "__main__"):
+            name = f"{type(error).__module__}.{name}"
+        text = "".join(traceback.format_exception(error)) if kind == UNEXPECTED else ""
+        return cls(
+            rank=rank,
+            host=os.uname().nodename,
+            time=time.time(),
+            kind=kind,
+            exception=name,
+            message=str(error)[:_MESSAGE_LIMIT],
+            traceback=text[-_TRACEBACK_LIMIT:],
+        )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "RankError":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown, or of another type.
+        """
+        fields = cls.__dataclass_fields__
+        if set(values) != set(fields):
+            raise ValueError(f"an error of a rank has the fields {', '.join(fields)}, not {', '.join(values)}")
+        numbers = {"rank": int(values["rank"]), "time": float(values["time"])}
+        return cls(**{name: str(value) for name, value in values.items() if name not in numbers}, **numbers)  # type: ignore[arg-type]
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @property
+    def summary(self) -> str:
+        """One line: ``error: <message>`` for what sdtune raises on purpose, else ``<class>: <message>``."""
+        first = self.message.strip().partition("\n")[0]
+        if self.kind != UNEXPECTED:
+            return f"error: {first}"
+        return f"{self.exception}: {first}" if first else self.exception
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another attempt would end in the same way."""
+        return self.kind != UNEXPECTED
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it only says that another rank has left."""
+        return self.kind == UNEXPECTED and _CONSEQUENCE.search(self.summary) is not None
+
+    @property
+    def lines(self) -> list[str]:
+        """The traceback, or else the message, in lines."""
+        return (self.traceback or f"error: {self.message}").rstrip("\n").split("\n")
+
+
+def path_of(run: Path, rank: int) -> Path:
+    """The file of a rank's error."""
+    return run / "logs" / f"error-{rank}.json"
+
+
+def write(run: Path, error: RankError) -> None:
+    """Write the file of a rank's error, if the disk takes it."""
+    with contextlib.suppress(OSError):
+        write_atomically(path_of(run, error.rank), error.to_json() + "\n")
+
+
+def remove_all(run: Path) -> None:
+    """Remove the errors of an earlier attempt."""
+    for path in (run / "logs").glob("error-*.json"):
+        path.unlink(missing_ok=True)
+
+
+class Reporter:
+    """Reports the error of the rank that this process is; of a process that is no rank of a run, it reports nothing."""
+
+    def __init__(self) -> None:
+        self.run = os.environ.get("SDTUNE_RUN")
+        # removed from the environment: a process that this one starts is not the rank, and has other files open
+        rank, pipe = os.environ.pop(RANK, ""), os.environ.pop(AGENT_FD, "")
+        self.rank = int(rank) if rank.isdigit() else None
+        self.pipe = int(pipe) if pipe.isdigit() and self.rank is not None else None
+
+    def report(self, error: Exception) -> None:
+        """Send the error to the agent, and write its file; neither may hide the error itself."""
+        if self.run is None or self.rank is None:
+            return
+        described = RankError.of(error, self.rank)
+        if self.pipe is not None:
+            with contextlib.suppress(OSError):
+                os.set_blocking(self.pipe, False)  # an agent that does not read must not keep this rank
+                os.write(self.pipe, described.to_json().encode() + b"\n")
+        write(Path(self.run), described)

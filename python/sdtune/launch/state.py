@@ -1,0 +1,63 @@
+"""What the supervisor reads from the run folder, ``supervisor.json``, and what it writes there, ``state.json``."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdtune.files import write_atomically
+from standalone import run_state
+
+_RESERVE = 131_072  # bytes; state.json takes a few thousand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``supervisor.json``, which the role launch_config writes."""
+
+    hosts: dict[str, str]
+    """Name in the inventory and address of each host, the primary first."""
+    ranks_per_node: int
+    """Ranks on each host."""
+    gradient_accumulation_steps: int
+    """Of the job; it is raised when the run goes on with fewer hosts."""
+    stall_timeout: float
+    """Seconds without a line in metrics.jsonl after which the job counts as hung."""
+    start_timeout: float
+    """The same until the first step of an attempt: ranks have to start, meet, load, and validate."""
+    host_timeout: float
+    """Seconds without a line from an agent after which its host counts as lost."""
+    host_wait: float
+    """Seconds for which a restart waits for a lost host to come back."""
+    max_restarts: int
+    """Restarts before the run counts as failed."""
+    on_host_loss: str
+    """What to do when a lost host does not come back: ``fail`` or ``continue``."""
+
+    @classmethod
+    def read(cls, run: Path) -> "Plan":
+        """Read it from the run folder."""
+        return cls(**json.loads((run / "supervisor.json").read_text(encoding="utf-8")))
+
+
+class StateFile:
+    """``state.json``: replaced as a whole, also on a full disk, for which some space is reserved."""
+
+    def __init__(self, run: Path, **facts: Any) -> None:
+        self.path, self.reserve, self.facts = run / run_state.STATE, run / ".reserve", facts
+        self.reserve.write_bytes(b"\0" * _RESERVE)
+
+    def write(self, **facts: Any) -> None:
+        """Change some facts, and write all of them."""
+        self.facts |= facts
+        text = json.dumps({**self.facts, "updated": time.time()}, indent=1) + "\n"
+        try:
+            write_atomically(self.path, text)
+        except OSError:
+            self.reserve.unlink(missing_ok=True)
+            write_atomically(self.path, text)
+
+    def close(self) -> None:
+        """Free the reserved space."""
+        self.reserve.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Which rank failed first, decided from what was recorded."""
+
+import json
+
+import pytest
+
+from sdtune.errors import BadInput, TrainingFailed
+from sdtune.launch.failure import Evidence, hung_rank, is_explained, judge
+from sdtune.launch.launcher_output import killed_ranks
+from sdtune.launch.rank_error import RankError, Reporter
+
+HYDRA = """
+===================================================================================
+=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
+=   RANK 1 PID 77 RUNNING AT node2
+=   KILLED BY SIGNAL: 9 (Killed)
+===================================================================================
+=   RANK 0 PID 1 RUNNING AT node1
+"""
+
+
+def evidence(**recorded):
+    """Two hosts, one rank each, whose launcher has failed."""
+    return Evidence(**{"hosts": ["node1", "node2"], "ranks_per_node": 1, "exit_code": 1, **recorded})
+
+
+def error(exception, rank):
+    """As a rank that fails with it."""
+    with pytest.raises(type(exception)) as raised:
+        raise exception
+    return RankError.of(raised.value, rank)
+
+
+CLOSED = RuntimeError("[gloo] Connection closed by peer [198.51.100.2]:1234")
+SURPRISE = KeyError("surprise")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "why"),
+    [
+        ({"exit_code": 0}, "finished"),
+        ({"exit_code": 0, "decision": "the supervisor was ended by SIGTERM"}, "the supervisor was ended by SIGTERM"),
+        ({"exit_code": 2, "launcher_lines": ["x", "error: no picture; add one"]}, "no picture; add one"),
+        ({"exit_code": 2}, "launch.sh refused"),
+        ({"exit_code": 9}, "mpirun ended with code 9"),
+        # the first that ended is the cause, unless it only lost its connection to another
+        ({"ended": [1, 0], "errors": {1: error(SURPRISE, 1)}}, "rank 1 on node2: KeyError: 'surprise'"),
+        (
+            {"ended": [0, 1], "errors": {0: error(CLOSED, 0), 1: error(SURPRISE, 1)}},
+            "rank 1 on node2: KeyError: 'surprise'",
+        ),
+        (
+            {"ended": [1, 0], "errors": {0: error(CLOSED, 0)}, "killed": [(1, 9)]},
+            "rank 1 on node2 was killed by signal 9",
+        ),
+        ({"ended": [0, 1], "errors": {0: error(CLOSED, 0)}}, f"rank 0 on node1: RuntimeError: {CLOSED}"),
+        ({"ended": [1], "lost_agents": {1}}, "all processes on node2 ended at once"),
+        ({"ended": [1]}, "rank 1 on node2 ended without an error message"),
+        ({"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1]}, "rank 1 on node2 ended without an error message"),
+        # without agents, Hydra's report and the records remain
+        ({"killed": [(1, 11)], "errors": {0: error(CLOSED, 0)}}, "rank 1 on node2 was killed by signal 11"),
+        # what sdtune refuses counts, whoever ended first
+        (
+            {"ended": [0, 1], "errors": {1: error(TrainingFailed("the loss is nan\nat step 3"), 1)}},
+            "rank 1 on node2: error: the loss is nan",
+        ),
+        (
+            {"exit_code": 2, "ended": [1, 0], "errors": {r: error(BadInput("no"), r) for r in (1, 0)}},
+            "rank 0 on node1: error: no",
+        ),
+        # what the supervisor decided stands
+        (
+            {"exit_code": None, "decision": "node2 has not been heard of for 8 s", "culprit": 1, "ended": [0]},
+            "node2 has not been heard of for 8 s",
+        ),
+    ],
+)
+def test_the_cause(recorded, why):
+    assert judge(evidence(**recorded)).why == why
+
+
+def test_what_is_tried_again():
+    assert judge(evidence(ended=[1], errors={1: error(SURPRISE, 1)})).retry
+    assert judge(evidence(ended=[1], killed=[(1, 9)])).retry
+    assert not judge(evidence(ended=[1], errors={1: error(TrainingFailed("nan"), 1)})).retry
+    assert not judge(evidence(exit_code=2, launcher_lines=["error: no"])).retry
+
+
+def test_what_is_shown():
+    known = judge(evidence(ended=[1], errors={1: error(SURPRISE, 1)}, rank_lines={1: ["noise"]}))
+    assert (known.rank, known.host, known.code) == (1, "node2", 1)
+    assert known.lines[0] == "Traceback (most recent call last):"
+    assert known.lines[-1] == "KeyError: 'surprise'"
+    printed = judge(evidence(ended=[1], rank_lines={1: [str(n) for n in range(40)]}))
+    assert printed.lines == [str(n) for n in range(25, 40)]
+    hung = judge(evidence(exit_code=None, decision="no step", culprit=0, stacks={0: "Stack\n  File\n"}))
+    assert (hung.lines, hung.code) == (["Stack", "  File"], -1)
+    assert judge(evidence(launcher_lines=["a"])).lines == ["a"]
+
+
+def test_a_consequence_explains_nothing_yet():
+    assert not is_explained(evidence(ended=[0], errors={0: error(CLOSED, 0)}))
+    assert is_explained(evidence(ended=[0, 1], errors={0: error(CLOSED, 0), 1: error(SURPRISE, 1)}))
+    assert is_explained(evidence(lost_agents={1}))
+
+
+def test_the_rank_that_hangs():
+    waiting, elsewhere = "Stack:\n  in all_reduce\n", "Stack:\n  in read\n"
+    assert hung_rank(stopped={1}, absent={0}, stacks={0: waiting}) == (1, "is stopped, as by SIGSTOP")
+    assert hung_rank(stopped=(), absent={1}, stacks={0: waiting}) == (1, "never joined")
+    found = hung_rank(stopped=(), absent=(), stacks={0: waiting, 1: elsewhere})
+    assert found == (1, "is not in the collective operation in which the others wait")
+    assert hung_rank(stopped=(), absent=(), stacks={0: waiting, 1: ""}) is None
+
+
+def test_signals_are_read_from_hydras_report():
+    assert killed_ranks(HYDRA.splitlines()) == [(1, 9)]
+
+
+def test_a_record_survives_the_wire_and_bounds_its_size():
+    long = error(KeyError("x" * 100_000 + "\U0001f600"), 3)
+    line = long.to_json()
+    assert "\n" not in line
+    assert len(line.encode()) < 65_536, "a pipe takes it at once"
+    assert RankError.from_mapping(json.loads(line)) == long
+    with pytest.raises(ValueError, match="traceback"):
+        RankError.from_mapping({"rank": 1})
+
+
+def test_a_process_that_is_no_rank_records_nothing(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setenv("SDTUNE_RUN", str(tmp_path))
+    monkeypatch.delenv("SDTUNE_RANK", raising=False)
+    Reporter().report(KeyError("x"))
+    assert not list((tmp_path / "logs").iterdir())
+    monkeypatch.setenv("SDTUNE_RANK", "4")
+    rank = Reporter()
+    Reporter().report(KeyError("a child of the rank"))
+    assert not list((tmp_path / "logs").iterdir())
+    rank.report(SURPRISE)
+    assert json.loads((tmp_path / "logs/error-4.json").read_text())["message"] == "'surprise'"
