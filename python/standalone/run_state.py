@@ -123,8 +123,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
 
     Returns:
         ``supervised``: a supervisor is running; ``unsupervised``: the run is going on without one; ``finished``;
-        ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy, a
-        report; ``lost``: the supervisor died before the run ended;
+        ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy,
+        a report; ``lost``: the supervisor died before the run ended;
         ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
