@@ -59,8 +59,8 @@ lint: dev-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" ansible-lint
 	$(BIN)/yamllint --strict .
 	$(BIN)/shellcheck $$(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
-	$(BIN)/ruff check python plugins tests molecule scripts
-	$(BIN)/ruff format --check python plugins tests molecule scripts
+	$(BIN)/ruff check python plugins roles tests molecule scripts
+	$(BIN)/ruff format --check python plugins roles tests molecule scripts
 	cd python && $(BIN)/python -m sdtune.settings --check
 	cd python && $(TEST_PYTHON) -m mypy
 	$(TEST_PYTHON) -m mypy --strict molecule/lab/lab.py molecule/lab/mirror.py
