@@ -41,7 +41,7 @@ def _about_speed(run: RunRecord) -> Iterator[str]:
     for key, what in (("instruction_set", "instruction sets"), ("threads_per_rank", "numbers of threads")):
         values = {str(h.get(key)) for h in run.hosts}
         if len(values) > 1:
-            yield f"The hosts differ in their {what} ({', '.join(sorted(values))}): the slowest determines the step time."
+            yield f"The hosts differ in their {what} ({', '.join(sorted(values))}): the slowest decides the step time."
     packages = set(run.packages.values())
     if len(packages) > 1:
         yield "The hosts' environments hold different packages. Run ansible-playbook provision.yml to make them equal."
