@@ -37,7 +37,8 @@ from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_rows
 from sdtune.models.pipelines import draw, save_full_pipeline
 from sdtune.settings.job import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
-from toyworld import drawings
+from toyworld.captions import examples
+from toyworld.drawings import draw_toy
 
 REPOSITORY = Path(__file__).parents[2]
 FAST = "bf16" if has_bf16() else "f32"
@@ -134,7 +135,7 @@ def distil_decoder(job: Job, folder: Path, seconds: float) -> None:
     vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=torch.float32).eval()
     tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(24,) * 4)
     optimizer = torch.optim.AdamW(tiny.decoder.parameters(), lr=2e-3)
-    images = [drawings.draw_toy(e.toy, e.pose, 64) for e in drawings.examples(384, 64, seed=5)]
+    images = [draw_toy(e.toy, e.pose, 64) for e in examples(384, 64, seed=5)]
     pixels = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1 for i in images])
     end, step = time.monotonic() + seconds, 0
     with torch.no_grad():

@@ -27,7 +27,7 @@ from sdtune.models.sd import load_frozen
 from sdtune.settings.job import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
 from sdtune.training.trainer import train
 from sdtune.training.validation import make_triples, validate
-from toyworld import drawings
+from toyworld.captions import best_captions
 
 
 def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
@@ -70,7 +70,7 @@ def main() -> None:
             ),
             validation=ValidationArgs(steps=args.steps, triples=64),
         )
-        losses = caption_losses(job, drawings.best_captions())
+        losses = caption_losses(job, best_captions())
         best = min(losses, key=losses.__getitem__)
         figures = {"initializer": losses["toy"], "best_caption": best, "best_caption_loss": losses[best]}
         print(
