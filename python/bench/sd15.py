@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sdtune.data.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from sdtune.models.pipelines import assemble
-from toyworld import make as toyworld
+from toyworld import tokenizer as toyworld
+from toyworld.networks import make_scheduler
 
 VOCABULARY = 49_408
 
@@ -87,7 +88,7 @@ def make(folder: Path) -> Path:
         if (count := sum(p.numel() for p in module.parameters())) != parameters:
             raise RuntimeError(f"{name} has {count} parameters, but Stable Diffusion 1.5 has {parameters}")
     assemble(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=toyworld.make_scheduler()
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_scheduler()
     ).save_pretrained(temporary)
     temporary.replace(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Run folders made up for tests of the report: no run made these figures."""
+"""Fake run folders for tests of the report: their numbers are invented."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ HOSTILE = "<script>alert('$x$ & \"y\"')</script>"
 def write_run(
     folder: Path, *, name="r", hosts=1, ranks_per_host=2, prompt="a photo of a <dicoo>", slow=None, **changes
 ):
-    """A finished run of 40 steps; ``slow`` is a rank that takes twice as long; ``changes`` go into the first host."""
+    """A finished run of 40 steps; rank ``slow`` takes twice as long; ``changes`` apply to the first host's facts."""
     folder.mkdir(parents=True)
     world = hosts * ranks_per_host
     described = [
