@@ -20,15 +20,26 @@ PREFIX = Path(sys.prefix)
 
 # in place of textual_inversion.py: {what} is what a rank does
 PROGRAM = """
-import os, signal, sys, time
+import fcntl, os, signal, sys, time
 sys.path.insert(0, {path!r})
 from sdtune import cli, errors
 arguments, rank = sys.argv[1:], int(os.environ.get("PMI_RANK", -1))
+
+def lose_connection():
+    # Hydra does not end a rank when another one has left: its connection to the other does
+    with open(f"alive-{{1 - rank}}", "a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+    raise RuntimeError("[gloo] Connection closed by peer")
 
 def main():
     if "--check" in arguments:
         {check}
         return
+    alive = open(f"alive-{{rank}}", "a")
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    open(f"ready-{{rank}}", "w").close()
+    while not (os.path.exists("ready-0") and os.path.exists("ready-1")):
+        time.sleep(0.01)
     {what}
 
 cli.run(main)
@@ -87,21 +98,21 @@ def launch(tmp_path):
 @pytest.mark.parametrize(
     ("what", "why"),
     [
-        ("if rank == 1: raise KeyError('surprise')\n    time.sleep(60)", "rank 1 on here: KeyError: 'surprise'"),
+        ("if rank == 1: raise KeyError('surprise')\n    lose_connection()", "rank 1 on here: KeyError: 'surprise'"),
         (
-            "if rank == 0: raise OSError(28, 'No space left on device')\n    time.sleep(60)",
+            "if rank == 0: raise OSError(28, 'No space left on device')\n    lose_connection()",
             "rank 0 on here: OSError: [Errno 28] No space left on device",
         ),
         (
-            "if rank == 1: raise errors.TrainingFailed('the loss is nan')\n    time.sleep(60)",
+            "if rank == 1: raise errors.TrainingFailed('the loss is nan')\n    lose_connection()",
             "rank 1 on here: error: the loss is nan",
         ),
         (
-            "time.sleep(3)\n    if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(60)",
+            "time.sleep(2)\n    if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n    lose_connection()",
             "rank 1 on here was killed by signal 9",
         ),
         (
-            "time.sleep(3)\n    if rank == 1: os._exit(7)\n    time.sleep(60)",
+            "time.sleep(2)\n    if rank == 1: os._exit(7)\n    lose_connection()",
             "rank 1 on here ended without an error message",
         ),
     ],
@@ -128,9 +139,7 @@ def test_launch_sh_refuses_before_it_starts_a_rank(launch):
 
 def test_without_a_supervisor_the_error_is_in_the_run_folder(launch):
     began = time.time()
-    run, code = launch(
-        "if rank == 1: raise errors.BadInput('a picture is broken')\n    time.sleep(5)", supervised=False
-    )
+    run, code = launch("if rank == 1: raise errors.BadInput('a picture is broken')", supervised=False)
     assert code != 0
     error = json.loads((run / "logs/error-1.json").read_text())
     assert (error["kind"], error["message"]) == ("bad_input", "a picture is broken")
