@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sdtune.inference import export, generation
 from sdtune.inference.drawing import likeness
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import save_rows
-from sdtune.models.pipelines import draw, save_full_pipeline
+from sdtune.methods.formats import save_embeddings
+from sdtune.methods.textual_inversion import save_full_pipeline
+from sdtune.models.pipelines import draw
 from sdtune.settings.job import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
 from toyworld import drawings
 
@@ -83,7 +84,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         return job
     run, rows = Run(folder), torch.zeros(1, 768)
     folder.mkdir(parents=True)
-    save_rows(run.learned, job.data.placeholder_token, rows)
+    save_embeddings(run.learned, job.data.placeholder_token, rows)
     save_full_pipeline(model, run.pipeline, job.data.placeholder_token, rows)
     run.finish({"resolution": args.size})
     return job

@@ -11,13 +11,13 @@ from PIL import Image
 
 from sdtune.errors import BadInput
 from sdtune.host.describe import by_host, describe_processor, link_mbit
-from sdtune.models.pipelines import seeds_of_rank
 from sdtune.report.charts import learning, ranks, step_time
 from sdtune.report.findings import findings
 from sdtune.report.formatting import seconds, share, size
 from sdtune.report.page import MOST_BYTES, spread_out, write_comparison, write_report
 from sdtune.report.pictures import SIDES, embed
 from sdtune.report.record import read_run
+from sdtune.training.drawing import seeds_of_rank
 from tests.conftest import PATIENCE, PYTHON
 from tests.report_double import HOSTILE, write_run
 

@@ -29,8 +29,8 @@ from sdtune.inference.openvino import (
     write_facts,
 )
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_rows
-from sdtune.methods.textual_inversion import expand_placeholder, token_names
+from sdtune.methods.formats import load_embeddings
+from sdtune.methods.placeholder import expand_placeholder, token_names
 from sdtune.settings.job import Job
 
 
@@ -187,7 +187,7 @@ def export(job: Job) -> Exported:
     """
     check(job)
     run, asked, o = Run(job.run_dir), shape_of(job), job.openvino
-    placeholder, rows = load_rows(run.learned)
+    placeholder, rows = load_embeddings(run.learned)
     prompts = _calibration_prompts(job, placeholder, len(rows))
     raw, temporary = (run.openvino.with_name(f".{run.openvino.name}.{end}") for end in ("raw", "tmp"))
     for folder in (raw, temporary):

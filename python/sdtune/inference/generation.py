@@ -168,11 +168,11 @@ def plan(job: GenerationJob, *, weigh: bool = True) -> Plan:
         placeholder, vectors, resolution = copy.placeholder, copy.num_vectors, copy.resolution
         size, model_sha256, folder = copy.size, copy.model_sha256, run.openvino
     else:
-        from sdtune.methods.formats import load_rows  # torch takes seconds to import
+        from sdtune.methods.formats import load_embeddings  # torch takes seconds to import
 
         copy = None
         run.require_learned()
-        placeholder, rows = load_rows(run.learned)
+        placeholder, rows = load_embeddings(run.learned)
         vectors, resolution = len(rows), int(run.facts()["resolution"])
         size, model_sha256, folder = memory.size_of(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_words(job, placeholder, known_words(folder))
@@ -284,7 +284,7 @@ def draw_batch(painter: "Artist", job: GenerationJob, planned: Plan, number: int
     Returns:
         {file name: PNG}, each with what it was made from in its metadata.
     """
-    from sdtune.methods.textual_inversion import expand_placeholder  # imports torch, which takes seconds
+    from sdtune.methods.placeholder import expand_placeholder
 
     batch, per_prompt = planned.batches[number], planned.shape.num_images_per_prompt
     prompts = [expand_placeholder(r.prompt, planned.placeholder, planned.num_vectors) for r in batch[::per_prompt]]
