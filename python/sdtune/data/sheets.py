@@ -1,4 +1,4 @@
-"""Pictures to look at: contact sheets, many pictures on one with their captions, and small copies."""
+"""Contact sheets, many pictures with their captions in one image, and reduced copies of pictures."""
 
 import shutil
 import textwrap
@@ -9,17 +9,26 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 def columns_of(count: int, most: int = 8) -> int:
-    """Columns of a sheet for groups of ``count`` pictures: a row each, or a few rows of about the same length."""
+    """Columns of a sheet of ``count`` pictures: one row if they fit, else rows of about the same length.
+
+    ``most`` is the maximum.
+    """
     return -(-count // -(-count // most))
 
 
 def contact_sheet(
     pictures: Sequence[Image.Image], captions: Sequence[str], columns: int, cell: int = 192
 ) -> Image.Image:
-    """Lay pictures out in rows, each scaled to ``cell`` x ``cell`` pixels over up to three lines of caption.
+    """Lay out pictures in rows, each with up to three lines of caption below it.
+
+    Args:
+        pictures: at least one.
+        captions: one for each picture.
+        columns: pictures per row.
+        cell: side in pixels that each picture is scaled to.
 
     Raises:
-        ValueError: there is no picture, or not one caption for each.
+        ValueError: there is no picture, or the number of captions is different.
     """
     if not pictures or len(pictures) != len(captions):
         raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions do not make a sheet")
@@ -31,7 +40,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = gap + (i % columns) * (cell + gap), gap + (i // columns) * (cell + text_height)
-        # enlarged small pictures keep their pixels, so that nobody takes smoothing for detail
+        # pixels of small pictures stay visible, because smoothing would look like detail
         method = Image.Resampling.NEAREST if picture.width < cell else Image.Resampling.LANCZOS
         sheet.paste(picture.convert("RGB").resize((cell, cell), method), (x, y))
         for k, words in enumerate(textwrap.wrap(caption, max(8, cell // 6))[:3]):
@@ -40,7 +49,10 @@ def contact_sheet(
 
 
 def save_small(pictures: Sequence[Path], folder: Path, side: int = 512, most: int = 24) -> None:
-    """Copies of the first ``most`` pictures, upright and at most ``side`` pixels a side; ``folder`` is replaced."""
+    """Save upright JPEG copies of the first ``most`` pictures, at most ``side`` pixels per side, to ``folder``.
+
+    An existing folder is replaced.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for i, path in enumerate(pictures[:most]):

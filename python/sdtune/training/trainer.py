@@ -1,19 +1,16 @@
 """The training loop: what all ranks do, step by step, from the checked job to the finished run folder."""
 
-import math
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from sdtune.data.samples import Sample, sample_numbers
+from sdtune.data.samples import sample_numbers
 from sdtune.data.sheets import save_small
-from sdtune.errors import BadInput, Stopped, TrainingFailed
+from sdtune.errors import Stopped
 from sdtune.launch.run_folder import Run
 from sdtune.methods.method import Method
 from sdtune.methods.registry import method_of
@@ -21,13 +18,15 @@ from sdtune.models.family import Networks
 from sdtune.models.registry import family_of
 from sdtune.settings.job import Job
 from sdtune.training.batches import Batches
-from sdtune.training.checkpoint import Progress, find_checkpoint, restore, save_checkpoint
-from sdtune.training.distributed import broadcast_from_rank_0, check_on_all_ranks, start_accelerator
+from sdtune.training.checkpoint import Progress, save_checkpoint
+from sdtune.training.distributed import check_on_all_ranks, start_accelerator
 from sdtune.training.drawing import ValidationPictures
 from sdtune.training.exchange import exchange
+from sdtune.training.finite import check_gradients, check_losses
 from sdtune.training.metrics import peak_rss_bytes, reset_peak_rss
 from sdtune.training.optimizer import make_optimizer, make_schedule
 from sdtune.training.recorder import Recorder
+from sdtune.training.resume import resume
 from sdtune.training.validation import Validator, make_triples
 
 
@@ -99,7 +98,9 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end; see :func:`train` for what it returns and raises."""
         steps = self._job.training.max_train_steps
-        self._resume()
+        self.progress = resume(
+            self._job, self._identity, self.parameters, self._optimizer, self._schedule, self._accelerator
+        )
         self._open_run()
         self._validate_first()
         reset_peak_rss()
@@ -172,22 +173,13 @@ class Trainer:
             batch = self._batches.make(samples)
             began = time.perf_counter()
             losses = self._networks.denoising_losses(batch, settings.snr_gamma)
-            self._check_finite(losses, samples)
+            check_losses(losses, samples, self._batches.pictures, f"step {self.progress.step + 1}, rank {rank}")
             forward = time.perf_counter()
             micro_loss = losses.mean() / settings.gradient_accumulation_steps
             micro_loss.backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.item()
             forward_s, backward_s = forward_s + forward - began, backward_s + time.perf_counter() - forward
         return loss, forward_s, backward_s
-
-    def _check_finite(self, losses: torch.Tensor, samples: Sequence[Sample]) -> None:
-        for value, sample in zip(losses.tolist(), samples, strict=True):
-            if not math.isfinite(value):
-                raise TrainingFailed(
-                    f"the loss is {value} at step {self.progress.step + 1}, rank {self._accelerator.process_index}, "
-                    f"picture {self._batches.pictures[sample.picture].name}, timestep {sample.timestep}; "
-                    f'the last checkpoint is untouched; try a lower learning_rate or mixed_precision "no"'
-                )
 
     def _exchange(self, loss: float) -> tuple[float, int]:
         """Average gradients and loss over all ranks, and find out whether rank 0 was asked to stop.
@@ -202,11 +194,7 @@ class Trainer:
 
     def _update_parameters(self) -> float:
         """Optimizer and schedule step. Returns the learning rate that was used, of the first parameter group."""
-        for parameter in self.parameters.values():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                raise TrainingFailed(
-                    f"the gradient is not finite at step {self.progress.step + 1}; see the other ranks' messages"
-                )
+        check_gradients(self.parameters.values(), self.progress.step + 1)
         lr: float = self._optimizer.param_groups[0]["lr"]
         self._optimizer.step()
         self._schedule.step()
@@ -216,25 +204,6 @@ class Trainer:
         return lr
 
     # --- before, between and after the steps -------------------------------------------------------------------------
-
-    def _resume(self) -> None:
-        """Restore the checkpoint that the job asks for, if there is one."""
-        settings, which = self._job.training, self._job.training.resume_from_checkpoint
-        if which is None:
-            return
-        found = broadcast_from_rank_0(
-            self._accelerator.process_index,
-            lambda: find_checkpoint(self._run.checkpoints, which, self._identity, reshard=settings.resume_reshard),
-        )
-        if found is not None:
-            self.progress = restore(found, self.parameters, self._optimizer, self._schedule)
-            if found.resharding and self._is_main:
-                warnings.warn(found.resharding, stacklevel=2)
-        if self.progress.step > settings.max_train_steps:
-            raise BadInput(
-                f"training.max_train_steps: {settings.max_train_steps} is less than the checkpoint's "
-                f"{self.progress.step} steps"
-            )
 
     def _open_run(self) -> None:
         """Remove an earlier run's results, and record what runs where. Nothing was written before."""
