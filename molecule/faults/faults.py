@@ -257,7 +257,7 @@ def torn_checkpoint(cluster: Cluster) -> str:
         torn = cluster.execute("node1", "sh", "-c", f"kill -KILL {cluster.rank('node1')}; sleep 0.3; {script}")
     seen = cluster.wait_for_step(8, attempt=2)
     said = cluster.execute("node1", "cat", f"{RUN}/logs/launch.log")
-    assert f"checkpoint {torn.strip()} is torn; skipped" in said, said
+    assert f"checkpoint {torn.strip()} is incomplete; skipped" in said, said
     return cluster.row("newest checkpoint torn, rank killed", seen, lost="those since the checkpoint before")
 
 

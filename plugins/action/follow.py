@@ -1,7 +1,7 @@
 """Follow a run, or the drawing of its pictures, until it ends, on a line that tells how far it is. Ctrl-C, or a dead
 control node, leaves it alone.
 
-Asks the host now and then with standalone/run_state.py, which is fed to the host's own Python; each question waits there
+Asks the host now and then with standalone/run_state.py, fed to the host's own Python; each question waits there
 for the end of the run, so that this is noticed at once.
 """
 

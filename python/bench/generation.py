@@ -35,8 +35,9 @@ from sdtune.inference.draw import load_generator
 from sdtune.inference.images import similarity
 from sdtune.inference.plan import make_plan
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import save_rows
-from sdtune.models.pipelines import draw, save_full_pipeline
+from sdtune.methods.formats import save_embeddings
+from sdtune.methods.textual_inversion import save_full_pipeline
+from sdtune.models.pipelines import draw
 from sdtune.settings import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
 from toyworld.captions import examples
 from toyworld.drawings import draw_toy
@@ -88,7 +89,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         return job
     run, rows = Run(folder), torch.zeros(1, 768)
     folder.mkdir(parents=True)
-    save_rows(run.learned, job.data.placeholder_token, rows)
+    save_embeddings(run.learned, job.data.placeholder_token, rows)
     save_full_pipeline(model, run.pipeline, job.data.placeholder_token, rows)
     run.finish({"resolution": args.size})
     return job

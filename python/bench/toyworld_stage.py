@@ -24,7 +24,7 @@ from sdtune.data.pictures import list_pictures
 from sdtune.inference.images import contact_sheet
 from sdtune.launch.run_folder import Run
 from sdtune.models.pipelines import draw
-from sdtune.models.sd import load_frozen
+from sdtune.models.registry import family_of
 from sdtune.settings import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
 from sdtune.training.trainer import train
 from sdtune.training.validation import make_triples, validate
@@ -34,14 +34,13 @@ from toyworld.captions import best_captions
 def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
     """The validation loss of ``a photo of a <noun>`` for each noun, without training."""
     pictures = list_pictures(job.data.path)
-    cache = LatentCache(job.model.path, pictures, job.data.resolution, job.data.center_crop)
-    frozen = load_frozen(job)
-    triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
+    networks = family_of(job.model.path).load(job)
+    cache = LatentCache(
+        networks.geometry, networks.load_image_encoder, pictures, job.data.resolution, job.data.center_crop
+    )
+    triples = make_triples(cache, job.validation.triples, networks.num_timesteps)
     accelerator = Accelerator(cpu=True)
-    return {
-        noun: validate(frozen, triples, frozen.token_ids([f"a photo of a {noun}"]), 16, accelerator)
-        for noun in nouns.values()
-    }
+    return {noun: validate(networks, triples, f"a photo of a {noun}", 16, accelerator) for noun in nouns.values()}
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from PIL import Image
 from sdtune.errors import BadInput
 from sdtune.host.facts import link_mbit
 from sdtune.host.processor import describe_processor
-from sdtune.models.pipelines import seeds_of_rank
 from sdtune.report.charts.run import ranks, step_time, validation_loss
 from sdtune.report.comparison import write_comparison
 from sdtune.report.findings import findings
@@ -21,6 +20,7 @@ from sdtune.report.page import spread_out, write_report
 from sdtune.report.pictures import SIDES, embed
 from sdtune.report.record import read_run
 from sdtune.report.rendering import MOST_BYTES
+from sdtune.training.drawing import seeds_of_rank
 from sdtune.training.ranks import group_by_host
 from tests.conftest import PATIENCE, PYTHON
 from tests.report_fake import HOSTILE, write_run

@@ -1,4 +1,4 @@
-"""Accelerate's config as launch_config writes it, read by a rank."""
+"""Distributed setup from Accelerate's config, as launch_config writes it."""
 
 import pytest
 import yaml
@@ -42,7 +42,7 @@ def config(tmp_path, monkeypatch):
     return write
 
 
-def test_it_says_where_the_ranks_meet(config):
+def test_it_sets_the_address_of_rank_0(config):
     import os
 
     read_accelerate_config(config())
@@ -69,7 +69,7 @@ def test_another_address_in_the_environment_is_refused(config, monkeypatch):
         read_accelerate_config(config())
 
 
-def test_two_ranks_meet_by_it_alone(mapping, tmp_path, config, monkeypatch):
+def test_two_ranks_find_each_other_by_the_config_alone(mapping, tmp_path, config, monkeypatch):
     path = config(main_process_port=free_port())
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(path))
     mapping["training"]["world_size"] = 2
