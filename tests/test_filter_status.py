@@ -43,7 +43,10 @@ def changed(base, **more):
         (changed(RUN, supervised=False, lost=True), "died with its supervisor"),
         (changed(RUN, supervised=False, finished=True), "is finished"),
         (changed(RUN, supervised=False, state={"state": "failed", "reason": "rank 1 died"}), "failed: rank 1 died"),
-        ({"supervised": False, "unsupervised": False, "lost": False, "finished": False, "state": {}}, "is not going on"),
+        (
+            {"supervised": False, "unsupervised": False, "lost": False, "finished": False, "state": {}},
+            "is not going on",
+        ),
     ],
 )
 def test_what_a_run_does(run, words):

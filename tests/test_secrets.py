@@ -15,7 +15,7 @@ TOKEN = "hf_open-sesame-0123456789"
 
 
 class CommandLines:
-    """All command lines of this machine, again and again, while it is entered; ``telling`` are those with the token."""
+    """Reads all command lines of this machine repeatedly, as a context; ``telling`` are those with the token."""
 
     def __init__(self) -> None:
         self.telling: set[str] = set()
