@@ -112,7 +112,7 @@ def test_a_refused_job_is_not_written(playbook, provisioned):
     assert job.read_text() == before
 
 
-# Shape of a host, its ranks, what env.sh exports. Two sockets of 56 cores get 4 x 28; a rank straddles no memory node.
+# Shape of a host, its ranks, what env.sh exports. Two sockets of 56 cores get 4 x 28; no rank straddles two NUMA nodes.
 SHAPES = {
     "article": ({"cores": 112, "nodes": "0-1"}, 4, {"OMP_NUM_THREADS": "28"}),
     "eight_nodes": ({"cores": 112, "nodes": "0-7"}, 8, {"OMP_NUM_THREADS": "14"}),

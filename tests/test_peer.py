@@ -45,7 +45,7 @@ def test_a_port_in_use_is_told():
 
 
 def test_a_clock_that_differs_is_measured():
-    """A double of a host whose clock is an hour ahead."""
+    """A fake of a host whose clock is an hour ahead."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():

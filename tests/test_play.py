@@ -1,4 +1,4 @@
-"""scripts/play.py, the door for programs: events as they come, an honest exit code, nothing left behind."""
+"""scripts/play.py, the entry point for programs: events as they come, an honest exit code, nothing left behind."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from play import play
 
-DOOR = [sys.executable, str(REPOSITORY / "scripts/play.py")]
+ENTRY = [sys.executable, str(REPOSITORY / "scripts/play.py")]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_host_keys_are_checked_and_the_token_is_no_file(book, tmp_path):
 def test_a_reader_that_leaves_does_not_end_the_playbook(book, tmp_path):
     """The exit code is that of the playbook."""
     path = book({"command": f"touch {tmp_path}/done"}, {"command": "sh -c 'exit 3'"})
-    done = subprocess.Popen([*DOOR, path], stdout=subprocess.PIPE)
+    done = subprocess.Popen([*ENTRY, path], stdout=subprocess.PIPE)
     done.stdout.close()
     assert done.wait(timeout=300) == 2
     assert (tmp_path / "done").exists()
@@ -94,13 +94,13 @@ def wakes(sleeper):
 def test_a_signal_ends_it(book, tmp_path):
     """254, an end event, no process left, and no file of ours; a module that was killed may leave one of its own."""
     path = book({"command": "sleep 600.25"})
-    with subprocess.Popen([*DOOR, path], stdout=subprocess.PIPE, text=True) as door:
-        for line in door.stdout:
+    with subprocess.Popen([*ENTRY, path], stdout=subprocess.PIPE, text=True) as program:
+        for line in program.stdout:
             if json.loads(line)["event"] == "playbook_on_task_start":
                 break
-        door.send_signal(signal.SIGTERM)
-        rest = [json.loads(line) for line in door.stdout]
-        assert door.wait(timeout=300) == 254
+        program.send_signal(signal.SIGTERM)
+        rest = [json.loads(line) for line in program.stdout]
+        assert program.wait(timeout=300) == 254
     assert rest[-1] == {"event": "end", "rc": 254, "status": "canceled"}
     assert not list((tmp_path / "tmp").glob("sdtune-play-*"))
     wakes("^sleep 600.25")
@@ -108,7 +108,7 @@ def test_a_signal_ends_it(book, tmp_path):
 
 def test_a_playbook_that_does_not_exist(book):
     """What Ansible says is an event too, whatever folder one is in."""
-    done = subprocess.run([*DOOR, "none.yml"], capture_output=True, text=True, check=False, cwd="/", env=os.environ)
+    done = subprocess.run([*ENTRY, "none.yml"], capture_output=True, text=True, check=False, cwd="/", env=os.environ)
     assert done.returncode == 1
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert "none.yml could not be found" in events[0]["text"]
@@ -116,7 +116,7 @@ def test_a_playbook_that_does_not_exist(book):
 
 def test_usage():
     """No playbook, no guess."""
-    done = subprocess.run(DOOR, capture_output=True, text=True, check=False)
+    done = subprocess.run(ENTRY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "scripts/play.py train.yml" in done.stderr
 

@@ -29,7 +29,7 @@ def _suspects(wrong: Sequence[Row]) -> list[str]:
 
 
 def diagnosis_verdict(rows: Sequence[Row]) -> str:
-    """One line: all is well, or which host is to blame, for what, and the remedy.
+    """One line: all is well, or which host is faulty, why, and the remedy.
 
     The first thing that is wrong with a host itself brings the others about. What is wrong between hosts counts only
     where nothing is wrong with any host itself.

@@ -6,8 +6,8 @@ below the rate of a plain one.
 
 * In bf16, on processors with instructions for it, :mod:`sdtune.ops.kernels` does everything in one compiled kernel.
 * Elsewhere, a block of 256 queries for each thread meets the 4,096 keys of one head in oneDNN's matrix multiplications.
-  The weights of such a block fit a core's cache. As in flash attention (Dao et al., arXiv 2205.14135), the backward pass
-  recomputes the blocks. Blocks hold whole rows, so no online softmax is needed.
+  The weights of such a block fit a core's cache. As in flash attention (Dao et al., arXiv 2205.14135), the backward
+  pass recomputes the blocks. Blocks hold whole rows, so no online softmax is needed.
 
 ``python/bench/attention.py`` measures both against torch's own.
 """
