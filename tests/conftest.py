@@ -30,7 +30,7 @@ def free_port() -> int:
 def playbook(tmp_path):
     """Run a playbook at the root of the repository; settings become extra variables over inventory/local.
 
-    The result has the fields of subprocess's, and the events and their summaries (play.Played).
+    The result has the fields of subprocess's, and the events and their summaries (play.PlaybookResult).
     """
 
     port = free_port()  # a run on this machine may use the default port
