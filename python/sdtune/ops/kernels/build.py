@@ -4,8 +4,8 @@
 
 Zig's C compiler, a Python package, cross-compiles. There is one library for each instruction set with bf16. They run on
 any x86-64 host with glibc 2.28 or newer, whatever the control node is. Prints the names of the libraries that were
-compiled, and nothing if all existed. With --obstacle, compiles nothing, and prints what prevents it from compiling. Needs
-Python 3.9 and nothing of sdtune.
+compiled, and nothing if all existed. With --obstacle, compiles nothing, and prints what prevents it from compiling.
+Needs Python 3.9 and nothing of sdtune.
 """
 
 from __future__ import annotations
