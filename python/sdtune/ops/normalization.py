@@ -1,7 +1,7 @@
 """Normalizations fused with the nonlinearity that follows. They save one tensor for the backward pass.
 
-torch saves two tensors for a normalization followed by SiLU, and three for a gated GELU. The input alone is enough:
-what lies between is recomputed. Weights are frozen, so gradients go to the input only.
+torch saves two tensors for a normalization followed by SiLU, and three for a gated GELU. The input alone is enough: the
+rest is recomputed. Weights are frozen, so gradients go to the input only.
 """
 
 from typing import Any
