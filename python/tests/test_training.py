@@ -1,4 +1,4 @@
-"""Whole runs on the untrained pipeline: what they write, what they equal, what they refuse."""
+"""Whole runs on the untrained pipeline: results, equivalences, resuming, refusals."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_ranks_and_accumulation_equal_one_larger_batch(mapping, tmp_path, split)
     torch.testing.assert_close(learned_by(other), learned_by(one), rtol=1e-4, atol=1e-6)
     steps = [m for m in read_metrics(Run(other.run_dir).metrics) if m["kind"] == "step"]
     size = other.training.world_size
-    # gradients, the loss and the stop flag of 128 numbers and two more
+    # 128 gradients, the loss and the stop flag
     assert {(m["world_size"], m["sync_bytes"]) for m in steps} == {(size, 4 * 130 if size > 1 else 0)}
     expected = [m["loss"] for m in read_metrics(Run(one.run_dir).metrics) if m["kind"] == "step"]
     assert [m["loss"] for m in steps] == pytest.approx(expected, rel=1e-4)  # the mean over all ranks
@@ -127,7 +127,7 @@ def test_resuming_is_bit_exact(mapping, tmp_path, scheduler):
 
 
 def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path):
-    """Each with a disk of its own: only the first has the checkpoints, and both have work before the first step."""
+    """Each rank has its own disk: only rank 0 has the checkpoints, and both have work before the first step."""
     options = {"max_train_steps": 30, "checkpointing_steps": 3, "world_size": 2, "train_batch_size": 1}
     mapping["validation"] |= {"steps": 10}
     whole = changed(mapping, training=options)
@@ -151,13 +151,13 @@ def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path)
 
 
 def stop_after(mapping, tmp_path, steps, **training):
-    """A run of ``steps`` steps whose mark of having finished is gone: as if it had been cut off there."""
+    """A run of ``steps`` steps without its ``finished.json``: as if it had been interrupted there."""
     job = changed(mapping, tmp_path / "cut", training={**training, "max_train_steps": steps})
     train(job)
     (Run(job.run_dir).folder / "finished.json").unlink()
 
 
-def test_two_ranks_that_are_asked_to_stop_do_so_together_and_go_on_to_the_same_bits(mapping, tmp_path):
+def test_two_ranks_stop_together_on_request_and_resume_to_the_same_bits(mapping, tmp_path):
     options = {"world_size": 2, "max_train_steps": 2, "train_batch_size": 1}
     whole = changed(mapping, tmp_path / "whole", training=options)
     run_ranks(write_job(tmp_path / "whole.yaml", whole), 2)
@@ -177,7 +177,7 @@ def test_two_ranks_that_are_asked_to_stop_do_so_together_and_go_on_to_the_same_b
     assert torch.equal(learned_by(cut), learned_by(whole))
 
 
-def test_auto_goes_on_or_starts_anew_and_latest_insists(mapping, tmp_path):
+def test_auto_resumes_or_starts_a_new_run_and_latest_needs_a_checkpoint(mapping, tmp_path):
     options = {"checkpointing_steps": 2, "resume_from_checkpoint": "auto"}
     whole = changed(mapping, training={**options, "max_train_steps": 4})
     train(whole)
@@ -208,7 +208,7 @@ def test_another_number_of_ranks_is_refused_or_resharded(mapping, tmp_path):
     torch.testing.assert_close(learned_by(allowed), learned_by(whole), rtol=1e-4, atol=1e-6)
 
 
-def test_another_global_batch_goes_on_with_samples_not_yet_seen(mapping, tmp_path):
+def test_another_global_batch_continues_with_unseen_samples(mapping, tmp_path):
     stop_after(mapping, tmp_path, 2, checkpointing_steps=2)
     options = {"train_batch_size": 3, "max_train_steps": 3, "checkpointing_steps": 1}
     job = changed(
@@ -221,7 +221,7 @@ def test_another_global_batch_goes_on_with_samples_not_yet_seen(mapping, tmp_pat
 
 
 def test_a_plateau_stops_the_run_and_survives_a_resume(mapping, tmp_path):
-    # a learning rate of next to nothing brings nothing
+    # with this learning rate no validation improves
     options = {"learning_rate": 1e-12, "max_train_steps": 9, "checkpointing_steps": 1}
     plateau = {"steps": 1, "early_stopping_patience": 3, "early_stopping_min_delta": 0.01}
     job = changed(mapping, training=options, validation=plateau)
@@ -372,7 +372,7 @@ def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_pa
 
 
 @pytest.mark.parametrize("launched", [1, 2])
-def test_another_number_of_ranks_is_refused_at_once(mapping, tmp_path, launched):
+def test_another_number_of_ranks_is_refused_immediately(mapping, tmp_path, launched):
     job = changed(mapping, training={"world_size": 3})
     ranks = start_ranks(write_job(tmp_path / "job.yaml", job), launched)
     outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
@@ -393,7 +393,7 @@ def test_a_run_resumed_at_its_end_ends_the_same(mapping):
     assert again["initializer_loss"] == facts["initializer_loss"]
 
 
-def test_checkpoints_of_an_unfinished_run_are_not_lost_unasked(mapping):
+def test_checkpoints_of_an_unfinished_run_are_not_overwritten_by_default(mapping):
     job = changed(mapping, training={"checkpointing_steps": 1})
     train(job)
     Run(job.run_dir).finished.unlink()
