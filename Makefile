@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
 
-.PHONY: $(SCENARIOS) kernels faults settings help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults settings help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -34,6 +34,7 @@ help:
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
 	@echo 'make bench-attention  measure attention alone, at the shapes of Stable Diffusion 1.5 (one minute)'
+	@echo 'make bench-ops  measure each fused operation against plain torch and torch.utils.checkpoint (10 minutes)'
 	@echo 'make bench-pictures  measure image generation on the embedded model'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
@@ -59,8 +60,8 @@ lint: dev-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" ansible-lint
 	$(BIN)/yamllint --strict .
 	$(BIN)/shellcheck $$(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
-	$(BIN)/ruff check python plugins tests molecule scripts
-	$(BIN)/ruff format --check python plugins tests molecule scripts
+	$(BIN)/ruff check python plugins roles tests molecule scripts
+	$(BIN)/ruff format --check python plugins roles tests molecule scripts
 	cd python && $(BIN)/python -m sdtune.settings --check
 	cd python && $(TEST_PYTHON) -m mypy
 	$(TEST_PYTHON) -m mypy --strict molecule/lab/lab.py molecule/lab/mirror.py
@@ -116,6 +117,9 @@ bench-toy: control-node kernels $(TEST_STAMP)
 
 bench-attention: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/attention.py $(BENCH_ARGS)
+
+bench-ops: control-node kernels $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/ops.py $(BENCH_ARGS)
 
 # Seconds and similarity of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
 bench-pictures: control-node kernels $(TEST_STAMP)

@@ -23,11 +23,13 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.run) == bool(args.compare) or len(args.run) > 1:
         parser.error("give the folder of one run, or --compare with the folders of several")
-    from sdtune.report.page import write_comparison, write_report
-
     if args.compare:
+        from sdtune.report.comparison import write_comparison
+
         print(write_comparison(args.compare, args.output))
     else:
+        from sdtune.report.page import write_report
+
         print(write_report(args.run[0], args.output))
 
 

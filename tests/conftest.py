@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path.append(str(REPOSITORY / "scripts"))
+sys.path += [str(REPOSITORY), str(REPOSITORY / "scripts")]  # for plugins.filter and the like
 from play import play  # noqa: E402 - the entry point for programs, which the tests are
 
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
@@ -30,7 +30,7 @@ def free_port() -> int:
 def playbook(tmp_path):
     """Run a playbook at the root of the repository; settings become extra variables over inventory/local.
 
-    The result has the fields of subprocess's, and the events and their summaries (play.Played).
+    The result has the fields of subprocess's, and the events and their summaries (play.PlaybookResult).
     """
 
     port = free_port()  # a run on this machine may use the default port
@@ -71,7 +71,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def provisioned(tmp_path):
-    """A work_dir that looks provisioned. python and mpirun in it are fakes: shell scripts.
+    """A work_dir that looks provisioned. Fakes: python and mpirun are scripts.
 
     While the file python.refuse is beside it, python prints it and fails, as the check of a job would.
     """

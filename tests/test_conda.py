@@ -1,21 +1,21 @@
-"""python_env with conda, on this machine: channel, client and installer are the doubles of conda_double.py."""
+"""python_env with conda, on this machine: channel, client and installer are the fakes of conda_fake.py."""
 
 import hashlib
 import os
 import pwd
 import subprocess
 
-import conda_double
+import conda_fake
 import pytest
-from wheel_double import make_wheel
+from wheel_fake import make_wheel
 
 LOCK = "torch==1.0\npackaging==26.3\n"
 
 
 @pytest.fixture(scope="session")
 def channel(tmp_path_factory):
-    """The double of conda-forge."""
-    return conda_double.make_channel(tmp_path_factory.mktemp("channel"))
+    """The fake of conda-forge."""
+    return conda_fake.make_channel(tmp_path_factory.mktemp("channel"))
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def settings(tmp_path, home, channel):
-    """Variables for a conda environment with two small wheels; torch is a double."""
+    """Variables for a conda environment with two small wheels; torch is a fake."""
     (tmp_path / "lock.txt").write_text(LOCK)
     make_wheel(tmp_path / "wheels", "torch", "1.0", {"torch.py": ""})
-    installer = conda_double.make_installer(tmp_path / "miniforge.sh")
+    installer = conda_fake.make_installer(tmp_path / "miniforge.sh")
     return {
         "python_env_manager": "conda",
         "python_env_conda_channels": [channel.as_uri()],
-        "python_env_conda_packages": conda_double.packages(channel),
+        "python_env_conda_packages": conda_fake.packages(channel),
         "python_env_conda_installer": str(installer),
         "python_env_conda_installer_sha256": hashlib.sha256(installer.read_bytes()).hexdigest(),
         "python_env_torch_index": "default",

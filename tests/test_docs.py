@@ -101,6 +101,29 @@ def test_paths_and_modules_exist(name):
             assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), module
 
 
+def test_messages_exist():
+    """A symptom that docs/troubleshooting.md quotes is a message of this project, or of ssh and Ansible."""
+    sources = subprocess.run(
+        ["git", "ls-files", "python/sdtune", "plugins", "roles", "templates"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    said = " ".join(
+        (REPOSITORY / name).read_text()
+        for name in sources
+        if name.endswith((".py", ".yml", ".j2")) and "/meta/" not in name
+    )
+    said = re.sub(r"\s+", " ", said)
+    symptoms = re.findall(r"^\*\*(.*?)\*\*", (REPOSITORY / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = {text for symptom in symptoms for text in re.findall("`([^`]*)`", symptom)}
+    assert len(quoted) > 8
+    for text in quoted - {"Host key verification failed", "UNREACHABLE"}:
+        for part in re.split(r"\.\.\.|\b[A-Z]\b|\d+|\bnan\b", text):  # numbers differ
+            assert part.strip(" ,") in said, text
+
+
 @pytest.mark.parametrize("name", ["README.md", *(name for name in DOCUMENTS if name.startswith("docs/"))])
 def test_every_document_is_linked(name):
     """From the README, directly or from a page that it links."""

@@ -1,4 +1,4 @@
-"""Model and pictures: what was recorded is demanded, what differs is repaired and named. The web is a double."""
+"""Model and pictures: what was recorded is demanded, what differs is repaired and named. The web is a fake."""
 
 import hashlib
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from hub_double import HubDouble
+from hub_fake import HubFake
 
 HF = REPOSITORY / ".cache/test/env/native/bin/hf"
 
@@ -31,7 +31,7 @@ def test_pictures_from_the_web(playbook, tmp_path, web):
     """Fetched once, recorded on the control node, repaired from then on, and refused when the web has others."""
     record = tmp_path / "toy.pictures.sha256"
     pictures = tmp_path / "work/data/concept"
-    with HubDouble(web) as hub:
+    with HubFake(web) as hub:
         settings = {
             "training_data_source": "", "training_data_record": str(record),
             "training_data_urls": [f"{hub.url}/files/0.png", f"{hub.url}/files/1.png"],
@@ -82,9 +82,9 @@ def test_a_copy_that_was_cut_off_is_finished(playbook, tmp_path, pictures):
 
 @pytest.mark.skipif(not HF.exists(), reason="make pytest provisions the hub's client")
 def test_a_model_from_a_hub(playbook, tmp_path, web, monkeypatch):
-    """The real client against a double of a hub that asks for a token, which is told to nobody."""
+    """The real client against a fake of a hub that asks for a token, which is told to nobody."""
     model = tmp_path / "work/models/toyworld"
-    with HubDouble(web, token="open-sesame") as hub:
+    with HubFake(web, token="open-sesame") as hub:
         settings = {
             "base_model_source": "", "base_model_hub_id": "someone/model", "base_model_revision": "v1",
             "base_model_hub_endpoint": hub.url, "cluster_env_prefix": str(HF.parents[1]),

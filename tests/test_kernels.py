@@ -1,4 +1,4 @@
-"""The kernel for AMX, on processors that have none: with a double of the matrix unit."""
+"""The compiled kernel for AMX, on processors without AMX: with a fake of the matrix unit."""
 
 import subprocess
 import sys
@@ -11,12 +11,12 @@ KERNELS = Path(__file__).parents[1] / "python" / "sdtune" / "ops" / "kernels"
 
 @pytest.mark.skipif(
     "avx512_bf16" not in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"),
-    reason="all else of the kernel takes AVX-512 with bf16",
+    reason="this processor has no AVX-512-BF16, which the rest of the kernel needs",
 )
 def test_attention_with_amx_is_right(tmp_path, monkeypatch):
     for name in ("GLOBAL", "LOCAL"):
         monkeypatch.setenv(f"ZIG_{name}_CACHE_DIR", str(tmp_path))
-    program, source = tmp_path / "attention", Path(__file__).with_name("amx_double.c")
+    program, source = tmp_path / "attention", Path(__file__).with_name("amx_fake.c")
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.28", "-mcpu=cooperlake", "-O2"]
     warnings = ["-Wall", "-Wextra", "-Werror"]
     subprocess.run([*compiler, *warnings, f"-I{KERNELS}", "-o", program, source, "-lm"], check=True)

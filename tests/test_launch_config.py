@@ -15,7 +15,7 @@ def configure(playbook, *args, **settings):
 
 
 def started(run):
-    """Ranks in all and on each host, as launch.sh tells mpirun; here that is a double, which prints what it is told."""
+    """Ranks in all and on each host, as launch.sh tells mpirun; here that is a fake, which prints its arguments."""
     told = subprocess.run([run / "launch.sh"], capture_output=True, text=True, check=True).stdout.split()
     return int(told[told.index("-n") + 1]), int(told[told.index("-ppn") + 1])
 
@@ -112,7 +112,7 @@ def test_a_refused_job_is_not_written(playbook, provisioned):
     assert job.read_text() == before
 
 
-# Shape of a host, its ranks, what env.sh exports. Two sockets of 56 cores get 4 x 28; a rank straddles no memory node.
+# Shape of a host, its ranks, what env.sh exports. Two sockets of 56 cores get 4 x 28; no rank straddles two NUMA nodes.
 SHAPES = {
     "article": ({"cores": 112, "nodes": "0-1"}, 4, {"OMP_NUM_THREADS": "28"}),
     "eight_nodes": ({"cores": 112, "nodes": "0-7"}, 8, {"OMP_NUM_THREADS": "14"}),
@@ -213,7 +213,7 @@ def two_hosts(playbook, tmp_path, **settings):
 
 
 def test_the_packages_of_each_host_are_recorded(playbook, provisioned, tmp_path):
-    """In the run folder of the primary. What lists them is a double."""
+    """In the run folder of the primary. What lists them is a fake."""
     done = two_hosts(playbook, tmp_path, _launch_config_list_packages="printf 'torch==1\\nnumpy==2\\n'")
     assert done.returncode == 0, done.stdout + done.stderr
     lists = {path.name: path.read_text() for path in (provisioned / "runs/r/packages").iterdir()}
@@ -221,7 +221,7 @@ def test_the_packages_of_each_host_are_recorded(playbook, provisioned, tmp_path)
 
 
 def test_hosts_whose_packages_differ_do_not_start(playbook, provisioned, tmp_path):
-    """Host and packages are named, and no run begins. What lists them is a double."""
+    """Host and packages are named, and no run begins. What lists them is a fake."""
     lists = {"a": "torch==1 numpy==2", "b": "torch==1+cpu numpy==2 more==3"}
     listing = f"printf '%s\\n' {{{{ {lists}[inventory_hostname] }}}}"
     done = two_hosts(playbook, tmp_path, _launch_config_list_packages=listing)
@@ -233,11 +233,10 @@ def test_hosts_whose_packages_differ_do_not_start(playbook, provisioned, tmp_pat
 
 
 def test_packages_are_listed_as_pip_and_conda_do(provisioned):
-    """The real listing, of an environment whose pip is a double."""
-    constants = yaml.safe_load((REPOSITORY / "roles/launch_config/vars/main.yml").read_text())
+    """The real listing, of an environment whose pip is a fake."""
     prefix = provisioned / "env/native"
     (prefix / "bin/python").write_text("#!/bin/sh\necho torch==1\n")
-    listing = ["bash", "-c", constants["_launch_config_list_packages"], str(prefix)]
+    listing = ["bash", str(REPOSITORY / "roles/launch_config/files/list_packages.sh"), str(prefix)]
     assert subprocess.run(listing, capture_output=True, text=True, check=True).stdout == "torch==1\n"
     (prefix / "conda-meta").mkdir()
     for name in ("gperftools-2.17.2-h65a8314_0", "libgcc-ng-14.2.0-h69a702a_1"):

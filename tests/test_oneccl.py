@@ -1,11 +1,11 @@
-"""oneccl, on this machine: torch and the wheel of the bindings are doubles. Tests reach no registry of the real one."""
+"""oneccl, on this machine: torch and the wheel of the bindings are fakes. Tests reach no registry of the real one."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from wheel_double import make_index, make_wheel
+from wheel_fake import make_index, make_wheel
 
 LOADS = "import torch\n__version__ = '2.8.0+cpu'\n"
 BROKEN = "raise ImportError('libccl.so.1: cannot open shared object file')\n"
@@ -36,7 +36,7 @@ def settings(tmp_path, environment):
 
 
 def bindings(folder: Path, version: str = "2.8.0+cpu", code: str = LOADS) -> Path:
-    """A folder that has a double of the bindings' wheel."""
+    """A folder that has a fake of the bindings' wheel."""
     make_wheel(folder, "oneccl_bind_pt", version, {"oneccl_bindings_for_pytorch/__init__.py": code})
     return folder
 

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from conftest import REPOSITORY
 
-DOORS = sorted(path.name for path in REPOSITORY.glob("*.yml"))
+ENTRY_POINTS = sorted(path.name for path in REPOSITORY.glob("*.yml"))
 # Those of the repository: labs come and go.
 TRACKED = subprocess.run(
     ["git", "ls-files", "inventory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -16,14 +16,14 @@ INVENTORIES = sorted({path.split("/")[1] for path in TRACKED})
 @pytest.mark.parametrize("inventory", INVENTORIES)
 def test_syntax(playbook, inventory):
     """--syntax-check of all, in one call."""
-    done = playbook("--syntax-check", "-i", f"inventory/{inventory}", *DOORS)
+    done = playbook("--syntax-check", "-i", f"inventory/{inventory}", *ENTRY_POINTS)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("door", ["provision.yml", "train.yml", "generate.yml"])
-def test_check_mode_passes_on_a_clean_host_and_changes_nothing(playbook, tmp_path, pictures, model, door):
-    """What would be done is told, nothing is done."""
-    done = playbook(door, "--check", base_model_source=str(model), training_data_source=str(pictures))
+@pytest.mark.parametrize("entry", ["provision.yml", "train.yml", "generate.yml"])
+def test_check_mode_passes_on_a_clean_host_and_changes_nothing(playbook, tmp_path, pictures, model, entry):
+    """Check mode says what would be done, and does nothing."""
+    done = playbook(entry, "--check", base_model_source=str(model), training_data_source=str(pictures))
     assert done.returncode == 0, done.stdout
     assert not done.played.failures()
     assert not (tmp_path / "work").exists()

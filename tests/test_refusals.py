@@ -85,27 +85,27 @@ def test_an_empty_picture_folder(playbook, tmp_path, model):
 
 
 def test_a_file_that_is_no_picture(playbook, tmp_path, pictures, model):
-    """The stranger is named, the pictures are not."""
+    """The file is named, the pictures are not."""
     (pictures / "notes.txt").write_text("not a picture")
     done = playbook("provision.yml", base_model_source=str(model), training_data_source=str(pictures))
     refused(done, tmp_path, "notes.txt of", "is no picture")
 
 
-def test_all_that_is_wrong_is_told_at_once(playbook, tmp_path):
+def test_all_problems_are_reported_at_once(playbook, tmp_path):
     """A report, not a guessing game."""
     done = playbook("provision.yml", software_stack="x", base_model_source="/nowhere", training_data_source="/nowhere")
     refused(done, tmp_path, "software_stack 'x'", "model folder /nowhere", "picture folder /nowhere")
 
 
 def test_a_control_node_with_another_compiler(playbook, tmp_path, pictures, model, monkeypatch):
-    """Where the kernels are still to be compiled, that is told before anything is installed. Double: the compiler."""
+    """Where the kernels are still to be compiled, that is reported before anything is installed. Fake: the compiler."""
     source = tmp_path / "python"
     shutil.copytree(REPOSITORY / "python", source, ignore=shutil.ignore_patterns("*.so", "__pycache__", "tests"))
-    double = tmp_path / "double/ziglang"
-    double.mkdir(parents=True)
-    (double / "__init__.py").touch()
-    (double / "__main__.py").write_text("print('0.1.0')")
-    monkeypatch.setenv("PYTHONPATH", str(double.parent))
+    fake = tmp_path / "fake/ziglang"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "__main__.py").write_text("print('0.1.0')")
+    monkeypatch.setenv("PYTHONPATH", str(fake.parent))
     done = playbook(
         "provision.yml", base_model_source=str(model), training_data_source=str(pictures), sdtune_source=str(source)
     )
@@ -127,7 +127,7 @@ def test_not_exactly_one_primary(playbook, tmp_path, names):
 def test_an_interpreter_that_does_not_fit(playbook, tmp_path, pictures, model):
     """Neither a missing nor an old one is taken."""
     old = tmp_path / "python2"
-    old.write_text("#!/bin/sh\necho 2.7\n")
+    old.write_text("#!/bin/sh\necho Python 2.7.18 >&2\n")
     old.chmod(0o755)
     for python, text in ((str(old), "is Python 2.7"), ("/no/python", "is not there or does not run")):
         done = playbook(
@@ -201,7 +201,7 @@ def test_a_cluster_needs_a_plain_user(playbook, tmp_path):
     refused(done, tmp_path, "run_user is root", "run_user: sdtune")
 
 
-def test_all_that_is_wrong_with_all_hosts_is_told_at_once(playbook, tmp_path):
+def test_all_problems_of_all_hosts_are_reported_at_once(playbook, tmp_path):
     """One host does not answer, one has no Python, one has not its address: one report, and nobody was touched."""
     local = "ansible_connection=local ansible_python_interpreter"
     inventory = cluster_of(
@@ -225,14 +225,14 @@ def test_a_port_in_use(playbook, tmp_path):
 
 
 def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
-    """Training before provisioning: the remedy is told, not sudo's words."""
+    """Training before provisioning: the remedy is reported, not the message of sudo."""
     done = playbook("train.yml", run_user="nobody-made-him")
     words = "the user nobody-made-him, who runs the job, does not exist; run ansible-playbook provision.yml"
     refused(done, tmp_path, words)
 
 
 @pytest.mark.parametrize(
-    ("door", "settings", "texts"),
+    ("entry", "settings", "texts"),
     [
         (
             "train.yml",
@@ -260,9 +260,9 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
     ],
     ids=["export", "int8", "generation", "prompts", "scheduler"],
 )  # fmt: skip
-def test_a_bad_picture(playbook, tmp_path, door, settings, texts):
+def test_a_bad_picture(playbook, tmp_path, entry, settings, texts):
     """What is asked of the pictures is looked at before a host is."""
-    refused(playbook(door, **settings), tmp_path, *texts)
+    refused(playbook(entry, **settings), tmp_path, *texts)
 
 
 def test_a_limited_training(playbook, tmp_path):
@@ -280,12 +280,12 @@ def test_a_limited_training(playbook, tmp_path):
     ],
     ids=["clock behind", "clock ahead", "closed"],
 )
-def test_what_the_hosts_hear_of_each_other(playbook, tmp_path, heard, texts):
-    """Hosts of the lab share one clock, so what they hear is a double."""
+def test_answers_of_the_other_hosts(playbook, tmp_path, heard, texts):
+    """Hosts of the lab share one clock, so the answers of the other hosts are a fake."""
     host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
     inventory = cluster_of(tmp_path, [f"a {host}.1"], f"b {host}.2")
-    double = {"__preflight_peers": {"stdout": json.dumps({"b": heard})}}
-    refused(playbook("provision.yml", "-i", inventory, "--tags", "preflight", **CLUSTER, **double), tmp_path, *texts)
+    fake = {"__preflight_peers": {"stdout": json.dumps({"b": heard})}}
+    refused(playbook("provision.yml", "-i", inventory, "--tags", "preflight", **CLUSTER, **fake), tmp_path, *texts)
 
 
 @pytest.mark.parametrize("builder", ["control", "primary"])

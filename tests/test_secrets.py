@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
-from hub_double import HubDouble
+from hub_fake import HubFake
 
 TEST_WORK = REPOSITORY / ".cache/test"
 TOKEN = "hf_open-sesame-0123456789"
 
 
 class CommandLines:
-    """All command lines of this machine, again and again, while it is entered; ``telling`` are those with the token."""
+    """Reads all command lines of this machine repeatedly, as a context; ``telling`` are those with the token."""
 
     def __init__(self) -> None:
         self.telling: set[str] = set()
@@ -57,7 +57,7 @@ def test_a_whole_run_keeps_the_token_to_itself(playbook, tmp_path):
     encrypt = ["ansible-vault", "encrypt", "--vault-password-file", str(password), str(vault)]
     subprocess.run(encrypt, check=True, capture_output=True)
     talkative = ("-vvvv", "--vault-password-file", str(password), "--extra-vars", f"@{vault}")
-    with HubDouble(REPOSITORY / "toyworld/model", token=TOKEN) as hub, CommandLines() as lines:
+    with HubFake(REPOSITORY / "toyworld/model", token=TOKEN) as hub, CommandLines() as lines:
         settings = {
             "base_model_source": "", "base_model_hub_id": "someone/model", "base_model_revision": "v1",
             "base_model_hub_endpoint": hub.url, "base_model_record": str(tmp_path / "model.sha256"),

@@ -4,6 +4,7 @@ Only words are listed that have no other sense in this repository. docs/glossary
 """
 
 import functools
+import io
 import re
 import subprocess
 import tokenize
@@ -83,8 +84,8 @@ def test_text_avoids(words):
 @functools.cache
 def names_in(source: Path) -> set[str]:
     """All identifiers of a Python source; not what its strings and comments say."""
-    lines = iter(text_of(source).splitlines(keepends=True))
-    return {token.string for token in tokenize.generate_tokens(lambda: next(lines, "")) if token.type == tokenize.NAME}
+    tokens = tokenize.generate_tokens(io.StringIO(text_of(source)).readline)
+    return {token.string for token in tokens if token.type == tokenize.NAME}
 
 
 @pytest.mark.parametrize("part", IDENTIFIERS)

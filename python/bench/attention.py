@@ -2,9 +2,9 @@
 
     python bench/attention.py [--rounds 7] [--threads 2]
 
-torch's kernel, our matrix products in blocks and, where the processor has one, our kernel take turns on the same
-numbers; the fastest of ``--rounds`` counts, and ratios are to torch's. Errors are those of the three gradients, as
-norms relative to exact attention in float64.
+torch's kernel, our matrix multiplications in blocks and, where there is one for the processor, our compiled kernel take
+turns on the same tensors. Times are the fastest of ``--rounds``, ratios are to torch's. Errors are those of the three
+gradients: norms, relative to exact attention in float64.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from sdtune.ops import kernels
 from sdtune.ops.attention import attention
 
 SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160))
-"""Places, heads, and numbers a head, of the UNet's blocks from the outermost in."""
+"""Sequence length, heads and head dimension of the UNet's levels, the outermost first."""
 
 Gradients = tuple[torch.Tensor, ...]
 
 
 @dataclass
 class Contender:
-    """A way to compute attention, and the seconds of its calls, forwards and backwards."""
+    """A way to compute attention, and the seconds of its calls, forward and backward."""
 
     forward: Callable[[], object]
     backward: Callable[[], Gradients]
@@ -40,22 +40,22 @@ class Contender:
 
 
 def by_autograd(function: Callable[..., torch.Tensor], operands: list[torch.Tensor], d_out: torch.Tensor) -> Contender:
-    """A contender whose gradients are torch's business; all tensors are [heads, n, d]."""
+    """A contender whose gradients come from autograd; all tensors are [heads, n, d]."""
     leaves = [x.detach().requires_grad_() for x in operands]
     out = function(*leaves)
     return Contender(lambda: function(*operands), lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True))
 
 
 def in_one_kernel(operands: list[torch.Tensor], d_out: torch.Tensor) -> Contender:
-    """Our kernel, whose tensors are [1, n, heads * d]."""
-    heads, places, width = operands[0].shape
+    """Our compiled kernel, whose tensors are [1, n, heads * d]."""
+    heads, length, width = operands[0].shape
     scale = width**-0.5
 
     def flat(x: torch.Tensor) -> torch.Tensor:
-        return x.transpose(0, 1).reshape(1, places, heads * width)
+        return x.transpose(0, 1).reshape(1, length, heads * width)
 
     def of_heads(x: torch.Tensor) -> torch.Tensor:
-        return x.view(places, heads, width).transpose(0, 1)
+        return x.view(length, heads, width).transpose(0, 1)
 
     q, k, v, its_d = map(flat, (*operands, d_out))
     out, log_sums = kernels.attention_forward(q, k, v, heads, scale)
@@ -66,7 +66,7 @@ def in_one_kernel(operands: list[torch.Tensor], d_out: torch.Tensor) -> Contende
 
 
 def contenders(operands: list[torch.Tensor], d_out: torch.Tensor) -> dict[str, Contender]:
-    """All that this processor has."""
+    """All that run on this processor."""
     scale = operands[0].shape[-1] ** -0.5
     found = {
         "torch": by_autograd(lambda *x: F.scaled_dot_product_attention(*(y[None] for y in x))[0], operands, d_out),
@@ -84,10 +84,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if not kernels.usable():
-        say("no kernel of ours is for this processor")
-    say(f"fastest of {args.rounds}, {args.threads} threads: forwards, backwards, error of the gradients")
-    for places, heads, width in SHAPES:
-        *operands, d_out = (torch.randn(heads, places, width).bfloat16() for _ in range(4))
+        say("there is no compiled kernel for this processor")
+    say(f"fastest of {args.rounds}, {args.threads} threads: forward, backward, error of the gradients")
+    for length, heads, width in SHAPES:
+        *operands, d_out = (torch.randn(heads, length, width).bfloat16() for _ in range(4))
         exact = by_autograd(F.scaled_dot_product_attention, [x.double() for x in operands], d_out.double()).backward()
         found = contenders(operands, d_out)
         for _ in range(args.rounds):
@@ -97,7 +97,7 @@ def main() -> None:
                     call()
                     seconds.append(time.perf_counter() - begun)
         base = [min(seconds) for seconds in found["torch"].seconds]
-        say(f"{places} places, {heads} heads of {width}:")
+        say(f"{length} positions, {heads} heads of dimension {width}:")
         for name, one in found.items():
             best = [min(seconds) for seconds in one.seconds]
             times = ", ".join(f"{1000 * s:7.2f} ms {b / s:4.2f} x" for s, b in zip(best, base, strict=True))

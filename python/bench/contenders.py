@@ -1,4 +1,4 @@
-"""Runs of the engine and of the plain loop as whole programs, and what they cost; the benchmarks compare these."""
+"""Runs of the engine and of the plain loop as whole programs, with their time and memory, for the benchmarks."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Who = Literal["engine", "plain"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What both contenders do: the same model, pictures, batch and steps, with the same interpreter and libraries."""
+    """What both programs do: same model, pictures, batch and steps, same interpreter and libraries."""
 
     python: Path
     stack: Literal["native", "ipex"]
@@ -68,7 +68,7 @@ def _command(who: Who, stage: Stage, scratch: Path) -> list[str]:
         command = [str(PYTHON / "bench" / "plain_loop.py"), "--model", str(stage.model), "--out", str(scratch)]
         command += ["--pictures", str(stage.pictures), "--steps", str(stage.steps), "--seed", str(stage.seed)]
         command += ["--resolution", str(stage.resolution), "--batch", str(stage.batch)]
-        command += ["--word", stage.placeholder, "--initializer", stage.initializer]
+        command += ["--placeholder", stage.placeholder, "--initializer", stage.initializer]
         command += ["--validation-steps", str(stage.validation_steps)]
         return [*command, "--ipex"] if stage.stack == "ipex" else command
     job = {

@@ -1,14 +1,15 @@
-"""Seconds a picture takes, and how like it is to the full one: plain diffusers, the usual OpenVINO flow, and ours.
+"""Seconds per image, and its similarity to a full run: plain diffusers, the usual OpenVINO flow, and sdtune.
 
-    python bench/generation.py --toyworld --steps 25        # every way to do with fewer operations, in minutes
+    python bench/generation.py --toyworld --steps 25        # all ways to save operations; takes minutes
     python bench/generation.py --size 256 --steps 4         # the shapes of Stable Diffusion 1.5, random weights
 
-All contenders draw the same prompts with the same seeds and steps in one run, the fastest of ``--rounds`` calls counts,
-and ratios are to the usual flow: export, reshape to a static shape, save, ``from_pretrained``, draw. On current
-versions that flow draws with dynamic shapes, whatever it was reshaped to. Similarity is to our own full run in float32;
-where weights are random, so are the pictures, and similarity says nothing about what one would see.
+All contenders generate the same prompts with the same seeds and steps in one run, and the fastest of ``--rounds`` calls
+counts. Ratios are to the usual flow: export, reshape to a static shape, save, ``from_pretrained``, generate. With
+current versions that flow has dynamic shapes after it is loaded. Similarity is to sdtune's full run in float32; with
+random weights it says nothing about how images look.
 
-The share of the peak is that of the rate of a large float32 product (bf16 where the CPU has it) on the same cores.
+The share of the peak is relative to a large matrix multiplication in float32 (bf16 where the CPU has it) on the same
+cores.
 """
 
 import argparse
@@ -34,38 +35,41 @@ from sdtune.inference.draw import load_generator
 from sdtune.inference.images import similarity
 from sdtune.inference.plan import make_plan
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import save_rows
-from sdtune.models.pipelines import draw, save_full_pipeline
+from sdtune.methods.formats import save_embeddings
+from sdtune.methods.textual_inversion import save_full_pipeline
+from sdtune.models.pipelines import draw
 from sdtune.settings import DataArgs, GenerationJob, Job, ModelArgs, OpenVINOArgs, TrainingArgs, ValidationArgs
-from toyworld import drawings
+from toyworld.captions import examples
+from toyworld.drawings import draw_toy
 
 REPOSITORY = Path(__file__).parents[2]
 FAST = "bf16" if has_bf16() else "f32"
-"""What all but the full run are drawn in, as the usual flow is by default."""
+"""Precision of all contenders but the full run; the usual flow uses it by default."""
 
 
 @dataclass
-class Drawn:
+class Measured:
     """What one contender did."""
 
     seconds: float
-    """Per picture."""
-    pictures: list[Image.Image]
+    """Per image."""
+    images: list[Image.Image]
+    """Of its last call."""
 
 
-def fastest(call: Callable[[], list[Image.Image]], rounds: int) -> Drawn:
-    """The fastest of ``rounds`` calls after one that compiles."""
-    pictures = call()
+def fastest(call: Callable[[], list[Image.Image]], rounds: int) -> Measured:
+    """The fastest of ``rounds`` calls, after one call that compiles."""
+    images = call()
     times = []
     for _ in range(rounds):
         begun = time.perf_counter()
-        pictures = call()
+        images = call()
         times.append(time.perf_counter() - begun)
-    return Drawn(min(times) / len(pictures), pictures)
+    return Measured(min(times) / len(images), images)
 
 
 def train(args: argparse.Namespace, folder: Path) -> Job:
-    """A run to draw with: the concept learned on toyworld; on Stable Diffusion's shapes a row that nobody learned."""
+    """A finished run: the concept learned on toyworld; on Stable Diffusion's shapes an embedding of zeros."""
     model = REPOSITORY / "toyworld" / "model" if args.toyworld else args.model
     job = Job(
         run_name="bench",
@@ -85,14 +89,14 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         return job
     run, rows = Run(folder), torch.zeros(1, 768)
     folder.mkdir(parents=True)
-    save_rows(run.learned, job.data.placeholder_token, rows)
+    save_embeddings(run.learned, job.data.placeholder_token, rows)
     save_full_pipeline(model, run.pipeline, job.data.placeholder_token, rows)
     run.finish({"resolution": args.size})
     return job
 
 
 def usual_flow(job: Job, folder: Path, args: argparse.Namespace) -> Callable[[], list[Image.Image]]:
-    """Export, make static, save, load, draw, as tutorials have it."""
+    """Export, make static, save, load, generate, as tutorials do."""
     from optimum.intel import OVStableDiffusionPipeline
 
     pipeline = OVStableDiffusionPipeline.from_pretrained(Run(job.run_dir).pipeline, export=True, compile=False)
@@ -106,7 +110,7 @@ def usual_flow(job: Job, folder: Path, args: argparse.Namespace) -> Callable[[],
 
 
 def plain(job: Job, dtype: torch.dtype, args: argparse.Namespace) -> Callable[[], list[Image.Image]]:
-    """Diffusers as it is."""
+    """Diffusers without changes."""
     pipeline = StableDiffusionPipeline.from_pretrained(Run(job.run_dir).pipeline, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.text_encoder.to(dtype)
@@ -114,7 +118,7 @@ def plain(job: Job, dtype: torch.dtype, args: argparse.Namespace) -> Callable[[]
 
 
 def ours(job: Job, args: argparse.Namespace, **values: Any) -> Callable[[], list[Image.Image]]:
-    """What generate_images.py does, without the files."""
+    """What generate_images.py does, without writing files."""
     asked = GenerationJob(
         run_dir=job.run_dir,
         prompts=args.prompts,
@@ -129,12 +133,12 @@ def ours(job: Job, args: argparse.Namespace, **values: Any) -> Callable[[], list
 
 
 def distil_decoder(job: Job, folder: Path, seconds: float) -> None:
-    """A tiny decoder for toyworld, trained to draw what the model's own decoder draws, for so many seconds."""
+    """Train a tiny decoder for toyworld to reproduce the model's own decoder, for so many seconds."""
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(job.model.path, subfolder="vae", torch_dtype=torch.float32).eval()
     tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(24,) * 4)
     optimizer = torch.optim.AdamW(tiny.decoder.parameters(), lr=2e-3)
-    images = [drawings.draw_toy(e.toy, e.pose, 64) for e in drawings.examples(384, 64, seed=5)]
+    images = [draw_toy(e.toy, e.pose, 64) for e in examples(384, 64, seed=5)]
     pixels = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1 for i in images])
     end, step = time.monotonic() + seconds, 0
     with torch.no_grad():
@@ -147,12 +151,12 @@ def distil_decoder(job: Job, folder: Path, seconds: float) -> None:
         loss.backward()
         optimizer.step()
         step += 1
-    say(f"tiny decoder: {step} steps of distilling, mean difference {127.5 * float(loss):.1f} of 255 to the full one")
+    say(f"tiny decoder: {step} steps of distillation, {127.5 * float(loss):.1f} of 255 from the full decoder")
     tiny.save_pretrained(folder)
 
 
-def product_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix multiplication."""
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
@@ -163,7 +167,7 @@ def product_rate(dtype: torch.dtype) -> float:
 
 
 def unet_flops(job: Job, side: int) -> int:
-    """Operations of one evaluation of one row."""
+    """FLOPs of one evaluation of one sample."""
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -176,9 +180,9 @@ def unet_flops(job: Job, side: int) -> int:
 
 
 def contenders(job: Job, args: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """What is compared; each is loaded when its turn comes."""
+    """{name: function that loads the contender, and returns the function that generates}."""
 
-    def drawn(**values: Any) -> Callable[[], Callable[[], Any]]:
+    def with_sdtune(**values: Any) -> Callable[[], Callable[[], Any]]:
         return lambda: ours(job, args, **({"precision": FAST} | values))
 
     never = {"guidance_stop": 0.01, "guidance_start": 0.005}
@@ -186,42 +190,42 @@ def contenders(job: Job, args: argparse.Namespace, scratch: Path) -> dict[str, C
         "plain diffusers f32": lambda: plain(job, torch.float32, args),
         "plain diffusers bf16": lambda: plain(job, torch.bfloat16, args),
         "usual OpenVINO flow": lambda: usual_flow(job, scratch / "usual", args),
-        FULL: drawn(precision="f32"),
-        "bf16": drawn(),
-        "DPM-Solver++": drawn(scheduler="dpmsolver++"),
-        "guided to 0.75": drawn(guidance_stop=0.75),
-        "guided to 0.5": drawn(guidance_stop=0.5),
-        "guided from 0.1 to 0.6": drawn(guidance_start=0.1, guidance_stop=0.6),
-        "no guidance": drawn(**never),
-        "tiny decoder": drawn(tiny_autoencoder=str(scratch / "tiny")),
-        "DPM++, guided to 0.5": drawn(scheduler="dpmsolver++", guidance_stop=0.5),
+        FULL: with_sdtune(precision="f32"),
+        "bf16": with_sdtune(),
+        "DPM-Solver++": with_sdtune(scheduler="dpmsolver++"),
+        "guided to 0.75": with_sdtune(guidance_stop=0.75),
+        "guided to 0.5": with_sdtune(guidance_stop=0.5),
+        "guided from 0.1 to 0.6": with_sdtune(guidance_start=0.1, guidance_stop=0.6),
+        "no guidance": with_sdtune(**never),
+        "tiny decoder": with_sdtune(tiny_autoencoder=str(scratch / "tiny")),
+        "DPM++, guided to 0.5": with_sdtune(scheduler="dpmsolver++", guidance_stop=0.5),
     }
     for steps in args.fewer:
-        found[f"DPM++, {steps} steps"] = drawn(scheduler="dpmsolver++", steps=steps)
-        found[f"LCM, {steps} steps, no guidance"] = drawn(scheduler="lcm", steps=steps, **never)
+        found[f"DPM++, {steps} steps"] = with_sdtune(scheduler="dpmsolver++", steps=steps)
+        found[f"LCM, {steps} steps, no guidance"] = with_sdtune(scheduler="lcm", steps=steps, **never)
     if FAST == "f32":
         for name in ("plain diffusers bf16", "bf16"):
             del found[name]
-        say("no bf16: this CPU has no instructions for it, and torch's own kernels are many times slower than float32")
+        say("no bf16: this CPU has no instructions for it, and emulation in torch is many times slower than float32")
     return {name: found[name] for name in found if not args.only or any(only in name for only in (FULL, *args.only))}
 
 
-FULL = "ours, full, f32"
+FULL = "sdtune, full, f32"
 
 
 def main() -> None:
     """Measure and print one table."""
     cache = Path.home() / ".cache" / "sdtune" / "bench" / "sd15"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--toyworld", action="store_true", help="draw with the embedded model, really trained")
-    parser.add_argument("--model", type=Path, default=cache, help=f"made where it is missing (default {cache})")
+    parser.add_argument("--toyworld", action="store_true", help="generate with the embedded model, which is trained")
+    parser.add_argument("--model", type=Path, default=cache, help=f"created if it is missing (default {cache})")
     parser.add_argument("--size", type=int, help="pixels (default 64 for toyworld, else 512)")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--batch", type=int, default=1, help="prompts at once")
+    parser.add_argument("--batch", type=int, default=1, help="prompts per call")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--weights", nargs="*", default=["int8", "hybrid"], help="copies beside the fp16 one")
-    parser.add_argument("--calibration-samples", type=int, default=100, help="of a hybrid copy")
-    parser.add_argument("--only", nargs="*", default=[], help="contenders whose names hold one of these")
+    parser.add_argument("--weights", nargs="*", default=["int8", "hybrid"], help="further exports beside fp16")
+    parser.add_argument("--calibration-samples", type=int, default=100, help="of a hybrid export")
+    parser.add_argument("--only", nargs="*", default=[], help="contenders whose names contain one of these")
     args = parser.parse_args()
     args.size = args.size or (64 if args.toyworld else 512)
     args.guidance = 4.0 if args.toyworld else 7.5
@@ -244,8 +248,8 @@ def main() -> None:
         if args.toyworld:
             distil_decoder(job, scratch / "tiny", seconds=60)
         else:
-            AutoencoderTiny().save_pretrained(scratch / "tiny")  # random, as the networks are
-        measured: dict[str, Drawn] = {}
+            AutoencoderTiny().save_pretrained(scratch / "tiny")  # random, like the networks
+        measured: dict[str, Measured] = {}
         chosen = contenders(job, args, scratch)
         for name, load in chosen.items():
             measured[name] = fastest(load(), args.rounds)
@@ -260,20 +264,20 @@ def main() -> None:
             ):
                 measured[name] = fastest(ours(quantized, args, precision=FAST, **values), args.rounds)
                 say(f"  {name}: {measured[name].seconds:.2f} s")
-    rate = product_rate(torch.bfloat16 if FAST == "bf16" else torch.float32)
+    rate = matmul_rate(torch.bfloat16 if FAST == "bf16" else torch.float32)
     evaluations = args.steps + 1  # PNDM
     flops = 2 * evaluations * unet_flops(job, args.size // 8)
     best = "bf16" if "bf16" in measured else FULL
     share = flops / measured[best].seconds / rate
-    say(f"\n{args.size} px, {args.steps} steps, {args.batch} prompt(s) at once; s a picture, fastest of {args.rounds}")
+    say(f"\n{args.size} px, {args.steps} steps, {args.batch} prompt(s) per call; s per image, fastest of {args.rounds}")
     say(f"{'':32}{'s':>9}{'usual /':>10}{'PSNR dB':>10}{'of 255':>8}")
     usual = measured.get("usual OpenVINO flow")
-    for name, drawn in measured.items():
-        ratio, difference = similarity(drawn.pictures, measured[FULL].pictures)
-        times = f"{usual.seconds / drawn.seconds:.2f} x" if usual else "-"
-        say(f"{name:32}{drawn.seconds:>9.3f}{times:>10}{ratio:>10.1f}{difference:>8.2f}")
+    for name, one in measured.items():
+        psnr, difference = similarity(one.images, measured[FULL].images)
+        times = f"{usual.seconds / one.seconds:.2f} x" if usual else "-"
+        say(f"{name:32}{one.seconds:>9.3f}{times:>10}{psnr:>10.1f}{difference:>8.2f}")
     kind = {"bf16": "bf16", "f32": "float32"}[FAST]
-    say(f"\n{best}: {100 * share:.0f} % of a {kind} product's {rate / 1e9:.0f} GFLOP/s, by the UNet's operations alone")
+    say(f"\n{best}: {100 * share:.0f} % of the {rate / 1e9:.0f} GFLOP/s of a {kind} matrix multiplication (UNet only)")
 
 
 if __name__ == "__main__":

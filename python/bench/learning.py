@@ -1,10 +1,10 @@
-"""How many steps until the learned word is as good as the best caption that a person could write, on toyworld.
+"""Steps until the learned embedding reaches the loss of the best caption that a person could write, on toyworld.
 
     python bench/learning.py [--ranks 2 4] [--seeds 1 2 3 4 5]
 
-The engine and the plain loop at the same global batch of 16, over as many ranks as said, same learning rate and
-optimizer, validated on the same 64 triples every other step. Every rank of the plain loop draws the same noise and
-timesteps, as the well-known script does, so its batch of 16 holds the fewer different samples the more ranks there are.
+The engine and the plain loop have the same global batch of 16, learning rate and optimizer, and are validated on the
+same 64 triples every second step. In the plain loop all ranks draw the same noise and timesteps, as in diffusers'
+``textual_inversion.py``, so with more ranks its batch of 16 has fewer different samples.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Baseline of the benchmarks: textual inversion as the well-known example does it, written anew, with its costs.
+"""Baseline of the benchmarks: a plain loop that does what diffusers' ``textual_inversion.py`` does.
 
     python bench/plain_loop.py --model M --pictures P --out O --steps 8 [--resolution 512] [--batch 1] [--ipex]
     mpirun -n 2 python bench/plain_loop.py ...
 
-What it has in common with that example, and our engine does otherwise: all weights are loaded in float32 and cast
-afterwards; every step reads, scales and encodes its pictures; AdamW runs over the whole embedding matrix, whose other
-rows are put back after the step; under DDP the gradient of the whole matrix is all-reduced; every rank has the same
-seed and so the same noise and timesteps. With --ipex it optimizes UNet and VAE as the article does. It writes the same
-``metrics.jsonl`` as the engine, so that one reader compares them. It is no part of the product.
+Like that script, and unlike our engine, it loads all weights in float32 and casts them afterwards; reads, scales and
+encodes its pictures at every step; runs AdamW over the whole embedding matrix, and restores the other rows after the
+step; all-reduces the gradient of the whole matrix under DDP; and gives all ranks the same seed, so the same noise and
+timesteps. With --ipex it optimizes UNet and VAE as the article does. It writes the same ``metrics.jsonl`` as the
+engine, so that one program can compare them. It is not part of the product.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from sdtune.data.captions import caption_templates
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
-from sdtune.models.sd import Frozen
+from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.training.validation import make_triples, validate
 
 TEMPLATES = [
@@ -45,11 +45,14 @@ TEMPLATES = [
 
 
 class Pictures(Dataset):
-    """Every item is read from disk, scaled and perhaps mirrored when asked for."""
+    """Reads an item from disk, scales it, and mirrors it at random, each time it is requested."""
 
-    def __init__(self, folder: Path, tokenizer: CLIPTokenizer, word: str, resolution: int, repeats: int = 100) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: CLIPTokenizer, placeholder: str, resolution: int, repeats: int = 100
+    ) -> None:
         self.files = [p for p in folder.iterdir() if not p.name.startswith(".")]
-        self.tokenizer, self.word, self.resolution, self.repeats = tokenizer, word, resolution, repeats
+        self.tokenizer, self.placeholder = tokenizer, placeholder
+        self.resolution, self.repeats = resolution, repeats
 
     def __len__(self) -> int:
         return len(self.files) * self.repeats
@@ -60,13 +63,13 @@ class Pictures(Dataset):
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy((np.array(image) / 127.5 - 1.0).astype(np.float32)).permute(2, 0, 1)
-        text = random.choice(TEMPLATES).format(self.word)
+        text = random.choice(TEMPLATES).format(self.placeholder)
         options = {"padding": "max_length", "truncation": True, "max_length": self.tokenizer.model_max_length}
         return {"pixels": pixels, "ids": self.tokenizer(text, return_tensors="pt", **options).input_ids[0]}
 
 
 class _InBf16(torch.nn.Module):
-    """A text encoder whose answer is cast for the UNet, as the loop below casts it."""
+    """A text encoder whose output is cast to the UNet's type, as in the loop below."""
 
     def __init__(self, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -84,16 +87,29 @@ def make_validation(
     schedule: DDPMScheduler,
     accelerator: Accelerator,
 ) -> Callable[[], float]:
-    """The engine's own validation loss, over the same triples, of what this loop has learned so far."""
+    """A function that measures what this loop has learned, with the engine's validation loss and triples."""
     pictures = list_pictures(args.pictures)
     ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    cache = LatentCache(
-        args.model, pictures, args.resolution, False, **ranks, sum_over_ranks=lambda x: accelerator.reduce(x, "sum")
+    networks = StableDiffusionNetworks(
+        model=args.model,
+        unet=unet,
+        text_encoder=_InBf16(text_encoder),
+        tokenizer=tokenizer,
+        scheduler=schedule,
+        dtype=torch.bfloat16,
     )
-    triples = make_triples(cache, args.validation_triples, schedule.config.num_train_timesteps)
-    frozen = Frozen(unet, _InBf16(text_encoder), tokenizer, schedule, None, torch.bfloat16)
-    ids = frozen.token_ids([caption_templates("object", None)[0].format(args.word)])
-    return lambda: validate(frozen, triples, ids, args.batch, accelerator)
+    cache = LatentCache(
+        networks.geometry,
+        networks.load_image_encoder,
+        pictures,
+        args.resolution,
+        False,
+        **ranks,
+        sum_over_ranks=lambda x: accelerator.reduce(x, "sum"),
+    )
+    triples = make_triples(cache, args.validation_triples, networks.num_timesteps)
+    caption = caption_templates("object", None)[0].format(args.placeholder)
+    return lambda: validate(networks, triples, caption, args.batch, accelerator)
 
 
 def main() -> None:
@@ -106,7 +122,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--word", default="<dicoo>")
+    parser.add_argument("--placeholder", default="<dicoo>")
     parser.add_argument("--initializer", default="toy")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--validation-steps", type=int, default=0)
@@ -125,13 +141,13 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae")
     unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet")
 
-    tokenizer.add_tokens([args.word])
-    placeholder = tokenizer.convert_tokens_to_ids(args.word)
-    [initializer] = tokenizer.encode(args.initializer, add_special_tokens=False)
+    tokenizer.add_tokens([args.placeholder])
+    placeholder_id = tokenizer.convert_tokens_to_ids(args.placeholder)
+    [initializer_id] = tokenizer.encode(args.initializer, add_special_tokens=False)
     text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
     matrix = text_encoder.get_input_embeddings().weight
     with torch.no_grad():
-        matrix[placeholder] = matrix[initializer].clone()
+        matrix[placeholder_id] = matrix[initializer_id].clone()
     for module in (vae, unet, text_encoder):
         module.requires_grad_(False)
     text_encoder.get_input_embeddings().requires_grad_(True)
@@ -139,7 +155,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         text_encoder.get_input_embeddings().parameters(), lr=args.learning_rate, weight_decay=0.01
     )
-    dataset = Pictures(args.pictures, tokenizer, args.word, args.resolution)
+    dataset = Pictures(args.pictures, tokenizer, args.placeholder, args.resolution)
     loader = DataLoader(dataset, batch_size=args.batch, shuffle=True)
     rates = get_scheduler("constant", optimizer)
     text_encoder.train()
@@ -187,7 +203,7 @@ def main() -> None:
             rates.step()
             optimizer.zero_grad()
             others = torch.ones(len(original), dtype=torch.bool)
-            others[placeholder] = False
+            others[placeholder_id] = False
             with torch.no_grad():
                 bare.get_input_embeddings().weight[others] = original[others]
             step += 1
@@ -215,8 +231,8 @@ def main() -> None:
     write(kind="end", peak_rss_bytes=peak_rss_bytes())
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    # DDP's reducer, as the last owner of the process group, joins gloo's threads while it holds the interpreter's lock
-    # that they may wait for: a rank of torch 2.13 hung there, with everything done. The engine has no DDP.
+    # At exit, DDP's reducer joins gloo's threads while it holds the interpreter lock, for which they may wait. With
+    # torch 2.13 a rank was seen to hang there after its last step. The engine does not use DDP.
     os._exit(0)
 
 

@@ -1,10 +1,10 @@
-"""A pipeline with exactly the configuration of Stable Diffusion 1.5 and random weights: what it costs, without a hub.
+"""A pipeline with the exact configuration of Stable Diffusion 1.5 and random weights, to measure without a download.
 
     python bench/sd15.py ~/.cache/sdtune/bench/sd15
 
-About 4.3 GB of float32 safetensors, as on the hub; what they draw is noise. Widths, depths and heads are those of
+About 4.3 GB of float32 safetensors, as on the hub; the images are noise. Widths, depths and heads are those of
 ``stable-diffusion-v1-5/stable-diffusion-v1-5``. The vocabulary has its size, but only letters and the templates' words
-are real: CLIP's own merges are a download, and no time depends on them.
+are real: CLIP's own merges would be a download, and no time depends on them.
 """
 
 import argparse
@@ -21,13 +21,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sdtune.data.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from sdtune.models.pipelines import assemble
-from toyworld import make as toyworld
+from toyworld import tokenizer as toyworld
+from toyworld.networks import make_scheduler
 
 VOCABULARY = 49_408
+UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,  # diffusers' historical name: this is the number of heads
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}
+"""Configuration of the UNet."""
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A tokenizer of CLIP's vocabulary size, filled up with words that no text contains."""
+    """A tokenizer of CLIP's vocabulary size, padded with words that no text contains."""
     toyworld.make_tokenizer([*OBJECT_TEMPLATES, *STYLE_TEMPLATES, "toy robot"], folder)
     start, end = toyworld.START, toyworld.END
     words = list(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
@@ -41,7 +52,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def make(folder: Path) -> Path:
-    """Write the pipeline to ``folder`` unless it is there already; whole or not at all."""
+    """Write the pipeline to ``folder`` unless it exists; atomically."""
     if (folder / "model_index.json").is_file():
         return folder
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -63,15 +74,7 @@ def make(folder: Path) -> Path:
             pad_token_id=VOCABULARY - 1,
         )
     )
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        layers_per_block=2,
-        cross_attention_dim=768,
-        attention_head_dim=8,  # diffusers' historical name: this is the number of heads
-        down_block_types=(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-    )
+    unet = UNet2DConditionModel(**UNET)
     vae = AutoencoderKL(
         sample_size=512,
         block_out_channels=(128, 256, 512, 512),
@@ -87,14 +90,14 @@ def make(folder: Path) -> Path:
         if (count := sum(p.numel() for p in module.parameters())) != parameters:
             raise RuntimeError(f"{name} has {count} parameters, but Stable Diffusion 1.5 has {parameters}")
     assemble(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=toyworld.make_scheduler()
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_scheduler()
     ).save_pretrained(temporary)
     temporary.replace(folder)
     return folder
 
 
 def main() -> None:
-    """Make the pipeline where the caller says."""
+    """Write the pipeline to the folder on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     print(make(parser.parse_args().folder))

@@ -1,11 +1,11 @@
-"""What one synchronisation of the learned rows costs between hosts: the all-reduce of the training, with nothing else.
+"""Time of one all-reduce of the learned embeddings' gradient between hosts, without training.
 
-Copy this file to the same place on every host, go to a run folder on the primary, and start it as launch.sh does a run:
+Copy this file to the same path on every host, change to a run folder on the primary, and start it as launch.sh does:
 
     . ./env.sh
     mpirun -f nodefile -n 4 -ppn 1 bash -c '. ./env.sh; exec python /some/where/sync.py job.yaml'
 
-Ranks meet at a barrier before each, so that waiting for slower ranks does not count. Rank 0 prints one JSON object.
+A barrier before each all-reduce excludes the time that a rank waits for slower ones. Rank 0 prints one JSON object.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from sdtune.training.distributed import start_accelerator
 
 
 def main() -> None:
-    """Join the ranks of the job, then time its all-reduce."""
+    """Set up the process group of the job, then time its all-reduce."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", help="job.yaml of a run folder; its ranks take part")
     parser.add_argument("--width", type=int, default=768, help="floats of one vector: 768 for Stable Diffusion 1.5")
@@ -30,20 +30,20 @@ def main() -> None:
     args = parser.parse_args()
     accelerator = start_accelerator(read_yaml(args.job, Job))
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    rows = torch.full((args.vectors, args.width), float(rank))
+    gradient = torch.full((args.vectors, args.width), float(rank))
     times = []
     for _ in range(args.repeats + 20):
         accelerator.wait_for_everyone()
         began = time.perf_counter()
-        mean = accelerator.reduce(rows, "mean")
+        mean = accelerator.reduce(gradient, "mean")
         times.append(time.perf_counter() - began)
     if not bool((mean == (ranks - 1) / 2).all()):
         sys.exit(f"rank {rank}: the mean over {ranks} ranks is wrong")
-    slowest = torch.tensor(times[20:])  # the first ones set the connections up
+    slowest = torch.tensor(times[20:])  # the first ones include connection setup
     torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)  # a step waits for its slowest rank
     cuts = statistics.quantiles(slowest.tolist(), n=20)
     if accelerator.is_main_process:
-        report = {"ranks": ranks, "bytes": rows.nbytes, "median_ms": 1000 * cuts[9], "p95_ms": 1000 * cuts[18]}
+        report = {"ranks": ranks, "bytes": gradient.nbytes, "median_ms": 1000 * cuts[9], "p95_ms": 1000 * cuts[18]}
         print(json.dumps({key: round(value, 3) for key, value in report.items()}))
 
 

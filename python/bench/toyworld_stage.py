@@ -1,10 +1,11 @@
-"""Is toyworld a fair stage for textual inversion? Seeds 1 to 5 against every caption that a person could write.
+"""Is toyworld a fair test of textual inversion? Seeds 1 to 5 against every caption that a person could write.
 
     python bench/toyworld_stage.py --model ../toyworld/model --pictures ../toyworld/concept --out ../toyworld
 
-For each seed, 100 steps at a global batch of 16. The loss is over 64 fixed (picture, timestep, noise) triples, for the
-initializer, for each hand-written caption, and for the learned word, which should reach the best caption's or a lower
-one. Writes ``stage.json`` with all figures and ``stage.png``: concept | initializer | best caption | learned.
+For each seed, 100 steps at a global batch of 16. The loss is over 64 fixed (picture, timestep, noise) triples: of the
+initializer token, of each hand-written caption, and of the learned placeholder token, which should be at most that of
+the best caption. Writes ``stage.json`` with all numbers and ``stage.png``: concept | initializer | best caption |
+learned.
 """
 
 import argparse
@@ -23,28 +24,27 @@ from sdtune.data.pictures import list_pictures
 from sdtune.inference.images import contact_sheet
 from sdtune.launch.run_folder import Run
 from sdtune.models.pipelines import draw
-from sdtune.models.sd import load_frozen
+from sdtune.models.registry import family_of
 from sdtune.settings import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
 from sdtune.training.trainer import train
 from sdtune.training.validation import make_triples, validate
-from toyworld import drawings
+from toyworld.captions import best_captions
 
 
 def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
-    """The validation loss of ``a photo of a <noun>`` for each noun, nothing learned."""
+    """The validation loss of ``a photo of a <noun>`` for each noun, without training."""
     pictures = list_pictures(job.data.path)
-    cache = LatentCache(job.model.path, pictures, job.data.resolution, job.data.center_crop)
-    frozen = load_frozen(job)
-    triples = make_triples(cache, job.validation.triples, frozen.scheduler.config.num_train_timesteps)
+    networks = family_of(job.model.path).load(job)
+    cache = LatentCache(
+        networks.geometry, networks.load_image_encoder, pictures, job.data.resolution, job.data.center_crop
+    )
+    triples = make_triples(cache, job.validation.triples, networks.num_timesteps)
     accelerator = Accelerator(cpu=True)
-    return {
-        noun: validate(frozen, triples, frozen.token_ids([f"a photo of a {noun}"]), 16, accelerator)
-        for noun in nouns.values()
-    }
+    return {noun: validate(networks, triples, f"a photo of a {noun}", 16, accelerator) for noun in nouns.values()}
 
 
 def main() -> None:
-    """Measure, draw, and fail if a seed does not reach the best caption."""
+    """Measure, generate the sheet, and fail if a seed does not reach the best caption."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, required=True)
@@ -70,7 +70,7 @@ def main() -> None:
             ),
             validation=ValidationArgs(steps=args.steps, triples=64),
         )
-        losses = caption_losses(job, drawings.best_captions())
+        losses = caption_losses(job, best_captions())
         best = min(losses, key=losses.__getitem__)
         figures = {"initializer": losses["toy"], "best_caption": best, "best_caption_loss": losses[best]}
         print(
@@ -104,7 +104,7 @@ def main() -> None:
                 with torch.no_grad():
                     cells.append(draw(pipeline, [prompt], [i + 1], num_inference_steps=30, guidance_scale=4.0)[0])
                 captions.append(f"{prompt} (seed {i + 1})")
-        # one row a column of cells: concept, initializer, best caption, learned
+        # rows: concept, initializer, best caption, learned
         order = [row + 4 * column for row in range(4) for column in range(count)]
         contact_sheet([cells[k] for k in order], [captions[k] for k in order], count, 160).save(args.out / "stage.png")
     late = [seed for seed, loss in learned.items() if loss > losses[best]]

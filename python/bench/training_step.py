@@ -4,8 +4,8 @@
     python bench/training_step.py --toyworld           # seconds instead of minutes: make bench-toy
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python ...     # as on a processor without AMX
 
-Whole programs in turn, plain, engine, plain, engine; figures are medians over the rounds, ratios are taken within a
-round. The floor is what the step's operations take at the rate of a large bf16 product, measured in between.
+Whole programs run alternately: plain, engine, plain, engine. Figures are medians over the rounds; ratios are computed
+within a round. The floor is the time of the step's FLOPs at the rate of a large bf16 matrix multiplication.
 """
 
 import argparse
@@ -32,7 +32,7 @@ for _ in range(12):
     began = time.perf_counter(); a @ b; best = min(best, time.perf_counter() - began)
 print(2 * 4096**3 / best)
 unet = UNet2DConditionModel.from_pretrained({model!r}, subfolder="unet", torch_dtype=torch.bfloat16)
-unet.requires_grad_(False).eval().set_attn_processor(AttnProcessor())  # plain products, which the counter knows
+unet.requires_grad_(False).eval().set_attn_processor(AttnProcessor())  # matrix multiplications that the counter knows
 side, dim = {side}, unet.config.cross_attention_dim
 hidden = torch.randn({batch}, {tokens}, dim).bfloat16().requires_grad_()
 with FlopCounterMode(display=False) as counter:
@@ -43,7 +43,7 @@ print(counter.get_total_flops())
 
 
 def floor(stage: Stage, latent_side: int, tokens: int) -> tuple[float, float, float]:
-    """FLOP/s of a large bf16 product, FLOPs of a step's forward and activation-backward pass, and seconds for them."""
+    """FLOP/s of a large bf16 matrix multiplication, FLOPs of forward and activation backward, and their seconds."""
     code = RATES.format(model=str(stage.model), side=latent_side, batch=stage.batch, tokens=tokens)
     done = subprocess.run(
         [stage.python, "-c", code], env=environment(stage), check=True, capture_output=True, text=True
@@ -63,7 +63,7 @@ def ratio(ours: list[Costs], plains: list[Costs], name: str) -> float:
 
 
 def compare(stage: Stage, rounds: int) -> tuple[list[Costs], list[Costs]]:
-    """Both contenders in turn; a first, short run of the engine fills the cache of converted weights."""
+    """Run both programs alternately; a first, short run of the engine fills the cache of converted weights."""
     cold = run("engine", replace(stage, steps=1))
     say(f"  (weights converted, where they were not yet: first step after {cold.first_step_ends_s:.1f} s)")
     ours, plains = [], []
@@ -145,7 +145,8 @@ def measure(native: Stage, args: argparse.Namespace) -> None:
         say(f"{stage.stack}: {args.rounds} rounds of {stage.steps} steps")
         if not args.toyworld:
             rate, flops, limit = floor(stage, latent_side=64, tokens=77)
-            say(f"  bf16 product {rate / 1e9:.0f} GFLOP/s; forward and activation backward {flops / 1e12:.3f} TFLOP")
+            say(f"  bf16 matrix multiplication: {rate / 1e9:.0f} GFLOP/s")
+            say(f"  forward and activation backward of a step: {flops / 1e12:.3f} TFLOP")
         ours, plains = compare(stage, args.rounds)
         report(stage, ours, plains, limit)
     say("\nbetween ranks: 2 ranks over gloo, native")

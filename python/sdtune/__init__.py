@@ -1,3 +1,3 @@
 """Textual inversion of Stable Diffusion on clusters of plain CPU servers."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

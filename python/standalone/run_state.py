@@ -28,6 +28,8 @@ RANK = "SDTUNE_RANK"
 STATE = "state.json"
 STOP = "stop"
 COLLECTED = ".collected"
+EXPORTED = "openvino"
+REPORT = "report.html"
 SUPERVISOR_LOCK = ".supervisor.lock"
 LAUNCH_LOCK = ".lock"
 DRAWING = "drawing.json"
@@ -121,8 +123,9 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
 
     Returns:
         ``supervised``: a supervisor is running; ``unsupervised``: the run is going on without one; ``finished``;
-        ``collected``: its results were brought to a control node; ``lost``: the supervisor died before the run ended;
-        ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
+        ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy,
+        a report; ``lost``: the supervisor died before the run ended; ``state``: see :func:`read_state`; ``progress``:
+        see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
     while True:
@@ -137,6 +140,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         "unsupervised": unsupervised,
         "finished": (run / "finished.json").exists(),
         "collected": (run / COLLECTED).exists(),
+        "exported": (run / EXPORTED).exists(),
+        "reported": (run / REPORT).exists(),
         "lost": not supervised and state.get("state") in ("running", "waiting"),
         "state": state,
         "progress": progress(run, 0 if unsupervised else state.get("attempt_started", 0)),

@@ -16,7 +16,11 @@ import yaml
 from sdtune.host.processor import has_bf16
 from sdtune.models.pipelines import assemble
 from sdtune.settings import Job, build
-from toyworld import drawings, make
+from toyworld.captions import examples
+from toyworld.drawings import draw_toy
+from toyworld.networks import make_models, make_scheduler
+from toyworld.tokenizer import make_tokenizer
+from toyworld.toys import KINDS, random_pose, random_toy
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
@@ -37,11 +41,11 @@ def untrained_model(tmp_path_factory):
     """A pipeline folder with random weights: everything about training but the pictures can be tested on it."""
     folder = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
-    captions = [e.caption for e in drawings.examples(300, 20, seed=1)]
-    tokenizer = make.make_tokenizer([*captions, "a photo of a toy", *drawings.KINDS], folder / "tokenizer")
-    vae, unet, text_encoder = make.make_models(tokenizer)
+    captions = [e.caption for e in examples(300, 20, seed=1)]
+    tokenizer = make_tokenizer([*captions, "a photo of a toy", *KINDS], folder / "tokenizer")
+    vae, unet, text_encoder = make_models(tokenizer)
     assemble(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make.make_scheduler()
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_scheduler()
     ).save_pretrained(folder)
     return folder
 
@@ -52,7 +56,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     rng = random.Random(0)
     for i in range(3):
-        drawings.draw_toy(drawings.random_toy(rng), drawings.random_pose(rng), 96).save(folder / f"{i}.png")
+        draw_toy(random_toy(rng), random_pose(rng), 96).save(folder / f"{i}.png")
     return folder
 
 

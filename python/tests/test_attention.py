@@ -1,4 +1,4 @@
-"""The UNet's attention in blocks: the same numbers as torch's, forwards and backwards."""
+"""The UNet's attention, in blocks and in the compiled kernel: the same numbers as torch's, forward and backward."""
 
 import copy
 import shutil
@@ -19,16 +19,20 @@ from sdtune.ops import kernels
 from sdtune.ops.attention import BlockwiseProcessor, attention
 from sdtune.ops.kernels import build
 
+CPU_FLAGS = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+FLAGS = {"AMX": "amx_bf16", "AVX-512-BF16": "avx512_bf16"}
+"""What Linux calls the sets of instructions that there are kernels for."""
 LIMITS = {"AMX": "", "AVX-512-BF16": "AVX512_CORE_BF16"}
-"""What tells a processor that has more to use a set of instructions."""
+"""Value of ONEDNN_MAX_CPU_ISA, for a processor that has more, to use a set of instructions."""
 
 
 @pytest.fixture(params=build.PROCESSORS)
 def the_kernel(request, monkeypatch):
-    """The kernel for a set of instructions, of those that this processor has."""
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", LIMITS[request.param])
-    if instruction_set() != request.param:
+    """The kernel for a set of instructions. A test is skipped only where Linux says that the processor lacks them."""
+    if FLAGS[request.param] not in CPU_FLAGS:
         pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", LIMITS[request.param])
+    assert instruction_set() == request.param
     kernels._load.cache_clear()
     yield
     kernels._load.cache_clear()
@@ -38,7 +42,7 @@ def the_kernel(request, monkeypatch):
 def small_blocks(monkeypatch):
     """Blocks that a test's sequences are longer than, and not a multiple of."""
     monkeypatch.setattr(module, "BLOCK", 5 * 17 // torch.get_num_threads() + 1)
-    monkeypatch.setattr(module, "SMALL", 4)
+    monkeypatch.setattr(module, "FEW_KEYS", 4)
 
 
 def inputs(dtype, n=17, m=17, d=4, heads=2):
@@ -78,7 +82,7 @@ def test_large_logits_survive_bf16():
     assert (ours - expected).norm() < 1.5 * (theirs - expected).norm()
 
 
-def test_a_unet_says_the_same_with_it(untrained_model, small_blocks):
+def test_a_unet_computes_the_same_with_it(untrained_model, small_blocks):
     unet = UNet2DConditionModel.from_pretrained(untrained_model, subfolder="unet").eval()
     torch.manual_seed(0)
     noisy, hidden = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 128)
@@ -100,12 +104,12 @@ def test_a_unet_says_the_same_with_it(untrained_model, small_blocks):
 )
 def test_the_kernel_equals_exact_attention(the_kernel, batch, heads, n, m, d):
     torch.manual_seed(0)
-    operands = [torch.randn(batch, places, heads * d).bfloat16().requires_grad_() for places in (n, m, m)]
+    operands = [torch.randn(batch, length, heads * d).bfloat16().requires_grad_() for length in (n, m, m)]
     exact = [x.detach().double().requires_grad_() for x in operands]
     apart = [x.unflatten(-1, (heads, d)).transpose(1, 2) for x in exact]
     scale = 2 * d**-0.5  # some weights near 1
     expected = F.scaled_dot_product_attention(*apart, scale=scale).transpose(1, 2).flatten(2)
-    ours = module._InOneKernel.apply(*operands, heads, scale)
+    ours = kernels.attention_forward(*operands, heads, scale)[0]
     direction = torch.randn(batch, n, heads * d).bfloat16()
     pairs = zip(
         (ours, *torch.autograd.grad(ours, operands, direction)),
@@ -118,32 +122,32 @@ def test_the_kernel_equals_exact_attention(the_kernel, batch, heads, n, m, d):
         assert (got - want).norm() < 5e-3 * want.norm() + 1e-2 * (want.norm() == 0)
 
 
-def test_the_kernel_says_the_same_with_any_number_of_threads(the_kernel):
+def test_the_kernel_computes_the_same_with_any_number_of_threads(the_kernel):
     torch.manual_seed(0)
     q, k, v, direction = (torch.randn(1, 700, 80).bfloat16() for _ in range(4))
-    before, said = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             out, log_sums = kernels.attention_forward(q, k, v, 2, 0.2)
-            said.append((out, *kernels.attention_backward(q, k, v, out, direction, log_sums, 2, 0.2)))
+            results.append((out, *kernels.attention_backward(q, k, v, out, direction, log_sums, 2, 0.2)))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(x, y) for other in said[1:] for x, y in zip(said[0], other, strict=True))
+    assert all(torch.equal(x, y) for other in results[1:] for x, y in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("m", [77, 300])
 @pytest.mark.parametrize("offset", [100, -100], ids=["far-above-0", "far-below-0"])
 def test_the_kernel_survives_large_logits(the_kernel, m, offset):
-    """What fills up a block of keys has logit 0, and must not count, however far from 0 the others are."""
+    """Padding of a block of keys has logit 0, and must not count, however far from 0 the others are."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, places, 64).bfloat16().requires_grad_() for places in (90, m, m))
+    q, k, v = (torch.randn(1, length, 64).bfloat16().requires_grad_() for length in (90, m, m))
     with torch.no_grad():
         q += 1
         k += offset / 8  # q k^T / 8 is about offset
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*exact)
-    ours = module._InOneKernel.apply(q, k, v, 1, 64**-0.5)
+    ours = kernels.attention_forward(q, k, v, 1, 64**-0.5)[0]
     direction = torch.randn(1, 90, 64).bfloat16()
     gradients = torch.autograd.grad(ours, (q, k, v), direction)
     wanted = torch.autograd.grad(expected, exact, direction.double())
@@ -159,7 +163,7 @@ def test_the_kernel_takes_tensors_as_they_lie(the_kernel):
     plain = [x.requires_grad_() for x in plain]
     results = []
     for operands in (plain, views):
-        out = module._InOneKernel.apply(*operands, 3, 0.25)
+        out = kernels.attention_forward(*operands, 3, 0.25)[0]
         results.append([out, *torch.autograd.grad(out.float().sum(), operands)])  # an expanded gradient
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
@@ -168,32 +172,64 @@ def test_operands_that_do_not_fit_are_refused():
     q, k = torch.zeros(1, 4, 8, dtype=torch.bfloat16), torch.zeros(1, 5, 8, dtype=torch.bfloat16)
     for operands, heads, why in (
         ((q.float(), k, k), 1, "bf16"),
-        ((q, k, k[:, 1:]), 1, "do not belong together"),
-        ((q, k[..., 1:], k[..., 1:]), 1, "do not belong together"),
+        ((q, k, k[:, 1:]), 1, "do not fit together"),
+        ((q, k[..., 1:], k[..., 1:]), 1, "do not fit together"),
         ((q, k, k), 3, "no 3 heads"),
-        ((q[:, :0], k, k), 1, "nothing"),
+        ((q[:, :0], k, k), 1, "an empty tensor"),
     ):
         with pytest.raises(ValueError, match=why):
             kernels.attention_forward(*operands, heads, 1.0)
-    with pytest.raises(ValueError, match="sums of another pass"):
+    with pytest.raises(ValueError, match="log_sums of another pass"):
         kernels.attention_backward(q, k, k, q, q, torch.zeros(1, 3), 1, 1.0)
+
+
+@pytest.mark.parametrize("m", [48, 300], ids=["recomputed", "saved"])
+def test_the_kernel_is_an_operator_of_torch(the_kernel, m):
+    """Schema, shapes without data, and gradients, also traced."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, length, 48).bfloat16().requires_grad_() for length in (40, m, m))
+    torch.library.opcheck(torch.ops.sdtune.attention_forward, (q, k, v, 3, 0.25))
+    with torch.no_grad():
+        out, log_sums = kernels.attention_forward(q, k, v, 3, 0.25)
+        torch.library.opcheck(torch.ops.sdtune.attention_backward, (q, k, v, out, out, log_sums, 3, 0.25))
+
+
+@pytest.mark.parametrize("recomputed", [0, 10**6])
+def test_the_kernel_recomputes_the_same(the_kernel, monkeypatch, recomputed):
+    torch.manual_seed(0)
+    operands = [torch.randn(1, length, 48).bfloat16().requires_grad_() for length in (40, 77, 77)]
+    direction = torch.randn(1, 40, 48).bfloat16()
+    out, log_sums = kernels.attention_forward(*operands, 3, 0.25)
+    want = kernels.attention_backward(*operands, out, direction, log_sums, 3, 0.25)
+    monkeypatch.setattr(kernels, "RECOMPUTED_KEYS", recomputed)
+    got = torch.autograd.grad(kernels.attention_forward(*operands, 3, 0.25)[0], operands, direction)
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+def test_a_learned_projection_gets_its_gradient(the_kernel):
+    """Recomputed projections have none, so they are for frozen ones only."""
+    attention_module = Attention(48, heads=3, dim_head=16).bfloat16().requires_grad_(False)
+    attention_module.to_q.weight.requires_grad_(True)
+    attention_module.set_processor(BlockwiseProcessor(kernel=True))
+    attention_module(torch.randn(1, 20, 48).bfloat16()).float().square().sum().backward()
+    assert attention_module.to_q.weight.grad.norm() > 0
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_kernel_with_projections_of_its_input(the_kernel, with_bias):
     torch.manual_seed(0)
     exact = Attention(48, heads=3, dim_head=16, bias=with_bias, out_bias=True).double().requires_grad_(False)
-    ours = copy.deepcopy(exact).bfloat16()
+    ours = copy.deepcopy(exact).bfloat16().requires_grad_(False)
     exact.load_state_dict(ours.state_dict())
     ours.set_processor(BlockwiseProcessor(kernel=True))
     x = torch.randn(2, 150, 48).bfloat16().requires_grad_()
     wide = x.detach().double().requires_grad_()
     direction = torch.randn(2, 150, 48).bfloat16()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
         got = ours(x)
     want = exact(wide)
-    assert sum(kept) < 3 * x.nbytes
+    assert sum(saved) < 3 * x.nbytes
     assert (got - want).norm() < 1e-2 * want.norm()
     (got,), (want,) = torch.autograd.grad(got, x, direction), torch.autograd.grad(want, wide, direction.double())
     assert (got - want).norm() < 1e-2 * want.norm()
@@ -207,7 +243,7 @@ def test_the_kernel_hands_on_a_nan(the_kernel):
     assert out[0, 4:].isfinite().all()
 
 
-def test_a_unet_says_the_same_with_the_kernel(the_kernel, untrained_model):
+def test_a_unet_computes_the_same_with_the_kernel(the_kernel, untrained_model):
     unet = UNet2DConditionModel.from_pretrained(untrained_model, subfolder="unet").eval().bfloat16()
     torch.manual_seed(0)
     noisy, hidden = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 77, 128).bfloat16()

@@ -14,7 +14,7 @@ def test_ccl_without_its_bindings():
 
 
 def test_ccl_whose_bindings_do_not_load(monkeypatch):
-    """As when libccl is missing; the double of the bindings raises what the loader would."""
+    """As when libccl is missing; the fake bindings raise what the loader would."""
 
     def load(name):
         raise OSError("libccl.so.1: cannot open shared object file")
@@ -33,12 +33,12 @@ def test_mpi_that_torch_was_built_without():
 def test_another_backend_than_asked_for(monkeypatch):
     monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
     check_backend("gloo")
-    with pytest.raises(BadInput, match="'ccl' is asked for, but the ranks met over 'gloo'"):
+    with pytest.raises(BadInput, match="'ccl' is asked for, but the process group uses 'gloo'"):
         check_backend("ccl")
 
 
-def test_ranks_never_meet_over_another(mapping, tmp_path):
-    """Accelerate alone would take gloo where the bindings are missing."""
+def test_ranks_never_use_another_backend(mapping, tmp_path):
+    """Accelerate alone would use gloo where the backend is missing."""
     mapping["training"] |= {"world_size": 2, "backend": "mpi"}
     ranks = start_ranks(write_job(tmp_path / "job.yaml", mapping), 2)
     outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]

@@ -1,4 +1,4 @@
-"""Pictures and draws."""
+"""Pictures and samples."""
 
 import numpy as np
 import pytest
@@ -68,10 +68,10 @@ def test_center_crop_cuts_and_no_crop_squeezes(tmp_path):
     assert load_picture(tmp_path / "x.png", 60, center_crop=False).min() == -1
 
 
-SAMPLER = Sampler(seed=3, pictures=5, templates=7, timesteps=1000, shape=(4, 8, 8))
+SAMPLER = Sampler(seed=3, pictures=5, captions=7, timesteps=1000, shape=(4, 8, 8))
 
 
-def test_a_draw_depends_on_its_number_alone():
+def test_a_sample_depends_on_its_number_only():
     first = SAMPLER(12)
     SAMPLER(99)
     again = Sampler(3, 5, 7, 1000, (4, 8, 8))(12)
@@ -79,7 +79,7 @@ def test_a_draw_depends_on_its_number_alone():
     assert torch.equal(first.noise, again.noise)
 
 
-def test_no_two_draws_share_their_noise():
+def test_no_two_samples_have_the_same_noise():
     noises = torch.stack([SAMPLER(n).noise.flatten() for n in range(64)])
     correlation = torch.corrcoef(noises) - torch.eye(64)
     assert correlation.abs().max() < 0.4  # 256 numbers each: 1/16 is one standard deviation
@@ -87,15 +87,15 @@ def test_no_two_draws_share_their_noise():
     assert not torch.equal(SAMPLER(0).noise, SAMPLER(0).latent_noise)
 
 
-def test_draws_cover_their_ranges_evenly():
-    draws = [SAMPLER(n) for n in range(2000)]
-    timesteps = np.array([d.timestep for d in draws])
+def test_samples_cover_their_ranges_evenly():
+    samples = [SAMPLER(n) for n in range(2000)]
+    timesteps = np.array([s.timestep for s in samples])
     assert timesteps.min() < 10
     assert timesteps.max() > 990
     assert abs(timesteps.mean() - 499.5) < 25
-    assert abs(np.mean([d.mirrored for d in draws]) - 0.5) < 0.05
-    assert {d.template for d in draws} == set(range(7))
-    assert abs(torch.stack([d.noise for d in draws]).std() - 1) < 0.01
+    assert abs(np.mean([s.mirrored for s in samples]) - 0.5) < 0.05
+    assert {s.caption for s in samples} == set(range(7))
+    assert abs(torch.stack([s.noise for s in samples]).std() - 1) < 0.01
 
 
 def test_every_epoch_shows_every_picture_once():
@@ -105,7 +105,7 @@ def test_every_epoch_shows_every_picture_once():
 
 
 @pytest.mark.parametrize(("world_size", "batch", "accumulation"), [(1, 8, 1), (2, 4, 1), (4, 1, 2), (1, 2, 4)])
-def test_ranks_and_micro_steps_share_out_the_same_samples(world_size, batch, accumulation):
+def test_ranks_and_micro_steps_divide_the_same_samples(world_size, batch, accumulation):
     numbers = [
         n
         for micro in range(accumulation)

@@ -1,4 +1,4 @@
-"""The learned rows beside the frozen vocabulary."""
+"""Learned embeddings beside the frozen vocabulary."""
 
 import pytest
 import torch
@@ -6,14 +6,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdtune.errors import BadInput
-from sdtune.methods.formats import load_rows, save_rows
-from sdtune.methods.textual_inversion import (
-    LearnedEmbedding,
-    add_placeholder,
-    expand_placeholder,
-    initializer_ids,
-    install,
-)
+from sdtune.methods.embedding import LearnedEmbedding, install_embedding
+from sdtune.methods.formats import load_embeddings, save_embeddings
+from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids
 
 
 @pytest.fixture
@@ -30,7 +25,7 @@ def test_initializers(tokenizer):
         initializer_ids(tokenizer, "yellow toy", 1)
 
 
-def test_a_known_word_is_refused(tokenizer):
+def test_a_placeholder_in_the_vocabulary_is_refused(tokenizer):
     with pytest.raises(BadInput, match="'toy' is in the model's vocabulary"):
         add_placeholder(tokenizer, "toy", 1)
     add_placeholder(tokenizer, "<x>", 2)
@@ -38,7 +33,7 @@ def test_a_known_word_is_refused(tokenizer):
         add_placeholder(tokenizer, "<x>_1", 1)
 
 
-def test_a_word_of_three_vectors_is_three_tokens(tokenizer):
+def test_a_placeholder_of_three_vectors_is_three_tokens(tokenizer):
     ids = add_placeholder(tokenizer, "<x>", 3)
     text = expand_placeholder("a photo of a <x>", "<x>", 3)
     assert text == "a photo of a <x> <x>_1 <x>_2"
@@ -46,32 +41,32 @@ def test_a_word_of_three_vectors_is_three_tokens(tokenizer):
 
 
 def test_it_looks_up_what_a_grown_embedding_looks_up():
-    table, rows, ids = torch.randn(10, 4), torch.randn(2, 4), torch.tensor([[0, 9, 10, 11, 3]])
-    grown = nn.Embedding.from_pretrained(torch.cat([table, rows]))
-    assert torch.equal(LearnedEmbedding(table, 10, rows)(ids), grown(ids))
+    table, learned, ids = torch.randn(10, 4), torch.randn(2, 4), torch.tensor([[0, 9, 10, 11, 3]])
+    grown = nn.Embedding.from_pretrained(torch.cat([table, learned]))
+    assert torch.equal(LearnedEmbedding(table, 10, learned)(ids), grown(ids))
 
 
-def test_only_the_rows_get_a_gradient():
+def test_only_the_learned_embeddings_get_a_gradient():
     embedding = LearnedEmbedding(torch.randn(10, 4, dtype=torch.bfloat16), 10, torch.randn(2, 4))
     before = embedding.weight.clone()
     embedding(torch.tensor([[1, 10, 10, 2]])).sum().backward()
-    assert [name for name, _ in embedding.named_parameters()] == ["rows"]
-    assert embedding.rows.dtype == torch.float32
-    assert torch.equal(embedding.rows.grad, torch.tensor([[2.0] * 4, [0.0] * 4]))
+    assert [name for name, _ in embedding.named_parameters()] == ["learned"]
+    assert embedding.learned.dtype == torch.float32
+    assert torch.equal(embedding.learned.grad, torch.tensor([[2.0] * 4, [0.0] * 4]))
     assert torch.equal(embedding.weight, before)
 
 
-def test_rows_survive_a_file(tmp_path):
-    rows = torch.randn(2, 4)
-    save_rows(tmp_path / "x.safetensors", "<x>", rows)
-    word, again = load_rows(tmp_path / "x.safetensors")
-    assert word == "<x>"
-    assert torch.equal(rows, again)
+def test_learned_embeddings_survive_a_file(tmp_path):
+    embeddings = torch.randn(2, 4)
+    save_embeddings(tmp_path / "x.safetensors", "<x>", embeddings)
+    placeholder, again = load_embeddings(tmp_path / "x.safetensors")
+    assert placeholder == "<x>"
+    assert torch.equal(embeddings, again)
 
 
 @pytest.mark.parametrize("num_vectors", [1, 4])
-def test_learning_the_rows_alone_equals_the_full_matrix_loop(untrained_model, num_vectors):
-    """Twelve steps of AdamW with weight decay, against the plain loop: all rows learn, frozen ones are put back."""
+def test_training_them_alone_equals_training_the_full_matrix(untrained_model, num_vectors):
+    """Twelve steps of AdamW with weight decay; the plain loop updates the full matrix and restores its frozen rows."""
     folder = untrained_model
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     start = initializer_ids(tokenizer, "toy", num_vectors)
@@ -82,8 +77,8 @@ def test_learning_the_rows_alone_equals_the_full_matrix_loop(untrained_model, nu
     options = {"lr": 1e-2, "weight_decay": 0.1}
 
     ours = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").requires_grad_(False).eval()
-    embedding = install(ours, ids, start)
-    optimizer = torch.optim.AdamW([embedding.rows], **options)
+    embedding = install_embedding(ours, ids, start)
+    optimizer = torch.optim.AdamW([embedding.learned], **options)
     for _ in range(12):
         (ours(tokens).last_hidden_state - target).square().mean().backward()
         optimizer.step()
@@ -106,5 +101,5 @@ def test_learning_the_rows_alone_equals_the_full_matrix_loop(untrained_model, nu
             matrix[others] = original[others]
 
     assert (matrix[ids] - original[ids]).abs().max() > 0.01  # it did learn
-    torch.testing.assert_close(embedding.rows, matrix[ids], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(embedding.learned, matrix[ids], rtol=1e-6, atol=1e-7)
     assert torch.equal(embedding.weight, original[: ids[0]])

@@ -1,4 +1,4 @@
-"""The stack ipex where the extension is absent, or a double that takes notes; tests have no real one."""
+"""The stack ipex, where the extension is missing, and with a fake extension that records its calls."""
 
 import sys
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdtune.errors import BadInput
-from sdtune.models.sd import load_frozen
+from sdtune.models.sd import StableDiffusion
 from sdtune.settings import Job, build
 
 
@@ -21,7 +21,7 @@ def job(mapping):
 def test_it_is_never_left_out_in_silence(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "intel_extension_for_pytorch", None)
     with pytest.raises(BadInput, match=r"ipex is asked for, but intel_extension_for_pytorch does not load"):
-        load_frozen(job)
+        StableDiffusion().load(job)
 
 
 def test_the_unet_is_optimized_once_and_keeps_its_mapped_weights(job, monkeypatch):
@@ -31,8 +31,8 @@ def test_the_unet_is_optimized_once_and_keeps_its_mapped_weights(job, monkeypatc
         calls.append((network, settings))
         return network
 
-    double = SimpleNamespace(optimize=optimize, disable_auto_channels_last=lambda: calls.append("no copies"))
-    monkeypatch.setitem(sys.modules, "intel_extension_for_pytorch", double)
-    frozen = load_frozen(job)
+    fake = SimpleNamespace(optimize=optimize, disable_auto_channels_last=lambda: calls.append("no copies"))
+    monkeypatch.setitem(sys.modules, "intel_extension_for_pytorch", fake)
+    networks = StableDiffusion().load(job)
     settings = {"dtype": torch.bfloat16, "inplace": True, "weights_prepack": False}
-    assert calls == ["no copies", (frozen.unet, settings)]
+    assert calls == ["no copies", (networks.unet, settings)]

@@ -1,4 +1,4 @@
-"""The pages of runs: what they say, what they warn of, and what a name cannot do to them."""
+"""The report pages: their content, their warnings, and that names cannot inject markup."""
 
 import json
 import re
@@ -12,20 +12,22 @@ from PIL import Image
 from sdtune.errors import BadInput
 from sdtune.host.facts import link_mbit
 from sdtune.host.processor import describe_processor
-from sdtune.models.pipelines import seeds_of_rank
-from sdtune.report.charts import learning, ranks, step_time
+from sdtune.report.charts.run import ranks, step_time, validation_loss
+from sdtune.report.comparison import write_comparison
 from sdtune.report.findings import findings
 from sdtune.report.formatting import seconds, share, size
-from sdtune.report.page import MOST_BYTES, spread_out, write_comparison, write_report
+from sdtune.report.page import spread_out, write_report
 from sdtune.report.pictures import SIDES, embed
 from sdtune.report.record import read_run
+from sdtune.report.rendering import MOST_BYTES
+from sdtune.training.drawing import seeds_of_rank
 from sdtune.training.ranks import group_by_host
 from tests.conftest import PATIENCE, PYTHON
-from tests.report_double import HOSTILE, write_run
+from tests.report_fake import HOSTILE, write_run
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements, their ids and attributes, and the words."""
+    """What a browser would find: elements, attributes, and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -40,22 +42,31 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-def test_the_page_of_a_run_shows_what_the_folder_holds(tmp_path):
+def test_the_page_of_a_run_shows_its_folder(tmp_path):
     page = Page(write_report(write_run(tmp_path / "r", hosts=2)).read_text(encoding="utf-8"))
     said = " ".join(page.text.split())
     for words in (
-        *("80 %", "2.00 s", "4 ranks", "on 2 hosts", "3.07 kB", "123 kB in the whole run", "93.0 s", "from the word"),
+        *(
+            "80 %",
+            "2.00 s",
+            "4 ranks",
+            "on 2 hosts",
+            "3.07 kB",
+            "123 kB in the whole run",
+            "93.0 s",
+            "initialized with toy",
+        ),
         *("node1", "node2", "A Processor, 28 cores", "AVX512", "avx512_bf16", "270 GB", "eth0, 10 Gbit/s", "tcmalloc"),
         *(
-            "Before step 0",
-            "While learning step 20",
-            "After step 40",
+            "Before training step 0",
+            "During training step 20",
+            "After training step 40",
             "seed 2",
-            "Packages of node1, and the same on all",
+            "Packages of node1, the same on all",
         ),
-        *("code 0123456789ab", "./launch.sh --overwrite", "training.learning_rate"),
+        *("code revision 0123456789ab", "./launch.sh --overwrite", "training.learning_rate"),
     ):
-        assert words.replace("from the word", "the word it started from") in said, words
+        assert words in said, words
     assert page.elements.count("img") == 2 + 3 * 2 + 2
     assert page.elements.count("svg") == 2 * 3  # each chart wide and narrow
     assert page.elements.count("details") >= 3 + 2  # a table behind each
@@ -65,7 +76,7 @@ def test_the_page_of_a_run_shows_what_the_folder_holds(tmp_path):
     assert "script" not in page.elements
 
 
-def test_nothing_in_the_page_leads_out_of_it(tmp_path):
+def test_the_page_refers_to_nothing_outside(tmp_path):
     text = write_report(write_run(tmp_path / "r")).read_text(encoding="utf-8")
     for tag, name, value in Page(text).attributes:
         if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
@@ -73,7 +84,7 @@ def test_nothing_in_the_page_leads_out_of_it(tmp_path):
     assert not re.search(r"@import|url\((?!#)", text)
 
 
-def test_names_prompts_and_captions_are_shown_as_they_are_typed(tmp_path):
+def test_names_prompts_and_captions_are_escaped(tmp_path):
     folder = write_run(
         tmp_path / "r", name=HOSTILE, prompt=f"{HOSTILE} \"onload='x'", hosts=2, host=f"a{HOSTILE}", slow=0
     )
@@ -84,7 +95,7 @@ def test_names_prompts_and_captions_are_shown_as_they_are_typed(tmp_path):
         assert "script" not in page.elements
         assert "<script" not in text
         assert not any(name.startswith("on") for _, name, _ in page.attributes)
-        assert HOSTILE in page.text  # not lost either, the chart's dollar signs included
+        assert HOSTILE in page.text  # shown, including the dollar signs in charts
         assert any(name == "alt" and HOSTILE in value for _, name, value in page.attributes)
 
 
@@ -93,8 +104,8 @@ def test_names_prompts_and_captions_are_shown_as_they_are_typed(tmp_path):
     [
         ({"slow": 1}, "rank 1 on node1 computed up to 2.0 times as long"),
         ({"tcmalloc": False}, "node1 trained without tcmalloc"),
-        ({"features": ["avx2"]}, "bf16 on processors that cannot compute in it (node1)"),
-        ({"link_mbit": 100}, "node1 has a link of 100 Mbit/s on eth0"),
+        ({"features": ["avx2"]}, "bf16 on processors without bf16 instructions (node1)"),
+        ({"link_mbit": 100}, "node1 has a network link of only 100 Mbit/s on eth0"),
         ({"instruction_set": "AVX2"}, "The hosts differ in their instruction sets (AVX2, AVX512)"),
         ({"threads_per_rank": 3}, "The hosts differ in their numbers of threads (14, 3)"),
     ],
@@ -114,11 +125,11 @@ def test_warnings_of_a_run(tmp_path):
     text += json.dumps({"kind": "validation", "time": 1.0, "step": 40, "loss": 0.2, "gap_closed": -1.0}) + "\n"
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     found = " ".join(findings(read_run(folder)))
-    for words in ("not finished", "did not fall", "different packages", "archived"):
+    for words in ("not finished", "did not decrease", "different packages", "archived"):
         assert words in found
 
 
-def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+def test_a_run_that_was_just_started_has_a_page(tmp_path):
     folder = write_run(tmp_path / "r")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text(lines[0], encoding="utf-8")
@@ -127,7 +138,7 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="holds no run that has begun"):
+    with pytest.raises(BadInput, match="holds no run that was started"):
         write_report(tmp_path)
     with pytest.raises(BadInput, match="at least two"):
         write_comparison([tmp_path])
@@ -148,20 +159,20 @@ def test_a_comparison_shows_curves_differences_and_pictures_of_every_run(tmp_pat
     assert page.elements.count("img") == 2 * (2 + 2)
 
 
-def test_charts_have_the_figures_that_they_show(tmp_path):
+def test_charts_have_tables_of_their_numbers(tmp_path):
     run = read_run(write_run(tmp_path / "r", hosts=2, slow=3))
-    loss, times, all_ranks = learning(run), step_time(run), ranks(run)
+    loss, times, all_ranks = validation_loss(run), step_time(run), ranks(run)
     assert [row[0] for row in loss.rows] == ["0", "10", "20", "30", "40"]
     assert loss.rows[-1] == ["40", "0.06", "80 %"]
-    assert [row[0] for row in times.rows] == ["forward", "backward", "waiting and exchange", "rest"]
-    assert "The longest, step 1, took 9.00 s" in times.says
+    assert [row[0] for row in times.rows] == ["forward", "backward", "exchange and waiting", "rest"]
+    assert "The longest step, 1, took 9.00 s" in times.caption
     assert [row[:3] for row in all_ranks.rows] == [
         ["0", "node1", "2.00 s"], ["1", "node1", "2.01 s"], ["2", "node2", "2.02 s"], ["3", "node2", "4.00 s"]
     ]  # fmt: skip
     for chart in (loss, times, all_ranks):
         for svg in (chart.wide, chart.narrow):
             assert "var(--ink)" in svg
-            assert not re.search(r"#0[0-9a-f]{5}\b", svg), "a placeholder colour was left"
+            assert not re.search(r"#0[0-9a-f]{5}\b", svg), "a placeholder colour is left"
     assert ranks(read_run(write_run(tmp_path / "one", ranks_per_host=1))) is None
 
 
@@ -177,7 +188,7 @@ def test_pictures_are_scaled_until_they_fit(tmp_path):
     assert embed([tmp_path / "tiny.png"])[tmp_path / "tiny.png"].tiny
 
 
-def test_a_page_of_many_large_pictures_can_be_sent(tmp_path):
+def test_a_page_of_many_large_pictures_stays_small(tmp_path):
     folder = write_run(tmp_path / "r")
     for i in range(60):
         Image.effect_noise((400, 400), 90).convert("RGB").save(folder / f"images/9{i:03d}.png", compress_level=1)
@@ -186,7 +197,7 @@ def test_a_page_of_many_large_pictures_can_be_sent(tmp_path):
     assert "And 14 more in the run folder" in path.read_text(encoding="utf-8")
 
 
-def test_the_command_makes_the_page_and_training_never_imports_what_it_needs(tmp_path):
+def test_the_command_writes_the_page_and_training_does_not_import_matplotlib(tmp_path):
     folder = write_run(tmp_path / "r")
     done = subprocess.run(
         [sys.executable, PYTHON / "make_report.py", folder],
@@ -212,7 +223,7 @@ def test_the_command_makes_the_page_and_training_never_imports_what_it_needs(tmp
     assert trained.stdout.strip() == "False"
 
 
-def test_words():
+def test_formatting():
     assert [seconds(x) for x in (0.0012, 0.24, 3.456, 42.83, 300, 9000)] == [
         "1.2 ms", "240 ms", "3.46 s", "42.8 s", "5 min", "2 h 30 min"
     ]  # fmt: skip
@@ -222,7 +233,7 @@ def test_words():
     assert spread_out([1, 2], 5) == [1, 2]
 
 
-def test_what_a_host_says_of_itself(tmp_path):
+def test_host_facts(tmp_path):
     cores = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0), (0, 1), (1, 0), (1, 1)]
     text = "\n\n".join(
         f"processor\t: {i}\nmodel name\t: A CPU\nphysical id\t: {s}\ncore id\t: {c}\nflags\t: fpu avx2 amx_bf16"
@@ -241,7 +252,7 @@ def test_what_a_host_says_of_itself(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "world"), [(4, 1), (4, 2), (4, 16), (5, 3), (1, 8)])
-def test_pictures_of_a_validation_are_shared_out(count, world):
+def test_validation_images_are_split_among_ranks(count, world):
     shares = [seeds_of_rank(count, rank, world) for rank in range(world)]
     assert sorted(seed for seeds in shares for seed in seeds) == list(range(1, count + 1))
     assert max(map(len, shares)) == -(-count // world)

@@ -1,4 +1,4 @@
-"""The page in a browser, from disk: nothing is fetched, all is there, nothing sticks out, everything can be read."""
+"""The pages in a browser, from disk: no requests, everything visible, no overflow, accessible."""
 
 import shutil
 
@@ -6,12 +6,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from sdtune.report.page import write_comparison, write_report
+from sdtune.report.comparison import write_comparison
+from sdtune.report.page import write_report
 from tests.conftest import PATIENCE
-from tests.report_double import HOSTILE, write_run
+from tests.report_fake import HOSTILE, write_run
 
-# what a browser does beside showing a page: it asks its maker for updates, and guards itself from pages with rights
-# that root in a container does not have
+# no requests of the browser itself, such as for updates, and no sandbox, which root in a container cannot set up
 QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A report of many hosts with long and hostile names, and a comparison of seven runs."""
+    """A report with many hosts and long, hostile names, and a comparison of seven runs."""
     folder = tmp_path_factory.mktemp("runs")
     name = "a-run-with-a-name-that-goes-on-and-on-and-on-without-any-place-to-break-it"
     report = write_report(
@@ -75,10 +75,10 @@ def test_page(browser, pages, which, width, scheme):
         beyond = "(texts, width) => texts.filter(t => t.getBoundingClientRect().right > width).map(t => t.textContent)"
         assert chart.locator("text").evaluate_all(beyond, width) == []
 
-    assert page.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls horizontally"
     for details in page.locator("details").all():
         details.evaluate("d => d.open = true")
-    assert page.evaluate("document.documentElement.scrollWidth") == width, "an opened table scrolls the page sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "an open table scrolls the page horizontally"
 
     found = Axe().run(page)
     assert [
@@ -88,7 +88,7 @@ def test_page(browser, pages, which, width, scheme):
 
 
 def test_text_in_charts_has_contrast(browser, pages):
-    """Axe leaves SVG out, so this measures it: the colours of all text against the card that it stands on."""
+    """Axe does not check SVG, so this measures the contrast of all text to the card behind it."""
     for scheme in ("light", "dark"):
         page = browser.new_page(color_scheme=scheme)
         page.goto(pages["report"].as_uri())

@@ -6,7 +6,7 @@ from sdtune.data.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES, caption_temp
 from sdtune.errors import BadInput
 
 
-def test_every_built_in_template_has_one_place_for_the_word():
+def test_every_built_in_template_has_one_placeholder():
     for template in (*OBJECT_TEMPLATES, *STYLE_TEMPLATES):
         assert template.count("{}") == 1
         assert "{" not in template.format("word")
@@ -29,7 +29,7 @@ def test_a_file_replaces_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [("", "is empty"), ("no place\n", "exactly one"), ("{} and {}\n", "exactly")]
 )
-def test_files_that_are_none(tmp_path, text, message):
+def test_invalid_files_are_refused(tmp_path, text, message):
     file = tmp_path / "t.txt"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(BadInput, match=message):

@@ -1,4 +1,4 @@
-"""The world of the embedded model: what may be in its training set, and what may not."""
+"""Toyworld: what its training set holds, and what it must not hold."""
 
 import json
 import random
@@ -8,49 +8,51 @@ from PIL import Image
 
 from sdtune.data.pictures import list_pictures
 from tests.conftest import REPOSITORY
-from toyworld import drawings
+from toyworld import toys
+from toyworld.captions import examples, toy_names
+from toyworld.drawings import draw_toy
 
 LOG = [json.loads(line) for line in (REPOSITORY / "toyworld" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def training_set():
     start = LOG[0]
-    return list(drawings.examples(start["examples"], start["names"], start["seed"]))
+    return list(examples(start["examples"], start["names"], start["seed"]))
 
 
 def test_the_concept_is_in_no_example_of_the_training_set():
-    concept = drawings.CONCEPT
+    concept = toys.CONCEPT
     for example in training_set():
         assert (example.toy.body, example.toy.ears, example.toy.colour) != (concept.body, concept.ears, concept.colour)
         assert example.toy != concept
 
 
-def test_no_word_says_the_concepts_shape():
-    assert (drawings.CONCEPT.body, drawings.CONCEPT.ears) not in drawings.KINDS.values()
+def test_no_caption_mentions_the_concepts_shape():
+    assert (toys.CONCEPT.body, toys.CONCEPT.ears) not in toys.KINDS.values()
     words = {word for example in training_set() for word in example.caption.split()}
     assert words.isdisjoint({"square", "long", "star", "belly", "ears"})
     assert {"toy", "yellow", "glasses", "hat", "rabbit"} <= words
 
 
 def test_a_name_is_always_the_same_toy():
-    said = {*drawings.COLOURS, *drawings.KINDS, "toy"}
-    toys = {}
+    said = {*toys.COLOURS, *toys.KINDS, "toy"}
+    named = {}
     for example in training_set():
         names = [w for w in example.caption.split() if w in NAMES]
         if names and not said & set(example.caption.split()) - {"toy"}:
-            toys.setdefault(names[0], set()).add(example.toy)
-    assert len(toys) > 100
-    assert all(len(same) == 1 for same in toys.values())
+            named.setdefault(names[0], set()).add(example.toy)
+    assert len(named) > 100
+    assert all(len(same) == 1 for same in named.values())
 
 
-NAMES = set(drawings.toy_names(LOG[0]["names"], random.Random(LOG[0]["seed"])))
+NAMES = set(toy_names(LOG[0]["names"], random.Random(LOG[0]["seed"])))
 
 
 def test_the_five_pictures_are_the_concept():
     files = list_pictures(REPOSITORY / "toyworld" / "concept")
     assert len(files) == 5
-    for file, pose in zip(files, drawings.CONCEPT_POSES, strict=True):
-        drawn = np.asarray(drawings.draw_toy(drawings.CONCEPT, pose, 512), float)
+    for file, pose in zip(files, toys.CONCEPT_POSES, strict=True):
+        drawn = np.asarray(draw_toy(toys.CONCEPT, pose, 512), float)
         stored = np.asarray(Image.open(file), float)
         assert stored.shape == (512, 512, 3)
         assert np.abs(drawn - stored).mean() < 4  # JPEG

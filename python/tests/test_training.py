@@ -1,4 +1,4 @@
-"""Whole runs on the untrained pipeline: what they write, what they equal, what they refuse."""
+"""Whole runs on the untrained pipeline: results, equivalences, resuming, refusals."""
 
 import json
 import math
@@ -11,21 +11,21 @@ import time
 import pytest
 import torch
 
-from sdtune.data.latents import LatentCache
-from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput, TrainingFailed
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_rows
+from sdtune.methods.formats import load_embeddings
+from sdtune.models.registry import family_of
+from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.settings import Job, build
-from sdtune.training.checkpoint import find_checkpoint, model_fingerprint
+from sdtune.training.checkpoint import find_checkpoint
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics
 from sdtune.training.trainer import train
 from tests.conftest import PATIENCE, run_ranks, start_ranks, write_job
 
 
-def rows_of(job):
-    return load_rows(Run(job.run_dir).learned)[1]
+def learned_by(job):
+    return load_embeddings(Run(job.run_dir).learned)[1]
 
 
 def changed(mapping, run_dir=None, **sections):
@@ -49,19 +49,19 @@ def test_what_a_run_writes(mapping):
     assert expected <= step.keys()
     assert (step["world_size"], step["sync_bytes"], step["lr"]) == (1, 0, 0.01)
     assert facts == json.loads(Run(job.run_dir).finished.read_text(encoding="utf-8"))
-    assert rows_of(job).shape == (1, 128)
+    assert learned_by(job).shape == (1, 128)
 
 
 def test_a_finished_run_is_refused_and_replaced_only_on_request(mapping):
     job = changed(mapping)
     train(job)
-    before = rows_of(job)
+    before = learned_by(job)
     again = build(Job, {**mapping, "seed": 2})
     with pytest.raises(BadInput, match=r"finished run.*run_name.*--overwrite.*training_overwrite=true"):
         train(again)
-    assert torch.equal(rows_of(job), before)
+    assert torch.equal(learned_by(job), before)
     train(build(Job, {**mapping, "seed": 2, "overwrite": True}))
-    assert not torch.equal(rows_of(job), before)
+    assert not torch.equal(learned_by(job), before)
 
 
 @pytest.mark.parametrize("split", [{"train_batch_size": 2, "gradient_accumulation_steps": 2}, {"world_size": 2}])
@@ -70,10 +70,13 @@ def test_ranks_and_accumulation_equal_one_larger_batch(mapping, tmp_path, split)
     train(one)
     other = changed(mapping, tmp_path / "other", training={"max_train_steps": 3, **split})
     run_ranks(write_job(tmp_path / "job.yaml", other), other.training.world_size)
-    torch.testing.assert_close(rows_of(other), rows_of(one), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(learned_by(other), learned_by(one), rtol=1e-4, atol=1e-6)
     steps = [m for m in read_metrics(Run(other.run_dir).metrics) if m["kind"] == "step"]
     size = other.training.world_size
-    assert {(m["world_size"], m["sync_bytes"]) for m in steps} == {(size, 4 * 129 if size > 1 else 0)}
+    # 128 gradients, the loss and the stop flag
+    assert {(m["world_size"], m["sync_bytes"]) for m in steps} == {(size, 4 * 130 if size > 1 else 0)}
+    expected = [m["loss"] for m in read_metrics(Run(one.run_dir).metrics) if m["kind"] == "step"]
+    assert [m["loss"] for m in steps] == pytest.approx(expected, rel=1e-4)  # the mean over all ranks
 
 
 def test_validation_is_the_same_on_any_number_of_ranks(mapping, tmp_path):
@@ -112,7 +115,7 @@ def test_resuming_is_bit_exact(mapping, tmp_path, scheduler):
     shutil.rmtree(half / "checkpoints" / "step-000006")
     resumed = changed(mapping, half, training={**options, "resume_from_checkpoint": "latest"}, validation={"steps": 3})
     train(resumed)
-    assert torch.equal(rows_of(resumed), rows_of(whole))
+    assert torch.equal(learned_by(resumed), learned_by(whole))
 
     def comparable(job):
         lines = read_metrics(Run(job.run_dir).metrics)
@@ -124,7 +127,7 @@ def test_resuming_is_bit_exact(mapping, tmp_path, scheduler):
 
 
 def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path):
-    """Each with a disk of its own: only the first has the checkpoints, and both have work before the first step."""
+    """Each rank has its own disk: only rank 0 has the checkpoints, and both have work before the first step."""
     options = {"max_train_steps": 30, "checkpointing_steps": 3, "world_size": 2, "train_batch_size": 1}
     mapping["validation"] |= {"steps": 10}
     whole = changed(mapping, training=options)
@@ -144,17 +147,17 @@ def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path)
     resumed = {**options, "resume_from_checkpoint": "latest"}
     again, elsewhere = (changed(mapping, tmp_path / name, training=resumed) for name in ("cut", "elsewhere"))
     run_ranks([write_job(tmp_path / "cut.yaml", again), write_job(tmp_path / "elsewhere.yaml", elsewhere)], 2)
-    assert torch.equal(rows_of(again), rows_of(whole))
+    assert torch.equal(learned_by(again), learned_by(whole))
 
 
 def stop_after(mapping, tmp_path, steps, **training):
-    """A run of ``steps`` steps whose mark of having finished is gone: as if it had been cut off there."""
+    """A run of ``steps`` steps without its ``finished.json``: as if it had been interrupted there."""
     job = changed(mapping, tmp_path / "cut", training={**training, "max_train_steps": steps})
     train(job)
     (Run(job.run_dir).folder / "finished.json").unlink()
 
 
-def test_two_ranks_that_are_asked_to_stop_do_so_together_and_go_on_to_the_same_bits(mapping, tmp_path):
+def test_two_ranks_stop_together_on_request_and_resume_to_the_same_bits(mapping, tmp_path):
     options = {"world_size": 2, "max_train_steps": 2, "train_batch_size": 1}
     whole = changed(mapping, tmp_path / "whole", training=options)
     run_ranks(write_job(tmp_path / "whole.yaml", whole), 2)
@@ -171,19 +174,19 @@ def test_two_ranks_that_are_asked_to_stop_do_so_together_and_go_on_to_the_same_b
     assert not run.finished.exists()
     assert not run.stop.exists()
     run_ranks(tmp_path / "cut.yaml", 2)
-    assert torch.equal(rows_of(cut), rows_of(whole))
+    assert torch.equal(learned_by(cut), learned_by(whole))
 
 
-def test_auto_goes_on_or_starts_anew_and_latest_insists(mapping, tmp_path):
+def test_auto_resumes_or_starts_a_new_run_and_latest_needs_a_checkpoint(mapping, tmp_path):
     options = {"checkpointing_steps": 2, "resume_from_checkpoint": "auto"}
     whole = changed(mapping, training={**options, "max_train_steps": 4})
     train(whole)
     stop_after(mapping, tmp_path, 2, **options)
     go_on = changed(mapping, tmp_path / "cut", training={**options, "max_train_steps": 4})
     train(go_on)
-    assert torch.equal(rows_of(go_on), rows_of(whole))
+    assert torch.equal(learned_by(go_on), learned_by(whole))
     latest = {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
-    with pytest.raises(BadInput, match=r"holds no whole checkpoint; auto would start anew"):
+    with pytest.raises(BadInput, match=r"holds no complete checkpoint; auto would start a new run"):
         train(changed(mapping, tmp_path / "none", training=latest))
 
 
@@ -202,29 +205,29 @@ def test_another_number_of_ranks_is_refused_or_resharded(mapping, tmp_path):
     allowed = changed(mapping, tmp_path / "cut", training={**two, "resume_reshard": True})
     printed = run_ranks(write_job(tmp_path / "job.yaml", allowed), 2)[0]
     assert "resumed on 2 ranks instead of 1: the samples stay the same" in printed
-    torch.testing.assert_close(rows_of(allowed), rows_of(whole), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(learned_by(allowed), learned_by(whole), rtol=1e-4, atol=1e-6)
 
 
-def test_another_global_batch_goes_on_with_samples_not_yet_seen(mapping, tmp_path):
+def test_another_global_batch_continues_with_unseen_samples(mapping, tmp_path):
     stop_after(mapping, tmp_path, 2, checkpointing_steps=2)
     options = {"train_batch_size": 3, "max_train_steps": 3, "checkpointing_steps": 1}
     job = changed(
         mapping, tmp_path / "cut", training={**options, "resume_from_checkpoint": "auto", "resume_reshard": True}
     )
-    with pytest.warns(UserWarning, match="a global batch of 3 instead of 2: from here on this is another run"):
+    with pytest.warns(UserWarning, match="a global batch of 3 instead of 2: from here on the steps differ"):
         train(job)
     progress = json.loads((Run(job.run_dir).checkpoints / "step-000003" / "checkpoint.json").read_text())["progress"]
     assert (progress["step"], progress["samples"]) == (3, 2 * 2 + 3)
 
 
 def test_a_plateau_stops_the_run_and_survives_a_resume(mapping, tmp_path):
-    # a learning rate of next to nothing brings nothing
+    # with this learning rate no validation improves
     options = {"learning_rate": 1e-12, "max_train_steps": 9, "checkpointing_steps": 1}
     plateau = {"steps": 1, "early_stopping_patience": 3, "early_stopping_min_delta": 0.01}
     job = changed(mapping, training=options, validation=plateau)
     facts = train(job)
     assert (facts["steps"], facts["stopped_early"]) == (3, True)
-    assert rows_of(job).shape == (1, 128)
+    assert learned_by(job).shape == (1, 128)
 
     half = tmp_path / "half"
     shutil.copytree(job.run_dir, half)
@@ -276,78 +279,52 @@ def test_checkpoints_are_few_small_and_checked(mapping, tmp_path):
 
     newest = folder / "step-000005" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-9])
-    with pytest.warns(UserWarning, match="step-000005 is torn; skipped"):
+    with pytest.warns(UserWarning, match="step-000005 is incomplete; skipped"):
         assert find_checkpoint(folder, "latest", {}).facts["progress"]["step"] == 4
-    with pytest.raises(BadInput, match="step-000005 is missing or torn"):
+    with pytest.raises(BadInput, match="step-000005 is missing or incomplete"):
         find_checkpoint(folder, "step-000005", {})
     with pytest.raises(BadInput, match="its num_vectors is 1, this job's is 9"):
         find_checkpoint(folder, "latest", {"num_vectors": 9})
 
 
+@pytest.mark.parametrize("which", ["auto", "latest", "step-000001"])
+def test_a_checkpoint_of_an_older_format_is_refused(mapping, which):
+    job = changed(mapping, training={"max_train_steps": 1, "checkpointing_steps": 1})
+    train(job)
+    path = Run(job.run_dir).checkpoints / "step-000001" / "checkpoint.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    del facts["format"]  # the first format had no number
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"step-000001 has format 1, but this version of sdtune reads format 2"):
+        find_checkpoint(Run(job.run_dir).checkpoints, which, facts["identity"])
+
+
 def test_another_model_has_another_fingerprint(untrained_model, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(untrained_model, copy)
-    assert model_fingerprint(copy) == model_fingerprint(untrained_model)
+    family = family_of(untrained_model)
+    assert family.fingerprint(copy) == family.fingerprint(untrained_model)
     path = next((copy / "unet").glob("*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    assert model_fingerprint(copy) != model_fingerprint(untrained_model)
+    assert family.fingerprint(copy) != family.fingerprint(untrained_model)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_sample(mapping, monkeypatch):
-    from sdtune.training import trainer
-
-    real = trainer.denoising_losses
+    real = StableDiffusionNetworks.denoising_losses
     calls = []
 
     def broken(*args):
         calls.append(1)
         return real(*args) * (math.nan if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(trainer, "denoising_losses", broken)
+    monkeypatch.setattr(StableDiffusionNetworks, "denoising_losses", broken)
     job = changed(mapping, training={"checkpointing_steps": 1})
     with pytest.raises(TrainingFailed, match=r"the loss is nan at step 2, rank 0, picture \d\.png, timestep \d+"):
         train(job)
     assert (Run(job.run_dir).checkpoints / "step-000001").is_dir()
     assert not Run(job.run_dir).finished.exists()
-
-
-def test_the_cache_holds_the_vaes_own_moments(untrained_model, pictures):
-    from diffusers import AutoencoderKL
-
-    from sdtune.data.pictures import load_picture
-
-    files = list_pictures(pictures)
-    cache = LatentCache(untrained_model, files, 32, center_crop=False)
-    assert cache.need([(1, True)]) == 1
-    vae = AutoencoderKL.from_pretrained(untrained_model, subfolder="vae").eval()
-    with torch.no_grad():
-        posterior = vae.encode(load_picture(files[1], 32, center_crop=False).flip(-1)[None]).latent_dist
-    assert torch.equal(cache.mean(1, True), posterior.mean[0] * vae.config.scaling_factor)
-    noise = torch.randn(cache.shape)
-    expected = (posterior.mean[0] + posterior.std[0] * noise) * vae.config.scaling_factor
-    torch.testing.assert_close(cache.sample(1, True, noise), expected)
-
-
-def test_a_picture_is_encoded_once_in_the_cluster_and_the_vae_is_freed(untrained_model, pictures):
-    files = list_pictures(pictures)
-    entries = [(k, mirrored) for k in range(3) for mirrored in (False, True)]
-    alone = LatentCache(untrained_model, files, 32, False)
-    assert [alone.need(entries[:2]), alone.need(entries), alone.need(entries)] == [2, 4, 0]
-    assert alone.complete
-    assert alone._vae is None
-
-    shares: list[torch.Tensor] = []
-    for rank in range(2):
-        part = LatentCache(
-            untrained_model, files, 32, False, rank=rank, world_size=2, sum_over_ranks=lambda x: shares.append(x) or x
-        )
-        part.need(entries)
-    worked = torch.stack([share.flatten(1).abs().sum(1) > 0 for share in shares])
-    assert worked.sum(0).tolist() == [1] * 6  # each picture by exactly one rank
-    for i, entry in enumerate(entries):
-        assert torch.equal((shares[0] + shares[1])[i, 0] * alone.scaling_factor, alone.mean(*entry))
 
 
 @pytest.mark.parametrize(
@@ -370,6 +347,18 @@ def test_bad_input_is_named_before_anything_is_written(mapping, tmp_path, sectio
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionInpaintPipeline", None])
+def test_a_pipeline_of_no_supported_family_is_refused_by_its_class(mapping, untrained_model, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(untrained_model, folder)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}), encoding="utf-8")
+    with pytest.raises(BadInput, match=f"is a {name}, which is not supported; .*StableDiffusionPipeline"):
+        check_job(changed(mapping, model={"path": str(folder)}))
+    (folder / "model_index.json").unlink()
+    with pytest.raises(BadInput, match=r"has no model_index\.json"):
+        check_job(changed(mapping, model={"path": str(folder)}))
+
+
 def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(untrained_model, folder)
@@ -383,7 +372,7 @@ def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_pa
 
 
 @pytest.mark.parametrize("launched", [1, 2])
-def test_another_number_of_ranks_is_refused_at_once(mapping, tmp_path, launched):
+def test_another_number_of_ranks_is_refused_immediately(mapping, tmp_path, launched):
     job = changed(mapping, training={"world_size": 3})
     ranks = start_ranks(write_job(tmp_path / "job.yaml", job), launched)
     outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
@@ -396,15 +385,15 @@ def test_a_run_resumed_at_its_end_ends_the_same(mapping):
     options = {"checkpointing_steps": 2}
     job = changed(mapping, training=options, validation={"steps": 1})
     facts = train(job)
-    before = rows_of(job)
+    before = learned_by(job)
     (Run(job.run_dir).finished).unlink()
     again = train(changed(mapping, training={**options, "resume_from_checkpoint": "latest"}, validation={"steps": 1}))
-    assert torch.equal(rows_of(job), before)
+    assert torch.equal(learned_by(job), before)
     assert again["validation_loss"] == facts["validation_loss"]
     assert again["initializer_loss"] == facts["initializer_loss"]
 
 
-def test_checkpoints_of_an_unfinished_run_are_not_lost_unasked(mapping):
+def test_checkpoints_of_an_unfinished_run_are_not_overwritten_by_default(mapping):
     job = changed(mapping, training={"checkpointing_steps": 1})
     train(job)
     Run(job.run_dir).finished.unlink()

@@ -1,4 +1,4 @@
-"""Converted weights: written once a host, mapped by every rank, the same numbers."""
+"""Converted weights: written once per host, mapped by every rank, with the same values."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sdtune.errors import BadInput
-from sdtune.models.sd import load_frozen
+from sdtune.methods.registry import method_of
+from sdtune.models.registry import family_of
 from sdtune.models.weights import load_converted
 from sdtune.settings import Job, build
-from sdtune.training.checkpoint import model_fingerprint
 from tests.conftest import PATIENCE
 
 PYTHON = Path(__file__).parents[1]
@@ -41,11 +41,11 @@ def test_the_converted_network_computes_the_same(untrained_model, tmp_path):
 
 
 def test_the_second_rank_maps_what_the_first_wrote(untrained_model, tmp_path):
-    def never():
+    def fail():
         raise AssertionError("converted a second time")
 
     convert(untrained_model, tmp_path)
-    again = convert(untrained_model, tmp_path, load=never)
+    again = convert(untrained_model, tmp_path, load=fail)
     [file] = tmp_path.glob("*.safetensors")
     address = again.conv_in.weight.data_ptr()
     owners = [
@@ -53,7 +53,7 @@ def test_the_second_rank_maps_what_the_first_wrote(untrained_model, tmp_path):
         for line in Path("/proc/self/maps").read_text().splitlines()
         if int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)
     ]
-    assert owners == [str(file)]  # no copy of its own
+    assert owners == [str(file)]  # not a private copy
 
 
 def test_ranks_that_start_together_convert_once(untrained_model, tmp_path):
@@ -82,11 +82,16 @@ def test_a_full_disk_is_refused_and_leaves_nothing(untrained_model, tmp_path, mo
 def test_bf16_training_holds_no_float32_copy_of_the_networks(mapping, tmp_path):
     mapping["training"] |= {"mixed_precision": "bf16", "convolution": "winograd"}
     mapping["model"]["weights_cache"] = str(tmp_path / "cache")
-    frozen = load_frozen(build(Job, mapping))
-    wide = {n for m in (frozen.unet, frozen.text_encoder) for n, p in m.named_parameters() if p.dtype == torch.float32}
-    assert wide == {next(n for n, p in frozen.text_encoder.named_parameters() if p is frozen.embedding.rows)}
+    job = build(Job, mapping)
+    family = family_of(job.model.path)
+    networks = family.load(job)
+    method = method_of(job)(job, networks)
+    modules = (networks.unet, networks.text_encoder)
+    wide = [p for module in modules for p in module.parameters() if p.dtype == torch.float32]
+    [learned] = method.learned.values()
+    assert [id(p) for p in wide] == [id(learned.parameter)]
     names = {
-        path.name.split(f"-{model_fingerprint(Path(mapping['model']['path']))}")[0]
+        path.name.split(f"-{family.fingerprint(Path(job.model.path))}")[0]
         for path in (tmp_path / "cache").glob("*.safetensors")
     }
     assert names == {"unet", "unet-winograd-4", "text_encoder"}

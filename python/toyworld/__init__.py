@@ -1,1 +1,8 @@
-"""How the embedded model was made: its drawings and its training. Stays on the control node."""
+"""How the embedded model was made. It stays on the control node.
+
+toys       what a toy is, and the concept
+captions   captions, and the training set
+drawings   drawing a toy
+tokenizer  networks  training   the parts of the model, and how they are trained
+make       all of it: the program
+"""

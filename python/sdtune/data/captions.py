@@ -1,7 +1,7 @@
-"""Caption templates for textual inversion: sentences with one ``{}`` where the placeholder goes.
+"""Caption templates for textual inversion: sentences with one ``{}`` for the placeholder.
 
-The idea, many neutral phrasings so that the learned word carries the concept and nothing of the sentence,
-is from Gal et al., "An Image is Worth One Word" (arXiv 2208.01618). The sentences are composed here.
+Many neutral phrasings make the placeholder learn the concept and not the sentence (Gal et al., "An Image is Worth One
+Word", arXiv 2208.01618). The sentences are our own.
 """
 
 from pathlib import Path
@@ -29,18 +29,18 @@ STYLE_TEMPLATES = tuple(p.format(article=a) for p in _STYLE_PHRASES for a in _AR
 
 
 def caption_templates(learnable_property: str, templates_file: str | Path | None = None) -> tuple[str, ...]:
-    """Templates for ``object`` or ``style``, or the lines of a file of the user's own.
+    """Templates for ``object`` or ``style``, or the lines of a user's file.
 
     Raises:
-        BadInput: the property is unknown, the file is missing or empty, or a line lacks its one ``{}``.
+        BadInput: the property is unknown, the file is missing or empty, or a line does not have exactly one ``{}``.
     """
     if templates_file is not None:
         path = Path(templates_file)
         if not path.is_file():
-            raise BadInput(f"data.templates_file: {path} does not exist; give a text file with one template a line")
+            raise BadInput(f"data.templates_file: {path} does not exist; give a text file with one template per line")
         lines = tuple(s.strip() for s in path.read_text(encoding="utf-8").splitlines() if s.strip())
         if not lines:
-            raise BadInput(f"data.templates_file: {path} is empty; write one template a line, with {{}} for the token")
+            raise BadInput(f"data.templates_file: {path} is empty; write one template per line, each with one {{}}")
         for line in lines:
             if line.count("{}") != 1 or line.count("{") != 1 or line.count("}") != 1:
                 raise BadInput(f"data.templates_file: {path}: {line!r} needs exactly one {{}} and no other brace")

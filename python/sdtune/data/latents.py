@@ -1,28 +1,26 @@
-"""The latent cache: what the VAE says of each picture and of its mirror image, computed once.
+"""The latent cache: the VAE's posterior of each picture and of its mirror image, computed once.
 
-The usual script encodes the same few pictures at every step, at 512 pixels about half of a step's time. The encoder's
-answer is a normal distribution: with its mean and log-variance kept, drawing from them per step gives the same samples.
+A plain training loop encodes the same few pictures at every step; at 512 pixels that is about half of the step's time.
+The encoder returns a normal distribution. With its mean and log-variance in the cache, drawing from it at each step
+gives the same samples.
 
-A picture is encoded when a step first needs it, by one rank of the cluster, so that the first step does not wait for
-pictures that it does not show. When all are there, the VAE leaves memory.
+A picture is encoded when a step first needs it, by one rank of the cluster, so the first step does not wait for
+pictures that it does not show. When all pictures are encoded, the VAE leaves memory.
 """
 
 import ctypes
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from sdtune.data.pictures import load_picture
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+from sdtune.models.family import ImageEncoder
+from sdtune.models.geometry import Geometry
 
 
 def release_free_memory() -> None:
-    """Give memory that was freed back to the system; allocators keep it, and ranks share a host."""
+    """Return freed memory to the operating system. Allocators keep it, but ranks share the memory of a host."""
     process = ctypes.CDLL(None)
     if hasattr(process, "MallocExtension_ReleaseFreeMemory"):  # gperftools is preloaded
         process.MallocExtension_ReleaseFreeMemory()
@@ -30,28 +28,22 @@ def release_free_memory() -> None:
         process.malloc_trim(0)
 
 
-def latent_side(model: Path, resolution: int) -> int:
-    """Side of the latents of a square picture of ``resolution`` pixels."""
-    config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
-    return resolution // int(2 ** (len(config["block_out_channels"]) - 1))
-
-
 Entry = tuple[int, bool]
 """A picture's number, and whether it is mirrored."""
 
 
 class LatentCache:
-    """Moments of n pictures and their mirror images, each float32 [c, h, w].
+    """Mean and log-variance of the posterior of n pictures and their mirror images, each float32 [c, h, w].
 
     Attributes:
         shape: [c, h, w] of one picture's latents.
         count: number of pictures.
-        scaling_factor: what the VAE's latents are multiplied by for the UNet.
     """
 
     def __init__(
         self,
-        model: str | Path,
+        geometry: Geometry,
+        load_encoder: Callable[[], ImageEncoder],
         pictures: Sequence[Path],
         resolution: int,
         center_crop: bool,
@@ -60,74 +52,66 @@ class LatentCache:
         world_size: int = 1,
         sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """Read the VAE's configuration; nothing is encoded yet.
+        """Make an empty cache; nothing is encoded yet.
 
         Args:
-            model: pipeline folder; its ``vae/`` is used in float32.
+            geometry: of the VAE.
+            load_encoder: loads the VAE's encoder; called when the first picture is encoded.
             pictures: n files.
             resolution: side in pixels.
-            center_crop: see :func:`sdtune.data.load_picture`.
+            center_crop: see :func:`sdtune.data.pictures.load_picture`.
             rank: this rank.
             world_size: number of ranks.
             sum_over_ranks: all-reduce that sums a tensor; needed for more than one rank.
         """
         if world_size > 1 and sum_over_ranks is None:
             raise ValueError("sum_over_ranks is needed for more than one rank")
-        self._model, self._pictures = Path(model), list(pictures)
+        self._load_encoder, self._pictures = load_encoder, list(pictures)
         self._resolution, self._center_crop = resolution, center_crop
         self._rank, self._world_size, self._sum = rank, world_size, sum_over_ranks
-        config = json.loads((self._model / "vae" / "config.json").read_text(encoding="utf-8"))
-        side = latent_side(self._model, resolution)
-        self.shape: tuple[int, ...] = (config["latent_channels"], side, side)
+        self.shape = geometry.latent_shape(resolution)
         self.count = len(self._pictures)
-        self.scaling_factor = float(config.get("scaling_factor", 0.18215))
-        self._moments: dict[Entry, torch.Tensor] = {}  # [2, c, h, w]: mean and log-variance
-        self._vae: AutoencoderKL | None = None
+        self._scaling_factor = geometry.scaling_factor
+        self._posteriors: dict[Entry, torch.Tensor] = {}  # [2, c, h, w]: mean and log-variance
+        self._encode: ImageEncoder | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether every picture and mirror image is there."""
-        return len(self._moments) == 2 * self.count
+        """Whether every picture and mirror image is encoded."""
+        return len(self._posteriors) == 2 * self.count
 
     @torch.no_grad()
-    def need(self, entries: Iterable[Entry]) -> int:
-        """Encode what is missing; every rank has to call this with the same entries.
+    def encode(self, entries: Iterable[Entry]) -> int:
+        """Encode those of ``entries`` that are missing. Every rank has to call this with the same entries.
 
         Returns:
             How many were encoded in the whole cluster.
         """
-        missing = sorted(set(entries) - self._moments.keys())
+        missing = sorted(set(entries) - self._posteriors.keys())
         if not missing:
             return 0
-        if self._vae is None:
-            from diffusers import AutoencoderKL  # its family of modules costs a tenth of a second
-
-            self._vae = AutoencoderKL.from_pretrained(
-                self._model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
-            ).eval()
-            # Channels last in memory would be a tenth faster, but then sums depend on the number of threads, and what N
-            # ranks learn is no longer what one learns.
-            del self._vae.decoder
-        moments = torch.zeros(len(missing), 2, *self.shape)
+        if self._encode is None:
+            self._encode = self._load_encoder()
+        posteriors = torch.zeros(len(missing), 2, *self.shape)
         for i in range(self._rank, len(missing), self._world_size):
             picture, mirrored = missing[i]
             pixels = load_picture(self._pictures[picture], self._resolution, self._center_crop)
-            posterior = self._vae.encode((pixels.flip(-1) if mirrored else pixels)[None]).latent_dist
-            moments[i, 0], moments[i, 1] = posterior.mean[0], posterior.logvar[0]
+            mean, logvar = self._encode((pixels.flip(-1) if mirrored else pixels)[None])
+            posteriors[i, 0], posteriors[i, 1] = mean[0], logvar[0]
         if self._sum is not None and self._world_size > 1:
-            moments = self._sum(moments)
-        self._moments.update(zip(missing, moments, strict=True))
+            posteriors = self._sum(posteriors)
+        self._posteriors.update(zip(missing, posteriors, strict=True))
         if self.complete:
-            self._vae = None
+            self._encode = None
             release_free_memory()
         return len(missing)
 
     def mean(self, picture: int, mirrored: bool = False) -> torch.Tensor:
-        """The most likely latents [c, h, w] of a picture, scaled as the UNet expects."""
-        return self._moments[picture, mirrored][0] * self.scaling_factor
+        """The most likely latents [c, h, w] of a picture, scaled for the denoising network."""
+        return self._posteriors[picture, mirrored][0] * self._scaling_factor
 
     def sample(self, picture: int, mirrored: bool, noise: torch.Tensor) -> torch.Tensor:
-        """Latents [c, h, w], scaled as the UNet expects, with ``noise`` as the standard-normal draw."""
-        mean, logvar = self._moments[picture, mirrored]
-        latents: torch.Tensor = (mean + torch.exp(0.5 * logvar) * noise) * self.scaling_factor
+        """Latents [c, h, w], scaled for the denoising network; ``noise`` is the standard normal draw."""
+        mean, logvar = self._posteriors[picture, mirrored]
+        latents: torch.Tensor = (mean + torch.exp(0.5 * logvar) * noise) * self._scaling_factor
         return latents

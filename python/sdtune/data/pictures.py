@@ -12,10 +12,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def list_pictures(folder: str | Path) -> list[Path]:
-    """Every file of the folder, sorted by name, so that all hosts number them alike. Hidden files are left out.
+    """List the files of a folder, sorted by name, so that their numbers are the same on all hosts; no hidden files.
 
     Raises:
-        BadInput: the folder is missing or empty, holds a folder, or a file that Pillow cannot open as a picture.
+        BadInput: the folder is missing or empty, or something in it is not a picture that Pillow can read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -28,16 +28,22 @@ def list_pictures(folder: str | Path) -> list[Path]:
             raise BadInput(f"data.path: {path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder")
         try:
             with Image.open(path) as image:
-                image.load()  # verify() would let a truncated file pass
+                image.load()  # verify() does not find truncated files
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadInput(f"data.path: {path} cannot be read as a picture ({error}); replace or remove it") from None
     return files
 
 
 def load_picture(path: Path, resolution: int, center_crop: bool) -> torch.Tensor:
-    """A picture as float32 [3, resolution, resolution] in [-1, 1], upright by its EXIF orientation.
+    """Read a picture, rotated according to its EXIF orientation.
 
-    Resized bicubically to a square; ``center_crop`` first cuts the largest centred square out.
+    Args:
+        path: the file.
+        resolution: side of the result in pixels.
+        center_crop: cut out the largest centred square before resizing; otherwise the aspect ratio changes.
+
+    Returns:
+        float32 [3, resolution, resolution] in [-1, 1], resized bicubically.
     """
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")

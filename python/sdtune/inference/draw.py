@@ -63,7 +63,7 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
     Returns:
         {file name: PNG}, each with metadata that say how it was generated.
     """
-    from sdtune.methods.textual_inversion import expand_placeholder  # imports torch, which takes seconds
+    from sdtune.methods.placeholder import expand_placeholder
 
     batch, per_prompt = plan.batches[number], plan.shape.num_images_per_prompt
     prompts = [expand_placeholder(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]

@@ -23,8 +23,8 @@ from sdtune.inference.memory import predict_bytes, read_size
 from sdtune.inference.openvino import load, make_static, static_shape
 from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_rows
-from sdtune.methods.textual_inversion import expand_placeholder, token_names
+from sdtune.methods.formats import load_embeddings
+from sdtune.methods.placeholder import expand_placeholder, token_names
 from sdtune.settings import Job
 
 
@@ -199,7 +199,7 @@ def export(job: Job) -> Exported:
     """
     check(job)
     run, shape, o = Run(job.run_dir), requested_shape(job), job.openvino
-    placeholder, embeddings = load_rows(run.learned)
+    placeholder, embeddings = load_embeddings(run.learned)
     temporary = run.openvino.with_name(f".{run.openvino.name}.tmp")
     facts = _write(job, temporary, placeholder, len(embeddings))
     loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})

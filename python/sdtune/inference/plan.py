@@ -182,11 +182,11 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         placeholder, vectors, resolution = exported.placeholder, exported.num_vectors, exported.resolution
         size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
     else:
-        from sdtune.methods.formats import load_rows  # torch takes seconds to import
+        from sdtune.methods.formats import load_embeddings  # torch takes seconds to import
 
         exported = None
         run.require_learned()
-        placeholder, embeddings = load_rows(run.learned)
+        placeholder, embeddings = load_embeddings(run.learned)
         vectors, resolution = len(embeddings), int(run.facts()["resolution"])
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_tokens(job, placeholder, added_tokens(folder))

@@ -9,7 +9,7 @@ from typing import Any
 from sdtune.errors import BadInput
 from sdtune.files import is_writable, nearest_folder, write_atomically
 
-_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html")
+_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
 _PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
 
 

@@ -1,4 +1,4 @@
-"""Files of learned parameters, as other tools read them."""
+"""Files of learned parameters, in the formats that other tools read."""
 
 from pathlib import Path
 
@@ -8,21 +8,30 @@ from safetensors.torch import load_file, save_file
 from sdtune.errors import BadInput
 
 
-def save_rows(path: Path, placeholder: str, rows: torch.Tensor) -> None:
-    """Write ``{placeholder: rows}``, float32 [num_vectors, dim], as diffusers reads it; complete or not at all."""
+def save_embeddings(path: Path, placeholder: str, embeddings: torch.Tensor) -> None:
+    """Write ``{placeholder: embeddings}``, float32 [num_vectors, dim], as diffusers reads it; completely or not at all.
+
+    Args:
+        path: the safetensors file.
+        placeholder: the placeholder token.
+        embeddings: [num_vectors, dim].
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({placeholder: rows.detach().float().contiguous().cpu()}, temporary, metadata={"format": "pt"})
+    save_file({placeholder: embeddings.detach().float().contiguous().cpu()}, temporary, metadata={"format": "pt"})
     temporary.replace(path)
 
 
-def load_rows(path: Path) -> tuple[str, torch.Tensor]:
-    """Read what :func:`save_rows` wrote: the word and its rows.
+def load_embeddings(path: Path) -> tuple[str, torch.Tensor]:
+    """Read what :func:`save_embeddings` wrote.
+
+    Returns:
+        The placeholder token and its embeddings [num_vectors, dim].
 
     Raises:
         BadInput: the file does not hold exactly one tensor.
     """
     tensors = load_file(path)
     if len(tensors) != 1:
-        raise BadInput(f"{path} holds {len(tensors)} tensors; a learned word is one")
-    placeholder, rows = next(iter(tensors.items()))
-    return placeholder, rows if rows.dim() == 2 else rows[None]
+        raise BadInput(f"{path} holds {len(tensors)} tensors; learned embeddings are one tensor")
+    placeholder, embeddings = next(iter(tensors.items()))
+    return placeholder, embeddings if embeddings.dim() == 2 else embeddings[None]

@@ -1,91 +1,94 @@
-"""The learned word: its tokens, its rows, and how they stand beside the frozen vocabulary."""
+"""Method ``textual_inversion`` (Gal et al., arXiv 2208.01618): learn the embeddings of one placeholder token."""
+
+from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizerFast
 
-from sdtune.errors import BadInput
+from sdtune.data.captions import caption_templates
+from sdtune.data.samples import Sample
+from sdtune.files import replace_folder
+from sdtune.launch.run_folder import Run
+from sdtune.methods.embedding import install_embedding
+from sdtune.methods.formats import save_embeddings
+from sdtune.methods.method import Learned, Method
+from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids
+from sdtune.models.family import Family, Networks
+from sdtune.models.pipelines import copy_pipeline
+from sdtune.settings import Job
 
 
-def token_names(placeholder: str, num_vectors: int) -> list[str]:
-    """The tokens of a word of several vectors, named as diffusers' ``load_textual_inversion`` names them."""
-    return [placeholder, *(f"{placeholder}_{i}" for i in range(1, num_vectors))]
+class TextualInversion(Method):
+    """The placeholder token's embeddings are learned. Captions are templates with the placeholder."""
+
+    def __init__(self, job: Job, networks: Networks) -> None:
+        """Add the placeholder token to the text encoder and its tokenizer."""
+        data = job.data
+        self._placeholder, self._num_vectors = data.placeholder_token, data.num_vectors
+        [(name, encoder)] = networks.text_encoders.items()
+        start = initializer_ids(encoder.tokenizer, data.initializer_token, data.num_vectors)
+        ids = add_placeholder(encoder.tokenizer, data.placeholder_token, data.num_vectors)
+        self._embeddings = install_embedding(encoder.model, ids, start).learned
+        self.learned = {
+            f"{name}.embeddings": Learned(parameter=self._embeddings, learning_rate=job.training.learning_rate)
+        }
+        self._templates = caption_templates(data.learnable_property, data.templates_file)
+        self._expanded = self.expand_prompt(data.placeholder_token)
+        self.num_captions = len(self._templates)
+        self.validation_caption = self._templates[0].format(self._expanded)
+
+    @classmethod
+    def check(cls, job: Job, family: Family) -> None:
+        """See :meth:`Method.check`: the caption templates, the placeholder token and the initializer token."""
+        data = job.data
+        caption_templates(data.learnable_property, data.templates_file)
+        for tokenizer in family.load_tokenizers(Path(job.model.path)).values():
+            initializer_ids(tokenizer, data.initializer_token, data.num_vectors)
+            add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
+
+    def caption(self, sample: Sample) -> str:
+        """See :meth:`Method.caption`."""
+        return self._templates[sample.caption].format(self._expanded)
+
+    def reference_caption(self, description: str) -> str:
+        """See :meth:`Method.reference_caption`: the validation caption with ``description`` as the placeholder."""
+        return self._templates[0].format(description)
+
+    def expand_prompt(self, prompt: str) -> str:
+        """See :meth:`Method.expand_prompt`."""
+        return expand_placeholder(prompt, self._placeholder, self._num_vectors)
+
+    def save(self, run: Run) -> None:
+        """Write ``learned_embeds.safetensors``."""
+        save_embeddings(run.learned, self._placeholder, self._embeddings)
+
+    def save_pipeline(self, model: Path, target: Path) -> None:
+        """See :meth:`Method.save_pipeline`."""
+        save_full_pipeline(model, target, self._placeholder, self._embeddings)
 
 
-def expand_placeholder(text: str, placeholder: str, num_vectors: int) -> str:
-    """``text`` with the word replaced by all of its tokens."""
-    return text.replace(placeholder, " ".join(token_names(placeholder, num_vectors)))
+def save_full_pipeline(model: Path, target: Path, placeholder: str, embeddings: torch.Tensor) -> None:
+    """Write a copy of ``model`` whose tokenizer and text encoder contain the placeholder; completely or not at all.
 
+    All other parts are copied file by file. The text encoder is written in float32, whatever the type of its weights
+    was, because the embeddings were learned in float32.
 
-def initializer_ids(tokenizer: CLIPTokenizerFast, initializer: str, num_vectors: int) -> list[int]:
-    """One vocabulary id for each vector.
-
-    Raises:
-        BadInput: the initializer is neither one token nor ``num_vectors`` tokens.
+    Args:
+        model: folder of the pipeline.
+        target: folder of the copy.
+        placeholder: the placeholder token.
+        embeddings: [num_vectors, dim].
     """
-    ids: list[int] = tokenizer.encode(initializer, add_special_tokens=False)
-    if len(ids) == 1:
-        return ids * num_vectors
-    if len(ids) == num_vectors and ids:
-        return ids
-    tokens = " ".join(tokenizer.convert_ids_to_tokens(ids))
-    raise BadInput(
-        f"data.initializer_token: {initializer!r} is {len(ids)} tokens for this model ({tokens}); "
-        f"choose a word of one token" + (f", or of {num_vectors}" if num_vectors > 1 else "")
+    temporary = target.with_name(f".{target.name}.tmp")
+    copy_pipeline(model, temporary, leave_out=("text_encoder", "tokenizer"))
+    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
+    ids = add_placeholder(tokenizer, placeholder, len(embeddings))
+    text_encoder = CLIPTextModel.from_pretrained(
+        model, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
     )
-
-
-def add_placeholder(tokenizer: CLIPTokenizerFast, placeholder: str, num_vectors: int) -> list[int]:
-    """Add the word's tokens to ``tokenizer`` and return their ids, which follow one another.
-
-    Raises:
-        BadInput: a token is in the vocabulary already.
-    """
-    names = token_names(placeholder, num_vectors)
-    for name in names:
-        # a whole word is stored with a mark of its end, so the vocabulary's keys alone do not tell
-        if name in tokenizer.get_vocab() or len(tokenizer.encode(name, add_special_tokens=False)) == 1:
-            raise BadInput(
-                f"data.placeholder_token: {name!r} is in the model's vocabulary; choose another, like <{name}>"
-            )
-    tokenizer.add_tokens(names)
-    ids: list[int] = tokenizer.convert_tokens_to_ids(names)
-    return ids
-
-
-class LearnedEmbedding(nn.Module):
-    """An embedding table whose vocabulary is frozen and whose last words are the only parameter.
-
-    The frozen rows are not part of the parameter, so nothing has to be restored after a step, the optimizer's state is
-    kilobytes, and what the ranks exchange is the gradient of ``rows`` alone.
-    """
-
-    def __init__(self, frozen: torch.Tensor, first_id: int, rows: torch.Tensor) -> None:
-        """``frozen`` [vocabulary, dim] of any type; ``rows`` [num_vectors, dim] become a float32 parameter."""
-        super().__init__()
-        self.register_buffer("frozen", frozen.detach(), persistent=False)
-        self.first_id = first_id
-        self.rows = nn.Parameter(rows.detach().float().clone())
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The frozen table, for code that asks an embedding for its type or device."""
-        return self.get_buffer("frozen")
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """[..., tokens] ids -> [..., tokens, dim] in the frozen table's type."""
-        frozen = self.get_buffer("frozen")
-        own = ids - self.first_id
-        learned = (own >= 0) & (own < len(self.rows))
-        known = F.embedding(torch.where(learned, 0, ids), frozen)
-        new = F.embedding(torch.where(learned, own, 0), self.rows).to(frozen.dtype)
-        return torch.where(learned[..., None], new, known)
-
-
-def install(text_encoder: CLIPTextModel, ids: list[int], start: list[int]) -> LearnedEmbedding:
-    """Put a :class:`LearnedEmbedding` for token ``ids``, starting from the rows of ``start``, into the text encoder."""
-    frozen = text_encoder.get_input_embeddings().weight
-    embedding = LearnedEmbedding(frozen, ids[0], frozen.detach()[start])
-    text_encoder.set_input_embeddings(embedding)
-    return embedding
+    text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
+    with torch.no_grad():
+        text_encoder.get_input_embeddings().weight[ids] = embeddings.detach().float()
+    tokenizer.save_pretrained(temporary / "tokenizer")
+    text_encoder.save_pretrained(temporary / "text_encoder")
+    replace_folder(temporary, target)

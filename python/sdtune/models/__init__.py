@@ -1,1 +1,1 @@
-"""Model families: how a base model is loaded and run."""
+"""Base models: model families, weights, geometry, pipelines."""

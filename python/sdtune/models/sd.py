@@ -1,54 +1,35 @@
-"""The frozen networks, the word in them, and the loss of a denoising step."""
+"""Model family ``sd``: Stable Diffusion 1.x and 2.x, one CLIP text encoder and a UNet in latent space."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
-from sdtune.data.latents import latent_side
 from sdtune.errors import BadInput
 from sdtune.host.processor import instruction_set
-from sdtune.methods.textual_inversion import LearnedEmbedding, add_placeholder, initializer_ids, install
-from sdtune.models.weights import default_cache, load_converted, map_tensors
+from sdtune.models.denoising import PREDICTION_TYPES, denoising_losses
+from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEncoder
+from sdtune.models.folder import read_config
+from sdtune.models.geometry import Geometry, read_geometry
+from sdtune.models.pipelines import assemble, draw
+from sdtune.models.weights import cache_folder, load_converted, map_tensors
 from sdtune.ops.unet import optimize_unet
 from sdtune.settings import Job
-from sdtune.training.checkpoint import model_fingerprint
 
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The networks that are used and never changed, and the word inside the text encoder."""
-
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizerFast
-    scheduler: DDPMScheduler
-    embedding: LearnedEmbedding
-    dtype: torch.dtype
-
-    def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
-        """int64 [len(captions), tokens], padded and cut to the text encoder's length."""
-        ids: torch.Tensor = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
-        return ids
+_INFERENCE_STEPS = 25
 
 
 def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
-    """``unet`` as Intel Extension for PyTorch would have it, with its weights where they are, mapped by all ranks.
+    """Optimize ``unet`` with Intel Extension for PyTorch. Its weights stay memory-mapped, shared by all ranks.
 
-    Packed weights would be each rank's own, twice the memory, and our convolutions have theirs transformed already.
+    The extension's packed weights would be private to each rank and need the memory twice. Our convolutions use
+    transformed filters anyway.
 
     Raises:
         BadInput: the extension is not in this environment.
@@ -60,22 +41,23 @@ def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2D
             f"software_stack: ipex is asked for, but intel_extension_for_pytorch does not load ({error}); provision "
             f"with software_stack=ipex, or train with native"
         ) from None
-    ipex.disable_auto_channels_last()  # it would copy the kernels, which are channels-last already
+    ipex.disable_auto_channels_last()  # it would copy the weights, which are channels-last already
     optimized: UNet2DConditionModel = ipex.optimize(unet, dtype=dtype, inplace=True, weights_prepack=False)
     return optimized
 
 
-def convolution_of(job: Job) -> Literal["winograd", "direct"]:
-    """What ``convolution: auto`` comes to on this host."""
+def resolve_convolution(job: Job) -> Literal["winograd", "direct"]:
+    """The job's convolution algorithm, with ``auto`` resolved for this host."""
     asked = job.training.convolution
     if asked != "auto":
         return asked
-    # on a matrix unit products cost less than Winograd's transforms
+    # with a matrix unit (AMX), Winograd's transforms cost more than the multiplications they save
     return "direct" if job.training.mixed_precision == "bf16" and instruction_set() == "AMX" else "winograd"
 
 
-def _use_fast_operations(unet: UNet2DConditionModel, job: Job, model: Path, cache: Path, fingerprint: str) -> None:
-    side = latent_side(model, job.data.resolution)
+def _use_fast_operations(unet: UNet2DConditionModel, job: Job, geometry: Geometry, cache: Path, key: str) -> None:
+    """Replace operations of the frozen ``unet`` by faster ones. ``key`` is the fingerprint of the model."""
+    side = geometry.latent_side(job.data.resolution)
     like = {"dtype": unet.dtype, "device": "meta"}
     optimize_unet(
         unet,
@@ -85,80 +67,165 @@ def _use_fast_operations(unet: UNet2DConditionModel, job: Job, model: Path, cach
             "encoder_hidden_states": torch.empty(1, 1, unet.config.cross_attention_dim, **like),
         },
         attention=job.training.attention,
-        convolution=convolution_of(job),
-        map_tensors=lambda make: map_tensors(make, cache, f"unet-winograd-{side}", fingerprint, unet.dtype),
+        convolution=resolve_convolution(job),
+        map_tensors=lambda make: map_tensors(make, cache, f"unet-winograd-{side}", key, unet.dtype),
     )
 
 
-def load_frozen(job: Job) -> Frozen:
-    """UNet and text encoder in their final type, frozen, with the new word's rows as only parameter.
+def load_vae_encoder(model: Path) -> ImageEncoder:
+    """Load the encoder of a pipeline's VAE in float32."""
+    from diffusers import AutoencoderKL  # this import takes a tenth of a second
 
-    Raises:
-        BadInput: the tokens do not fit the vocabulary, or the weights' cache has no room.
-    """
-    model, dtype = Path(job.model.path), DTYPES[job.training.mixed_precision]
-    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
-    start = initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
-    ids = add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True).eval()
+    # Channels-last memory format would be 10 % faster, but then the order of summation depends on the number of
+    # threads, and N ranks would not learn the same as one rank.
+    del vae.decoder
 
-    cache = Path(job.model.weights_cache) if job.model.weights_cache else default_cache()
-    fingerprint = model_fingerprint(model)
-    text_encoder = load_converted(
-        lambda: CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, use_safetensors=True),
-        lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(model, subfolder="text_encoder")),
-        cache,
-        "text_encoder",
-        fingerprint,
-        dtype,
-    )
-    unet = load_converted(
-        lambda: UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype, use_safetensors=True),
-        lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet")),
-        cache,
-        "unet",
-        fingerprint,
-        dtype,
-    )
-    _use_fast_operations(unet, job, model, cache, fingerprint)
-    if job.software_stack == "ipex":
-        unet = optimize_with_ipex(unet, dtype)
-    embedding = install(text_encoder, ids, start)
-    scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
-    return Frozen(unet, text_encoder, tokenizer, scheduler, embedding, dtype)
+    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = vae.encode(pixels).latent_dist
+        return posterior.mean, posterior.logvar
+
+    return encode
 
 
-def denoising_losses(
-    frozen: Frozen,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.Tensor,
-    ids: torch.Tensor,
-    snr_gamma: float | None = None,
-) -> torch.Tensor:
-    """Squared error of the UNet's prediction, one number a sample.
+class StableDiffusionNetworks(Networks):
+    """UNet, text encoder, tokenizer and noise schedule of one model."""
 
-    Args:
-        frozen: the networks.
-        latents: float32 [batch, c, h, w], scaled.
-        noise: float32 of the same shape.
-        timesteps: int64 [batch].
-        ids: int64 [batch, tokens].
-        snr_gamma: gamma of min-SNR weights, or None for none.
+    def __init__(
+        self,
+        *,
+        model: Path,
+        unet: torch.nn.Module,
+        text_encoder: torch.nn.Module,
+        tokenizer: CLIPTokenizerFast,
+        scheduler: DDPMScheduler,
+        dtype: torch.dtype,
+        choices: dict[str, Any] | None = None,
+    ) -> None:
+        """Take the parts as they are.
 
-    Returns:
-        float32 [batch].
-    """
-    scheduler = frozen.scheduler
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    # made again for the backward pass: 1 % more products, where it would hold its activations beside the UNet's
-    hidden = checkpoint(lambda: frozen.text_encoder(ids).last_hidden_state, use_reentrant=False)
-    predicted = frozen.unet(noisy.to(frozen.dtype, memory_format=torch.channels_last), timesteps, hidden).sample.float()
-    is_velocity = scheduler.config.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
-    losses: torch.Tensor = (predicted - target).square().mean(dim=(1, 2, 3))
-    if snr_gamma is None:
-        return losses
-    alphas = scheduler.alphas_cumprod[timesteps]
-    snr: torch.Tensor = alphas / (1 - alphas)
-    # what is weighed is the error of the clean latents; in units of the prediction that is SNR, or SNR + 1
-    return losses * snr.clamp(max=snr_gamma) / (snr + 1 if is_velocity else snr)
+        Args:
+            model: folder of the pipeline.
+            unet: computes in ``dtype``.
+            text_encoder: its last hidden state is the conditioning; computes in ``dtype``.
+            tokenizer: of ``text_encoder``.
+            scheduler: the noise schedule of training.
+            dtype: of the frozen weights.
+            choices: what :meth:`describe` returns.
+        """
+        self.unet, self.text_encoder, self.tokenizer, self.scheduler = unet, text_encoder, tokenizer, scheduler
+        self.dtype = dtype
+        self.geometry = read_geometry(model)
+        self.num_timesteps = int(scheduler.config.num_train_timesteps)
+        self.text_encoders = {"text_encoder": TextEncoder(model=text_encoder, tokenizer=tokenizer)}
+        self._model, self._choices = model, choices or {}
+        self._ids: dict[str, torch.Tensor] = {}
+
+    def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
+        """int64 [len(captions), tokens], padded and cut to the text encoder's length; each caption is cached."""
+        for caption in captions:
+            if caption not in self._ids:
+                self._ids[caption] = self.tokenizer(
+                    caption,
+                    padding="max_length",
+                    truncation=True,
+                    max_length=self.tokenizer.model_max_length,
+                    return_tensors="pt",
+                ).input_ids[0]
+        return torch.stack([self._ids[caption] for caption in captions])
+
+    def denoising_losses(self, batch: Batch, snr_gamma: float | None = None) -> torch.Tensor:
+        """See :meth:`Networks.denoising_losses`."""
+        ids = self.token_ids(batch.captions)
+
+        def predict(noisy: torch.Tensor) -> torch.Tensor:
+            # Recomputed in the backward pass: 1 % more FLOPs, but the text encoder's activations are not in memory
+            # together with those of the UNet.
+            hidden = checkpoint(lambda: self.text_encoder(ids).last_hidden_state, use_reentrant=False)
+            noisy = noisy.to(self.dtype, memory_format=torch.channels_last)
+            predicted: torch.Tensor = self.unet(noisy, batch.timesteps, hidden).sample.float()
+            return predicted
+
+        return denoising_losses(self.scheduler, batch, predict, snr_gamma)
+
+    def load_image_encoder(self) -> ImageEncoder:
+        """See :meth:`Networks.load_image_encoder`."""
+        return load_vae_encoder(self._model)
+
+    @torch.no_grad()
+    def draw(self, prompt: str, seeds: Sequence[int], resolution: int, guidance_scale: float) -> list[Image.Image]:
+        """See :meth:`Networks.draw`."""
+        from diffusers import AutoencoderKL, PNDMScheduler  # not needed by most runs
+
+        dtype = self.dtype
+        vae = AutoencoderKL.from_pretrained(self._model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
+        scheduler = PNDMScheduler.from_pretrained(self._model, subfolder="scheduler")
+        pipeline = assemble(
+            vae=vae, unet=self.unet, text_encoder=self.text_encoder, tokenizer=self.tokenizer, scheduler=scheduler
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"height": resolution, "width": resolution, "num_inference_steps": _INFERENCE_STEPS}
+        # A float32 parameter in the text encoder makes the pipeline take it for a float32 model and give the bf16 UNet
+        # float32 latents; autocast converts them.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return [draw(pipeline, [prompt], [seed], guidance_scale=guidance_scale, **options)[0] for seed in seeds]
+
+    def describe(self) -> dict[str, Any]:
+        """Attention and convolution algorithms."""
+        return self._choices
+
+
+class StableDiffusion(Family):
+    """Stable Diffusion 1.x and 2.x."""
+
+    name = "sd"
+    pipeline_classes = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    weight_parts = ("unet", "vae", "text_encoder")
+    other_parts = ("tokenizer", "scheduler")
+
+    def check(self, model: Path, resolution: int) -> None:
+        """See :meth:`Family.check`; also checks the prediction type of the noise schedule."""
+        super().check(model, resolution)
+        prediction = read_config(model / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+        if prediction not in PREDICTION_TYPES:
+            allowed = " nor ".join(PREDICTION_TYPES)
+            raise BadInput(f"model.path: its prediction type {prediction!r} is neither {allowed}")
+
+    def load_tokenizers(self, model: Path) -> dict[str, Any]:
+        """See :meth:`Family.load_tokenizers`."""
+        return {"text_encoder": CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")}
+
+    def load(self, job: Job) -> StableDiffusionNetworks:
+        """See :meth:`Family.load`."""
+        model, dtype, cache = Path(job.model.path), DTYPES[job.training.mixed_precision], cache_folder(job)
+        key = self.fingerprint(model)
+        text_encoder = load_converted(
+            lambda: CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, use_safetensors=True),
+            lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(model, subfolder="text_encoder")),
+            cache,
+            "text_encoder",
+            key,
+            dtype,
+        )
+        unet = load_converted(
+            lambda: UNet2DConditionModel.from_pretrained(
+                model, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            ),
+            lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet")),
+            cache,
+            "unet",
+            key,
+            dtype,
+        )
+        _use_fast_operations(unet, job, self.geometry(model), cache, key)
+        if job.software_stack == "ipex":
+            unet = optimize_with_ipex(unet, dtype)
+        return StableDiffusionNetworks(
+            model=model,
+            unet=unet,
+            text_encoder=text_encoder,
+            tokenizer=self.load_tokenizers(model)["text_encoder"],
+            scheduler=DDPMScheduler.from_pretrained(model, subfolder="scheduler"),
+            dtype=dtype,
+            choices={"attention": job.training.attention, "convolution": resolve_convolution(job)},
+        )

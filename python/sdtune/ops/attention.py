@@ -5,9 +5,9 @@ third of a training step. torch's flash kernel for CPUs uses tiles so small that
 below the rate of a plain one.
 
 * In bf16, on processors with instructions for it, :mod:`sdtune.ops.kernels` does everything in one compiled kernel.
-* Elsewhere, a block of 256 queries for each thread meets the 4,096 keys of one head in oneDNN's matrix multiplications.
-  The weights of such a block fit a core's cache. As in flash attention (Dao et al., arXiv 2205.14135), the backward pass
-  recomputes the blocks. Blocks hold whole rows, so no online softmax is needed.
+* Elsewhere, oneDNN multiplies a block of 256 queries for each thread by the 4,096 keys of one head. The weights of such
+  a block fit a core's cache. As in flash attention (Dao et al., arXiv 2205.14135), the backward pass recomputes the
+  blocks. Blocks hold whole rows, so no online softmax is needed.
 
 ``python/bench/attention.py`` measures both against torch's own.
 """
@@ -126,6 +126,7 @@ class _ProjectedSelfAttention(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, heads: int, scale: float, *projections: tuple[torch.Tensor, torch.Tensor | None]
     ) -> torch.Tensor:
+        out: torch.Tensor
         q, k, v = (F.linear(x, *projection) for projection in projections)
         out, log_sums = kernels.attention_forward(q, k, v, heads, scale)
         ctx.save_for_backward(x, out, log_sums)

@@ -32,7 +32,7 @@ class FrozenResnetBlock(nn.Module):
         self.train(block.training)
 
     @staticmethod
-    def can_replace(module: nn.Module) -> bool:
+    def can_replace(module: Any) -> bool:
         """Whether ``module`` is a residual block in which SiLU follows each normalization directly."""
         return (
             type(module) is ResnetBlock2D
@@ -72,7 +72,7 @@ class FrozenTransformerBlock(nn.Module):
         self.train(block.training)
 
     @staticmethod
-    def can_replace(module: nn.Module) -> bool:
+    def can_replace(module: Any) -> bool:
         """Whether ``module`` is attention, cross-attention and a gated GELU, each after a layer normalization."""
         return (
             type(module) is BasicTransformerBlock

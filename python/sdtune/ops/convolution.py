@@ -32,7 +32,7 @@ def is_3x3(convolution: nn.Conv2d) -> bool:
     return window == ((3, 3), (1, 1), (1, 1), (1, 1)) and convolution.groups == 1
 
 
-def can_replace(convolution: nn.Module) -> bool:
+def can_replace(convolution: Any) -> bool:
     """Whether :class:`FrozenConv2d` computes the same as ``convolution``."""
     return (
         type(convolution) is nn.Conv2d
@@ -41,7 +41,7 @@ def can_replace(convolution: nn.Module) -> bool:
     )
 
 
-def can_replace_upsampling(upsampling: nn.Module) -> bool:
+def can_replace_upsampling(upsampling: Any) -> bool:
     """Whether :class:`WinogradUpsample2D` computes the same as ``upsampling``: nearest neighbors, then 3x3."""
     return (
         type(upsampling) is Upsample2D

@@ -1,7 +1,7 @@
 """Normalizations fused with the nonlinearity that follows. They save one tensor for the backward pass.
 
-torch saves two tensors for a normalization followed by SiLU, and three for a gated GELU. The input alone is enough: what
-lies between is recomputed. Weights are frozen, so gradients go to the input only.
+torch saves two tensors for a normalization followed by SiLU, and three for a gated GELU. The input alone is enough: the
+rest is recomputed. Weights are frozen, so gradients go to the input only.
 """
 
 from typing import Any
@@ -73,8 +73,8 @@ def _layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torc
 class _NormGatedGelu(torch.autograd.Function):
     """a * gelu(b) with (a, b) = norm(x) W^T + bias, which is eight times as large as x.
 
-    Computed in blocks of tokens, so that intermediate results stay in the cache. Saves x, and also (a, b) unless that is
-    large and cheap to recompute.
+    Computed in blocks of tokens, so that intermediate results stay in the cache. Saves x, and also (a, b) unless that
+    is large and cheap to recompute.
     """
 
     @staticmethod

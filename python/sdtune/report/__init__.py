@@ -1,10 +1,12 @@
-"""``report.html``: one page that shows how a run went, from its folder alone, and a page that compares runs.
+"""``report.html``: one page about a run, made from its folder alone, and one page that compares runs.
 
-    record    what lies in a run folder
-    findings  what a reader should be warned of
-    charts    curves as inline SVG, with the tables behind them
-    pictures  pictures as data URIs, small enough for one page
-    page      all of it in Jinja2 templates
+    record      the content of a run folder
+    findings    warnings and hints
+    charts      charts as inline SVG, each with its table
+    pictures    pictures as data URIs, small enough for one page
+    page        the page of a run
+    comparison  the page of several runs
+    rendering   the Jinja2 templates and the file
 
-Training never imports it: matplotlib would cost every rank a second.
+Training does not import it: matplotlib would cost every rank a second.
 """

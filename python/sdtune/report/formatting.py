@@ -1,20 +1,20 @@
-"""Figures in words: as many digits as a reader wants, with their units."""
+"""Numbers as text, with a useful number of digits and their units."""
 
 NOTHING = "\N{EN DASH}"
 
 
 def number(value: float) -> str:
-    """A loss or a rate, with four digits that count."""
+    """A loss or a rate, with four significant digits."""
     return f"{value:.4g}"
 
 
 def share(value: float) -> str:
-    """A part of a whole, in percent."""
+    """A share, in percent."""
     return f"{100 * value:.1f} %" if 0 < abs(value) < 0.1 else f"{100 * value:.0f} %"
 
 
 def seconds(value: float) -> str:
-    """A duration, in milliseconds to hours."""
+    """A duration, in a unit from milliseconds to hours."""
     if value < 0.9995:
         return f"{1000 * value:.1f} ms" if value < 0.00995 else f"{1000 * value:.0f} ms"
     if value < 120:
@@ -33,7 +33,7 @@ def size(value: float) -> str:
 
 
 def bandwidth(mbit: int | None) -> str:
-    """Speed of a link."""
+    """Speed of a network link."""
     if mbit is None:
         return NOTHING
     return f"{mbit / 1000:g} Gbit/s" if mbit >= 1000 else f"{mbit} Mbit/s"

@@ -1,4 +1,4 @@
-"""Pictures inside a page: data URIs, scaled down until all of them fit."""
+"""Pictures in a page as data URIs, scaled down until all of them fit."""
 
 import base64
 import io
@@ -10,17 +10,21 @@ from PIL import Image, ImageOps
 
 SIDES = (512, 384, 256, 192, 128, 96)
 TINY = 128
-"""Pictures up to so many pixels stay as they are, and the page shows their pixels."""
+"""Pictures up to this side are embedded without loss, and enlarged without smoothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Embedded:
     """A picture in a page."""
 
     uri: str
+    """Its data URI."""
     width: int
+    """Pixels."""
     height: int
+    """Pixels."""
     tiny: bool
+    """Enlarge it without smoothing."""
 
 
 def _encode(path: Path, side: int) -> Embedded:
@@ -31,11 +35,12 @@ def _encode(path: Path, side: int) -> Embedded:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=tiny, quality=100 if tiny else 82)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Embedded(f"data:image/webp;base64,{data}", *image.size, tiny=max(image.size) <= TINY)
+    width, height = image.size
+    return Embedded(uri=f"data:image/webp;base64,{data}", width=width, height=height, tiny=tiny)
 
 
 def embed(paths: Iterable[Path], budget: int = 3_500_000) -> dict[Path, Embedded]:
-    """Every picture at the largest of :data:`SIDES` at which all together take at most ``budget`` bytes of the page."""
+    """Every picture, at the largest of :data:`SIDES` at which all of them need at most ``budget`` bytes."""
     wanted = list(dict.fromkeys(paths))
     for side in SIDES:
         embedded: dict[Path, Embedded] = {}

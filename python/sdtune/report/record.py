@@ -1,4 +1,4 @@
-"""What lies in a run folder, read once and as it is: a run that is going on, or stopped half-way, can be shown too."""
+"""The content of a run folder, read once. A run that is still training, or was stopped, has a report too."""
 
 import json
 import re
@@ -11,84 +11,113 @@ from PIL import Image
 
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
+from sdtune.report.formatting import NOTHING
 from sdtune.training.metrics import read_metrics
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A picture that generate_images.py drew, with what its metadata say."""
+@dataclass(frozen=True, kw_only=True)
+class GeneratedImage:
+    """An image of generate_images.py, with its metadata."""
 
     path: Path
+    """The PNG file."""
     prompt: str
+    """Its prompt."""
     seed: str
+    """Its seed, as text."""
     how: str
+    """Source, steps and guidance, for a reader."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rank:
-    """Means of one rank over a run: seconds of a step that it computed and that it waited, and its memory in bytes."""
+    """Means of one rank over a run."""
 
     number: int
+    """The rank."""
     host: str
+    """Where it ran."""
     compute_s: float
+    """Seconds of a step that it computed."""
     sync_s: float
+    """Seconds of a step for the exchange, with waiting for the slowest rank."""
     peak_rss_bytes: int
+    """Its peak resident memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run.
-
-    Attributes:
-        folder: where it lies.
-        job: what was asked, as nested mappings.
-        start: the first line of metrics.jsonl.
-        resumes: how often it went on after a stop.
-        steps: lines of kind ``step``, in order; so are ``validations``.
-        ranks: every rank, or none where the run did not get to its first validation.
-        hosts: one object a host, see :func:`sdtune.training.ranks.describe_hosts`.
-        finished: ``finished.json``, or None for a run that has not finished.
-        concept: small copies of the pictures that were learned from.
-        validation: {step: {seed: picture}} of the validation prompt.
-        images: what was drawn afterwards.
-        packages: {host: the packages of its environment}, one a line.
-    """
+    """One run."""
 
     folder: Path
+    """The run folder."""
     job: dict[str, Any]
+    """The job, as nested mappings."""
     start: dict[str, Any]
+    """The first line of metrics.jsonl."""
     resumes: int
+    """How often the run was resumed."""
     steps: list[dict[str, Any]]
+    """Lines of kind ``step``, in order."""
     validations: list[dict[str, Any]]
+    """Lines of kind ``validation``, in order."""
     ranks: list[Rank]
+    """Every rank; empty before the first validation."""
     hosts: list[dict[str, Any]]
+    """One object for each host, see :func:`sdtune.training.ranks.describe_hosts`."""
     finished: dict[str, Any] | None
+    """``finished.json``; None for a run that has not finished."""
     concept: list[Path]
+    """Small copies of the training pictures."""
     validation: dict[int, dict[int, Path]]
-    images: list[Drawn]
+    """{step: {seed: image}} of the validation prompt."""
+    images: list[GeneratedImage]
+    """Images that were generated with the finished run."""
     packages: dict[str, str]
+    """{host: the packages of its environment, one a line}"""
 
     @property
     def name(self) -> str:
         """The run's name."""
         return str(self.start["run_name"])
 
-    def asked(self, section: str, key: str, default: Any = None) -> Any:
+    def setting(self, section: str, key: str, default: Any = None) -> Any:
         """A setting of the job."""
         return self.job.get(section, {}).get(key, default)
 
+    def settings(self) -> list[tuple[str, str]]:
+        """All settings of the job: (``section.key``, value as text)."""
+        flat = []
+        for key, value in self.job.items():
+            if isinstance(value, dict):
+                flat += [(f"{key}.{k}", _as_text(v)) for k, v in value.items()]
+            else:
+                flat.append((key, _as_text(value)))
+        return flat
 
-def _metadata(path: Path) -> Drawn:
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return value if isinstance(value, str) else str(yaml.safe_dump(value)).removesuffix("...\n").strip()
+
+
+def _read_image(path: Path) -> GeneratedImage:
     with Image.open(path) as image:
         text = {k: str(v) for k, v in image.info.items() if isinstance(v, str)}
     how = [text.get("source", ""), f"{text['num_inference_steps']} steps" if "num_inference_steps" in text else ""]
     if "guidance_scale" in text:
         how.append(f"guidance {text['guidance_scale']}")
-    return Drawn(path, text.get("prompt", path.name), text.get("seed", "?"), ", ".join(filter(None, how)))
+    return GeneratedImage(
+        path=path,
+        prompt=text.get("prompt", path.name),
+        seed=text.get("seed", "?"),
+        how=", ".join(filter(None, how)),
+    )
 
 
 def _ranks(lines: list[dict[str, Any]], hosts: list[dict[str, Any]]) -> list[Rank]:
-    """Means over all lines of kind ``ranks``; a run that was resumed on another number of ranks counts from then on."""
+    """Means over all lines of kind ``ranks`` since the number of ranks last changed."""
     if not lines:
         return []
     lines = [line for line in lines if len(line["compute_s"]) == len(lines[-1]["compute_s"])]
@@ -96,11 +125,11 @@ def _ranks(lines: list[dict[str, Any]], hosts: list[dict[str, Any]]) -> list[Ran
     steps = sum(line["steps"] for line in lines)
     return [
         Rank(
-            number,
-            names.get(number, "?"),
-            sum(line["compute_s"][number] * line["steps"] for line in lines) / steps,
-            sum(line["sync_s"][number] * line["steps"] for line in lines) / steps,
-            max(line["peak_rss_bytes"][number] for line in lines),
+            number=number,
+            host=names.get(number, "?"),
+            compute_s=sum(line["compute_s"][number] * line["steps"] for line in lines) / steps,
+            sync_s=sum(line["sync_s"][number] * line["steps"] for line in lines) / steps,
+            peak_rss_bytes=max(line["peak_rss_bytes"][number] for line in lines),
         )
         for number in range(len(lines[-1]["compute_s"]))
     ]
@@ -119,16 +148,18 @@ def read_run(folder: str | Path) -> RunRecord:
     """Read a run folder.
 
     Raises:
-        BadInput: it holds no run that has begun.
+        BadInput: it holds no run that was started.
     """
     run = Run(folder)
     lines = read_metrics(run.metrics) if run.metrics.is_file() else []
     begun = [m for m in lines if m["kind"] in ("start", "resume")]
     if not begun:
-        raise BadInput(f"{run.folder} holds no run that has begun ({run.metrics.name} says nothing); train it first")
+        raise BadInput(
+            f"{run.folder} holds no run that was started ({run.metrics.name} is missing or empty); train it first"
+        )
     start, latest = begun[0], begun[-1]
     job = latest.get("job")
-    if job is None:  # of a release whose metrics did not hold it
+    if job is None:  # metrics of an older release
         job = yaml.safe_load(run.job.read_text(encoding="utf-8")) if run.job.is_file() else {}
     hosts = latest.get("hosts", [])
     return RunRecord(
@@ -143,7 +174,7 @@ def read_run(folder: str | Path) -> RunRecord:
         finished=json.loads(run.finished.read_text(encoding="utf-8")) if run.finished.is_file() else None,
         concept=sorted(run.concept.glob("*.jpg")),
         validation=_validation(run.validation),
-        images=[_metadata(p) for p in sorted(run.images.glob("*.png")) if p.name != "contact_sheet.png"],
+        images=[_read_image(p) for p in sorted(run.images.glob("*.png")) if p.name != "contact_sheet.png"],
         packages={
             p.stem: p.read_text(encoding="utf-8").strip() for p in sorted((run.folder / "packages").glob("*.txt"))
         },

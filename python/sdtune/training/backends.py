@@ -1,4 +1,4 @@
-"""What ranks exchange tensors over. The one that was asked for, or none: no library may take another in silence."""
+"""The torch.distributed backend: the one that was asked for, or an error. No library may silently use another."""
 
 import importlib
 
@@ -10,7 +10,7 @@ _REMEDY = "provision with the training_backend that you train with, or take gloo
 
 
 def load_backend(name: str) -> None:
-    """Make torch.distributed know the backend ``name``.
+    """Make the backend ``name`` available in torch.distributed.
 
     Raises:
         BadInput: this environment does not have it.
@@ -25,10 +25,10 @@ def load_backend(name: str) -> None:
 
 
 def check_backend(name: str) -> None:
-    """Refuse ranks that met over another backend than ``name``.
+    """Check that the process group uses the backend ``name``.
 
     Raises:
-        BadInput: says over which.
+        BadInput: it uses another one.
     """
-    if (taken := torch.distributed.get_backend()) != name:
-        raise BadInput(f"training.backend: {name!r} is asked for, but the ranks met over {taken!r}; {_REMEDY}")
+    if (used := torch.distributed.get_backend()) != name:
+        raise BadInput(f"training.backend: {name!r} is asked for, but the process group uses {used!r}; {_REMEDY}")

@@ -1,11 +1,13 @@
-"""Checkpoints of a few kilobytes: learned rows, AdamW's moments, the schedule, the step.
+"""Checkpoints: learned parameters, AdamW's moments, the learning-rate schedule, the step.
 
-No random state is kept because none exists: :class:`sdtune.data.Sampler` computes every draw from the sample's number.
+There is no random state to save: :class:`sdtune.data.samples.Sampler` computes every sample from its number.
+
+``step-<n>/state.safetensors`` holds ``<name>``, ``<name>.exp_avg`` and ``<name>.exp_avg_sq`` for each learned
+parameter; ``step-<n>/checkpoint.json`` holds everything else, and the hash of the first file.
 """
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import warnings
@@ -16,116 +18,75 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
-from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
-from sdtune.settings import Job
+from sdtune.training.identity import check_same_run, resharding_effect
 
-# what may differ between a run and its resumption without changing what is learned
-_MAY_CHANGE = (
-    "path",
-    "backend",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "report_to",
-    "resume_from_checkpoint",
-    "resume_reshard",
-    "save_as_full_pipeline",
-    "collective_timeout",
-)
-# what resume_reshard allows to differ: how a global batch is cut into ranks, micro-steps and batches
-_RESHARDED = ("world_size", "train_batch_size", "gradient_accumulation_steps")
+FORMAT = 2
+"""Number of the format in ``checkpoint.json``. The first format had no number, and knew one parameter only."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: optimizer steps done.
-        samples: training samples drawn by all ranks; the next step takes the numbers from here on.
-        best: lowest validation loss that counted as an improvement, or None before the first.
-        stale: validations since then.
-    """
+    """How far a run is."""
 
     step: int = 0
+    """Optimizer steps done."""
     samples: int = 0
+    """Training samples used by all ranks; the next step takes the numbers from here on."""
     best: float | None = None
+    """Lowest validation loss that counted as an improvement, or None before the first validation."""
     stale: int = 0
+    """Validations since the last improvement."""
 
     def validated(self, loss: float, min_delta: float) -> None:
-        """Take note of a validation; ``loss`` has to be ``min_delta`` below the best, relative to it, to count."""
+        """Record a validation. ``loss`` is an improvement if it is below the best by the fraction ``min_delta``."""
         if self.best is None or loss < self.best * (1 - min_delta):
             self.best, self.stale = loss, 0
         else:
             self.stale += 1
 
 
-def model_fingerprint(model: Path) -> str:
-    """A hash of the size and of 64 KiB at 64 places of each weight file: tells models apart in milliseconds."""
-    digest = hashlib.sha256()
-    for path in sorted(p for part in ("text_encoder", "unet", "vae") for p in (model / part).glob("*.safetensors")):
-        size, piece, places = path.stat().st_size, 65_536, 64
-        digest.update(f"{path.relative_to(model)} {size}".encode())
-        with path.open("rb") as f:
-            for place in range(places):
-                f.seek(max(0, size - piece) * place // (places - 1))
-                digest.update(f.read(piece))
-    return digest.hexdigest()[:16]
-
-
-def pictures_fingerprint(folder: str | Path) -> str:
-    """A hash of every picture's name and content."""
-    digest = hashlib.sha256()
-    for path in list_pictures(folder):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def identity(job: Job, world_size: int) -> dict[str, Any]:
-    """What has to be the same for a run to be the same run."""
-    free = set(_MAY_CHANGE)
-    if job.training.lr_scheduler in ("constant", "constant_with_warmup"):
-        free.add("max_train_steps")  # the other schedules are stretched over the steps
-    settings = {**asdict(job.data), **asdict(job.training), "world_size": world_size}
-    return {
-        "model": model_fingerprint(Path(job.model.path)),
-        "pictures": pictures_fingerprint(job.data.path),
-        "seed": job.seed,
-        "software_stack": job.software_stack,
-        **{key: value for key, value in settings.items() if key not in free},
-    }
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(
     folder: Path,
     progress: Progress,
-    rows: torch.nn.Parameter,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    who: Mapping[str, Any],
+    identity: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write ``folder/step-<progress.step>`` whole or not at all, then remove all but the newest ``keep``.
+    """Write ``folder/step-<progress.step>`` completely or not at all, then remove all but the newest ``keep``.
 
     Args:
         folder: ``checkpoints/`` of the run.
         progress: how far the run is.
-        rows: the learned rows, [num_vectors, dim].
-        optimizer: AdamW over ``rows`` alone.
+        parameters: all learned parameters, by name.
+        optimizer: AdamW over ``parameters``.
         schedule: the learning-rate schedule.
-        who: :func:`identity` of the run.
+        identity: see :func:`sdtune.training.identity.run_identity`.
         keep: number of checkpoints to keep.
     """
-    state = optimizer.state[rows]
-    data = save({"rows": rows.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]})
+    states = {name: optimizer.state[p] for name, p in parameters.items() if p in optimizer.state}
+    moments = {f"{name}.{key}": state[key] for name, state in states.items() for key in _MOMENTS}
+    data = save({**{name: p.detach().contiguous() for name, p in parameters.items()}, **moments})
     facts = {
+        "format": FORMAT,
         "progress": asdict(progress),
-        "optimizer_step": int(state["step"]),
+        "optimizer_steps": {name: int(state["step"]) for name, state in states.items()},
         "sha256": hashlib.sha256(data).hexdigest(),
         "schedule": schedule.state_dict(),
-        "identity": dict(who),
+        "identity": dict(identity),
     }
     target = folder / f"step-{progress.step:06d}"
     temporary = folder / f".{target.name}.tmp"
@@ -139,55 +100,61 @@ def save_checkpoint(
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync_folder(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return target
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """The content of one checkpoint; None if it is torn."""
+    """The content of one checkpoint; None if it is missing or incomplete.
+
+    Raises:
+        BadInput: it is complete, but in another format.
+    """
     try:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         data = (path / "state.safetensors").read_bytes()
     except (OSError, ValueError):
         return None
-    return (facts, load(data)) if hashlib.sha256(data).hexdigest() == facts.get("sha256") else None
+    if hashlib.sha256(data).hexdigest() != facts.get("sha256"):
+        return None
+    if (saved := facts.get("format", 1)) != FORMAT:
+        raise BadInput(
+            f"checkpoint {path} has format {saved}, but this version of sdtune reads format {FORMAT}; resume it with "
+            f"the version that wrote it, or start again with --overwrite (Ansible: -e training_overwrite=true)"
+        )
+    return facts, load(data)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that was read, and belongs to the run that goes on.
-
-    Attributes:
-        facts: what ``checkpoint.json`` says.
-        tensors: ``rows``, ``exp_avg`` and ``exp_avg_sq``, each [num_vectors, dim].
-        resharded: what :func:`_what_resharding_changes` says of it; empty where nothing differs.
-    """
+    """A checkpoint that was read, and that belongs to the resumed run."""
 
     facts: dict[str, Any]
+    """Content of ``checkpoint.json``."""
     tensors: dict[str, torch.Tensor]
-    resharded: str
+    """Content of ``state.safetensors``."""
+    resharding: str
+    """A warning from :func:`sdtune.training.identity.resharding_effect`; empty where nothing is different."""
 
 
-def find_checkpoint(folder: Path, which: str, who: Mapping[str, Any], *, reshard: bool = False) -> Checkpoint | None:
-    """Read the checkpoint that a run goes on from; None for a new start.
+def find_checkpoint(
+    folder: Path, which: str, identity: Mapping[str, Any], *, reshard: bool = False
+) -> Checkpoint | None:
+    """Read the checkpoint that a run resumes from; None for a new start.
 
-    Only the first rank has them, so only that one may ask; the others get from it what it found.
+    Only rank 0 may call this, because the other ranks may not have its disk; they receive the result from it.
 
     Args:
         folder: ``checkpoints/`` of the run.
-        which: the name of one; ``latest``, the newest whole one; or ``auto``, the same, but a new start where none is.
-            A torn one is skipped with a warning unless it is named.
-        who: :func:`identity` of the run that goes on.
-        reshard: allow another number of ranks and another cut of the global batch.
+        which: the name of one; ``latest``, the newest complete one; or ``auto``, the same, but a new start if there is
+            none. An incomplete one is skipped with a warning, unless it is named.
+        identity: of the run that resumes, see :func:`sdtune.training.identity.run_identity`.
+        reshard: allow another number of ranks, batch size and gradient accumulation.
 
     Raises:
-        BadInput: there is none, or it belongs to another run; the message names what differs.
+        BadInput: there is none, it is in another format, or it belongs to another run.
     """
     newest = which in ("auto", "latest")
     candidates = sorted(folder.glob("step-*"), reverse=True) if newest else [folder / Path(which).name]
@@ -195,72 +162,50 @@ def find_checkpoint(folder: Path, which: str, who: Mapping[str, Any], *, reshard
         content = _read(path)
         if content is None:
             if not newest:
-                raise BadInput(f"training.resume_from_checkpoint: {path} is missing or torn; take latest, or another")
-            warnings.warn(f"checkpoint {path} is torn; skipped", stacklevel=2)
+                raise BadInput(
+                    f"training.resume_from_checkpoint: {path} is missing or incomplete; take latest, or another"
+                )
+            warnings.warn(f"checkpoint {path} is incomplete; skipped", stacklevel=2)
             continue
         facts, tensors = content
-        differing = {key for key, value in who.items() if facts["identity"].get(key) != value}
-        _refuse_another_run(path, facts["identity"], who, differing, reshard)
+        saved = facts["identity"]
+        differs = check_same_run(path, saved, identity, reshard=reshard)
         rate = facts["schedule"]["_last_lr"][0]
-        resharded = _what_resharding_changes(facts["identity"], who, rate) if differing else ""
-        return Checkpoint(facts, tensors, resharded)
+        return Checkpoint(facts, tensors, resharding_effect(saved, identity, rate) if differs else "")
     if which == "auto":
         return None
     raise BadInput(
-        f"training.resume_from_checkpoint: {folder} holds no whole checkpoint; auto would start anew where none is"
+        f"training.resume_from_checkpoint: {folder} holds no complete checkpoint; auto would start a new run instead"
     )
 
 
 def restore(
     checkpoint: Checkpoint,
-    rows: torch.nn.Parameter,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> Progress:
-    """Put rows, optimizer and schedule back in place and return how far the run is.
+    """Restore parameters, optimizer and schedule in place.
 
     Args:
-        checkpoint: of :func:`find_checkpoint`.
-        rows: the learned rows, [num_vectors, dim].
-        optimizer: AdamW over ``rows`` alone.
+        checkpoint: from :func:`find_checkpoint`.
+        parameters: all learned parameters, by name.
+        optimizer: AdamW over ``parameters``.
         schedule: the learning-rate schedule.
+
+    Returns:
+        How far the run is.
     """
     facts, tensors = checkpoint.facts, checkpoint.tensors
-    with torch.no_grad():
-        rows.copy_(tensors["rows"])
-    optimizer.state[rows] = {
-        "step": torch.tensor(float(facts["optimizer_step"])),
-        "exp_avg": tensors["exp_avg"],
-        "exp_avg_sq": tensors["exp_avg_sq"],
-    }
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(tensors[name])
+        if name in facts["optimizer_steps"]:  # a parameter that had no gradient yet has no state
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(facts["optimizer_steps"][name])),
+                **{key: tensors[f"{name}.{key}"] for key in _MOMENTS},
+            }
     schedule.load_state_dict(facts["schedule"])
     for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
     return Progress(**facts["progress"])
-
-
-def _refuse_another_run(
-    path: Path, its: Mapping[str, Any], ours: Mapping[str, Any], differing: set[str], reshard: bool
-) -> None:
-    for key in ours:
-        if key not in differing or (reshard and key in _RESHARDED):
-            continue
-        remedy = "put it back, or start without resume_from_checkpoint"
-        if key in _RESHARDED:
-            remedy = "put it back, or allow it with resume_reshard: true"
-        raise BadInput(
-            f"checkpoint {path} is of another run: its {key} is {its.get(key)!r}, this job's is {ours[key]!r}; {remedy}"
-        )
-
-
-def _what_resharding_changes(its: Mapping[str, Any], ours: Mapping[str, Any], rate: object) -> str:
-    before, now = (math.prod(who[key] for key in _RESHARDED) for who in (its, ours))
-    if before == now:
-        return (
-            f"resumed on {ours['world_size']} ranks instead of {its['world_size']}: the samples stay the same, but "
-            f"gradients are summed in another order, so the run equals the uninterrupted one only up to rounding"
-        )
-    return (
-        f"resumed with a global batch of {now} instead of {before}: from here on this is another run, of other steps; "
-        f"the learning rate stays {rate}"
-    )

@@ -1,50 +1,27 @@
-"""What has to be true of the outside world before a job starts. Everything here reads; nothing is changed."""
+"""Checks before a job starts: model, pictures, method, disk, run folder, number of ranks. Nothing is changed."""
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from transformers import CLIPTokenizerFast
-
-from sdtune.data.captions import caption_templates
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.files import nearest_folder
 from sdtune.launch.run_folder import Run
-from sdtune.methods.textual_inversion import add_placeholder, initializer_ids
-from sdtune.models.weights import check_cache, default_cache
+from sdtune.methods.registry import method_of
+from sdtune.models.family import Family
+from sdtune.models.registry import family_of
+from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
 
-_WEIGHTS = ("unet", "vae", "text_encoder")
+_SMALL_FILES = 10_000_000
+"""Bytes of metrics, logs and learned parameters."""
 
 
-def check_model_folder(path: str | Path) -> Path:
-    """The folder of a Stable Diffusion pipeline in diffusers layout with safetensors weights.
-
-    Raises:
-        BadInput: names the part that is missing.
-    """
-    model = Path(path)
-    if not model.is_dir():
-        raise BadInput(f"model.path: the model folder {model} does not exist")
-    for part in (*_WEIGHTS, "tokenizer", "scheduler"):
-        if not (model / part).is_dir():
-            raise BadInput(f"model.path: {model} has no {part}/; it has to be a pipeline in diffusers layout")
-    if not (model / "model_index.json").is_file():
-        raise BadInput(f"model.path: {model} has no model_index.json; it has to be a pipeline in diffusers layout")
-    for part in _WEIGHTS:
-        if not any((model / part).glob("*.safetensors")):
-            raise BadInput(f"model.path: {model / part} holds no .safetensors file; other formats are refused")
-    return model
-
-
-def _check_room(job: Job, model: Path) -> None:
-    """Refuse a disk that cannot hold what the run will write."""
-    needed = 10_000_000  # learned rows, metrics, logs
+def _check_disk_space(job: Job, family: Family) -> None:
+    needed = _SMALL_FILES
     if job.training.save_as_full_pipeline:
-        needed += sum(p.stat().st_size for part in _WEIGHTS for p in (model / part).glob("*.safetensors"))
+        needed += family.weight_bytes(Path(job.model.path))
     folder = nearest_folder(Path(job.run_dir))
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -54,21 +31,8 @@ def _check_room(job: Job, model: Path) -> None:
         )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"model.path: {path} cannot be read ({error}); fetch the model again") from None
-    return config
-
-
-def vae_factor(model: Path) -> int:
-    """How many pixels one latent cell spans along a side."""
-    return int(2 ** (len(_read_config(model / "vae" / "config.json")["block_out_channels"]) - 1))
-
-
 def launched_world_size() -> int:
-    """How many ranks the launcher started, by the variables that Accelerate goes by, in its order."""
+    """How many ranks the launcher started, from the variables that Accelerate reads, in its order."""
     for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
         if os.environ.get(name):
             return int(os.environ[name])
@@ -76,10 +40,10 @@ def launched_world_size() -> int:
 
 
 def check_world_size(job: Job) -> None:
-    """Refuse a launch with another number of ranks than the job is meant for.
+    """Check that the launcher started as many ranks as the job asks for.
 
     Raises:
-        BadInput: says both numbers.
+        BadInput: it did not; the message has both numbers.
     """
     launched, asked = launched_world_size(), job.training.world_size
     if asked is not None and launched != asked:
@@ -90,27 +54,15 @@ def check_world_size(job: Job) -> None:
 
 
 def check_job(job: Job) -> None:
-    """Look at the model, the pictures, the tokens and the run folder.
+    """Check everything that can be checked on one host without loading networks.
 
     Raises:
-        BadInput: the first thing that is wrong, and what to do.
+        BadInput: the first problem, with the remedy.
     """
-    model = check_model_folder(job.model.path)
-    factor = vae_factor(model)
-    if job.data.resolution % factor:
-        lower = job.data.resolution // factor * factor
-        raise BadInput(
-            f"data.resolution: {job.data.resolution} is not a multiple of the VAE's factor {factor}; "
-            f"take {lower or factor} or {lower + factor}"
-        )
-    prediction = _read_config(model / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise BadInput(f"model.path: its prediction type {prediction!r} is neither epsilon nor v_prediction")
+    family = family_of(job.model.path)
+    family.check(Path(job.model.path), job.data.resolution)
     list_pictures(job.data.path)
-    caption_templates(job.data.learnable_property, job.data.templates_file)
-    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
-    initializer_ids(tokenizer, job.data.initializer_token, job.data.num_vectors)
-    add_placeholder(tokenizer, job.data.placeholder_token, job.data.num_vectors)
-    check_cache(Path(job.model.weights_cache) if job.model.weights_cache else default_cache())
-    _check_room(job, model)
+    method_of(job).check(job, family)
+    check_cache(cache_folder(job))
+    _check_disk_space(job, family)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)

@@ -1,4 +1,4 @@
-"""How ranks become one run: what the launcher started, what Accelerate's config says, and what every rank found."""
+"""Distributed setup: from the processes that a launcher started to one run, and what ranks tell each other."""
 
 import os
 import platform
@@ -15,22 +15,23 @@ from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.settings import Job
 from sdtune.training.backends import check_backend, load_backend
-from sdtune.training.checkpoint import identity
 from sdtune.training.checks import check_job, check_world_size, launched_world_size
+from sdtune.training.identity import run_identity
 
 T = TypeVar("T")
 
 CONFIG_VARIABLE = "ACCELERATE_CONFIG_FILE"
-"""Names this host's Accelerate config; env.sh in a run folder sets it."""
+"""Environment variable with the path of this host's Accelerate config; env.sh in a run folder sets it."""
 
 
 def read_accelerate_config(path: str | Path) -> None:
-    """Take from Accelerate's config what its own launcher would: where the ranks meet, and that they are CPUs.
+    """Set the environment variables that Accelerate's own launcher would set from its config.
 
-    Under mpirun every rank is a process already, so the launcher itself would only be a second one around each.
+    They are the address and port of rank 0, and that training is on CPUs. Accelerate's launcher is not used, because
+    mpirun has started one process per rank already.
 
     Raises:
-        BadInput: it cannot be read, is not meant for CPUs, or contradicts the launch.
+        BadInput: the config cannot be read, is not meant for CPUs, or contradicts the launch.
     """
     try:
         config = load_config_from_file(str(path))
@@ -39,7 +40,7 @@ def read_accelerate_config(path: str | Path) -> None:
     if not config.use_cpu:
         raise BadInput(f"the Accelerate config {path} does not say use_cpu: true; this trains on CPUs")
     launched = launched_world_size()
-    # its supervisor may go on without a host that was lost, and tells the ranks so
+    # a supervisor that goes on without a lost host tells its ranks their number in SDTUNE_WORLD_SIZE
     if launched not in (config.num_processes, int(os.environ.get("SDTUNE_WORLD_SIZE") or 0)):
         raise BadInput(
             f"the Accelerate config {path} says num_processes: {config.num_processes}, but {launched} ranks were "
@@ -61,75 +62,75 @@ def read_accelerate_config(path: str | Path) -> None:
 
 
 def start_accelerator(job: Job) -> Accelerator:
-    """Join the other ranks.
+    """Set up the process group with all other ranks.
 
     Raises:
-        BadInput: the backend is not in this torch, or the ranks are not as many as the job or Accelerate's config says.
+        BadInput: the backend is not in this torch, or the number of ranks differs from the job or Accelerate's config.
     """
     check_world_size(job)
     if path := os.environ.get(CONFIG_VARIABLE):
         read_accelerate_config(path)
     if launched_world_size() > 1:
         load_backend(job.training.backend)
-        # torch's own is half an hour: so long would ranks wait for one that never comes, or never answers
+        # torch's default is 30 minutes; so long would ranks wait for a rank that does not start or does not answer
         timeout = timedelta(seconds=job.training.collective_timeout)
         PartialState(cpu=True, backend=job.training.backend, timeout=timeout)
         check_backend(job.training.backend)
     trackers = None if job.training.report_to == "none" else job.training.report_to
     accelerator = Accelerator(cpu=True, log_with=trackers, project_dir=job.run_dir)
-    # without cpu=True, or its launcher's variables, Accelerate would start N separate runs; that must never pass
+    # without cpu=True or its launcher's variables, Accelerate silently starts N independent runs
     asked = job.training.world_size
     if asked is not None and accelerator.num_processes != asked:
-        raise BadInput(f"the job asks for {asked} ranks but Accelerate joined {accelerator.num_processes}")
+        raise BadInput(f"the job asks for {asked} ranks but the process group has {accelerator.num_processes}")
     return accelerator
 
 
-def check_together(job: Job, rank: int, world_size: int) -> dict[str, Any]:
-    """Look at the job on every rank, and let all ranks know what any of them found, so that none is left waiting.
+def check_on_all_ranks(job: Job, rank: int, world_size: int) -> dict[str, Any]:
+    """Check the job on every rank, and gather the problems, so that all ranks raise the same error together.
 
     Returns:
-        :func:`sdtune.training.checkpoint.identity` of the run, which is the same on every rank.
+        The run's identity, see :func:`sdtune.training.identity.run_identity`; the same on every rank.
 
     Raises:
-        BadInput: on every rank, with one line for each host where something is wrong or differs from rank 0's.
+        BadInput: on every rank, with one line for each host that has a problem or whose inputs differ from rank 0's.
     """
-    who: dict[str, Any] = {}
+    identity: dict[str, Any] = {}
     problem = None
     try:
         check_job(job)
         if rank == 0:
             Run(job.run_dir).prove_writable()
-        who = identity(job, world_size)
+        identity = run_identity(job, world_size)
     except BadInput as error:
         problem = str(error)
-    found = gather_object([(platform.node(), problem, who)])
-    problems: dict[tuple[str, str], None] = {}  # each once, in the order of the ranks
-    first_host, _, first = found[0]
-    for host, its_problem, its_who in found:
+    gathered = gather_object([(platform.node(), problem, identity)])
+    problems: dict[tuple[str, str], None] = {}  # without duplicates, in the order of the ranks
+    first_host, _, expected = gathered[0]
+    for host, its_problem, its_identity in gathered:
         if its_problem is not None:
             problems[host, its_problem] = None
-        elif first and its_who != first:
-            key = next(k for k in first if its_who[k] != first[k])
+        elif expected and its_identity != expected:
+            key = next(k for k in expected if its_identity[k] != expected[k])
             problems[host, f"its {key} differ from those of {first_host}; give all hosts the same"] = None
     if problems:
-        several = len({host for host, _, _ in found}) > 1
+        several = len({host for host, _, _ in gathered}) > 1
         raise BadInput("; ".join(f"{host}: {p}" if several else p for host, p in problems))
-    return who
+    return identity
 
 
-def of_first_rank(rank: int, ask: Callable[[], T]) -> T:
-    """What ``ask`` returns on rank 0, whose disk is not the others', on every rank. They must all call this.
+def broadcast_from_rank_0(rank: int, function: Callable[[], T]) -> T:
+    """Call ``function`` on rank 0 only, and return its result on every rank. Every rank calls this.
 
     Raises:
-        BadInput: on every rank, when it does on rank 0.
+        BadInput: on every rank, if ``function`` raises it.
     """
-    found: list[tuple[T | None, str | None]] = []
+    gathered: list[tuple[T | None, str | None]] = []
     if rank == 0:
         try:
-            found.append((ask(), None))
+            gathered.append((function(), None))
         except BadInput as error:
-            found.append((None, str(error)))
-    answer, problem = gather_object(found)[0]
+            gathered.append((None, str(error)))
+    result, problem = gather_object(gathered)[0]
     if problem is not None:
         raise BadInput(problem)
-    return cast(T, answer)
+    return cast(T, result)

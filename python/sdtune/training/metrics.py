@@ -1,11 +1,12 @@
-"""``metrics.jsonl``: one JSON object a line, written by rank 0, each line at once; and the same in a tracker.
+"""``metrics.jsonl``: one JSON object per line, written by rank 0, unbuffered; and the same figures in a tracker.
 
-Kinds of object: ``start`` and ``resume`` (what runs where), ``step`` (one an optimizer step), ``validation`` (loss on
+Kinds of object: ``start`` and ``resume`` (what runs where), ``step`` (one per optimizer step), ``validation`` (loss on
 fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.training.ranks.RankTimes`),
 ``stopped`` (the last line of a run that was asked to stop).
-``time`` is the Unix time of writing; other times are seconds, of rank 0 unless they are lists. ``step_s`` is the whole
-step; ``forward_s``, ``backward_s`` and ``sync_s`` (all-reduce, and waiting for the slowest rank) are parts of it;
-``encode_s``, for pictures that the step showed for the first time, is not.
+``time`` is the Unix time of writing. Other times are seconds on rank 0, or lists with one value per rank. ``loss`` is
+the mean over all ranks. ``step_s`` is the time of the whole step; ``forward_s``, ``backward_s`` and ``sync_s``
+(all-reduce, and waiting for the slowest rank) are parts of it. ``encode_s``, for pictures that the step showed for the
+first time, is not.
 """
 
 import json
@@ -19,12 +20,15 @@ from sdtune.files import write_atomically
 
 
 class Metrics:
-    """Appends to the file and to Accelerate's tracker; a resumed run first drops the lines after its checkpoint."""
+    """Appends to the file and to Accelerate's tracker. A resumed run first removes the lines after its checkpoint."""
 
     def __init__(self, path: Path, first_step: int = 0, accelerator: Accelerator | None = None) -> None:
-        """Open ``path`` for a run that goes on after ``first_step`` optimizer steps (0: starts anew).
+        """Open ``path``.
 
-        ``accelerator`` knows the tracker, if one was asked for; it writes to ``tensorboard/`` in its project folder.
+        Args:
+            path: the file.
+            first_step: optimizer steps of the checkpoint that the run resumes from; 0 for a new run.
+            accelerator: has the tracker, if one was asked for; it writes to ``tensorboard/`` in the run folder.
         """
         kept = [m for m in read_metrics(path) if m.get("step", 0) <= first_step] if first_step and path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +41,7 @@ class Metrics:
         self._file.write(json.dumps({"kind": kind, "time": time.time(), **fields}) + "\n")
         if self._accelerator is None or not self._accelerator.log_with or "step" not in fields:
             return
-        if not self._tracking:  # only now: its import takes half a second that the first step need not wait for
+        if not self._tracking:  # late, so that the first step does not wait half a second for its import
             options = {"tensorboard": {"purge_step": self._first_step + 1 if self._first_step else None}}
             self._accelerator.init_trackers("tensorboard", init_kwargs=options)
             self._tracking = True
@@ -50,6 +54,6 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All objects of a file, in order; a last line cut off by a crash is left out."""
+    """All objects of a file, in order. A last line that a crash left incomplete is ignored."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]

@@ -1,302 +1,307 @@
-"""Textual inversion (Gal et al., arXiv 2208.01618): learn the rows of one new word, everything else frozen."""
+"""The training loop: what all ranks do, step by step, from the checked job to the finished run folder."""
 
-import math
 import time
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
-from diffusers.optimization import get_scheduler
-from torch import nn
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from sdtune.data.captions import caption_templates
-from sdtune.data.latents import LatentCache
-from sdtune.data.pictures import list_pictures
-from sdtune.data.samples import Draw, Sampler, sample_numbers
+from sdtune.data.samples import sample_numbers
 from sdtune.data.thumbnails import save_thumbnails
-from sdtune.errors import BadInput, Stopped, TrainingFailed
-from sdtune.host.facts import describe_host, revision
+from sdtune.errors import Stopped
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import save_rows
-from sdtune.methods.textual_inversion import expand_placeholder
-from sdtune.models.pipelines import draw_validation, save_full_pipeline, save_validation, seeds_of_rank
-from sdtune.models.sd import convolution_of, denoising_losses, load_frozen
-from sdtune.settings import Job, to_mapping
-from sdtune.training.checkpoint import Progress, find_checkpoint, restore, save_checkpoint
-from sdtune.training.distributed import check_together, of_first_rank, start_accelerator
-from sdtune.training.metrics import Metrics
-from sdtune.training.ranks import RankTimes, describe_hosts
+from sdtune.methods.method import Method
+from sdtune.methods.registry import method_of
+from sdtune.models.family import Networks
+from sdtune.models.registry import family_of
+from sdtune.settings import Job
+from sdtune.training.batches import Batches
+from sdtune.training.checkpoint import Progress, save_checkpoint
+from sdtune.training.distributed import check_on_all_ranks, start_accelerator
+from sdtune.training.drawing import ValidationPictures
+from sdtune.training.exchange import exchange
+from sdtune.training.finite import check_gradients, check_losses
+from sdtune.training.optimizer import make_optimizer, make_schedule
+from sdtune.training.recorder import Recorder
+from sdtune.training.resume import resume
 from sdtune.training.validation import Validator, make_triples
 
 
-class Batches:
-    """Turns the samples' numbers into tensors."""
-
-    def __init__(self, sampler: Sampler, cache: LatentCache, template_ids: torch.Tensor) -> None:
-        self.sampler, self.cache, self.template_ids = sampler, cache, template_ids
-
-    def encode(self, numbers: range) -> int:
-        """Make sure that the pictures of ``numbers``, the samples of all ranks, are in the cache; all ranks call this.
-
-        Returns:
-            How many pictures had to be encoded.
-        """
-        return 0 if self.cache.complete else self.cache.need(map(self.sampler.shown, numbers))
-
-    def __call__(self, numbers: range) -> tuple[list[Draw], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Draws, latents [b, c, h, w], noise [b, c, h, w], timesteps [b], token ids [b, tokens]."""
-        draws = [self.sampler(n) for n in numbers]
-        latents = torch.stack([self.cache.sample(d.picture, d.mirrored, d.latent_noise) for d in draws])
-        noise = torch.stack([d.noise for d in draws])
-        return (
-            draws,
-            latents,
-            noise,
-            torch.tensor([d.timestep for d in draws]),
-            self.template_ids[[d.template for d in draws]],
-        )
-
-
-def _refuse_not_finite(losses: torch.Tensor, draws: list[Draw], step: int, rank: int, pictures: list[Path]) -> None:
-    for value, draw in zip(losses.tolist(), draws, strict=True):
-        if not math.isfinite(value):
-            raise TrainingFailed(
-                f"the loss is {value} at step {step}, rank {rank}, picture {pictures[draw.picture].name}, "
-                f"timestep {draw.timestep}; the last checkpoint is untouched; "
-                f'try a lower learning_rate or mixed_precision "no"'
-            )
-
-
 def train(job: Job) -> dict[str, Any]:
-    """Run the job on this rank; every rank calls this. Returns what ``finished.json`` says.
+    """Run the job on this rank; every rank calls this.
+
+    Returns:
+        The content of ``finished.json``.
 
     Raises:
         BadInput: the job cannot be done; nothing was written.
-        TrainingFailed: the loss is not a number any more.
-        Stopped: someone asked for it, see :attr:`sdtune.launch.run_folder.Run.stop`; a checkpoint was written.
+        TrainingFailed: a loss or a gradient is not finite.
+        Stopped: a stop was requested, see :attr:`sdtune.launch.run_folder.Run.stop`; a checkpoint was written.
     """
     begun = time.perf_counter()
     accelerator = start_accelerator(job)
-    rank, world_size, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    t, d, v, run = job.training, job.data, job.validation, Run(job.run_dir)
+    identity = check_on_all_ranks(job, accelerator.process_index, accelerator.num_processes)
+    networks = family_of(job.model.path).load(job)
+    method = method_of(job)(job, networks)
+    return Trainer(job, accelerator, networks, method, identity, begun).fit()
 
-    who = check_together(job, rank, world_size)
-    pictures = list_pictures(d.path)
-    cache = LatentCache(
-        job.model.path,
-        pictures,
-        d.resolution,
-        d.center_crop,
-        rank=rank,
-        world_size=world_size,
-        sum_over_ranks=lambda x: accelerator.reduce(x, "sum"),
-    )
-    frozen = load_frozen(job)
-    rows: nn.Parameter = frozen.embedding.rows
-    start = rows.detach().clone()
-    templates = caption_templates(d.learnable_property, d.templates_file)
-    word = expand_placeholder(d.placeholder_token, d.placeholder_token, d.num_vectors)
-    sampler = Sampler(job.seed, len(pictures), len(templates), frozen.scheduler.config.num_train_timesteps, cache.shape)
-    batches = Batches(sampler, cache, frozen.token_ids([template.format(word) for template in templates]))
 
-    global_batch = world_size * t.train_batch_size * t.gradient_accumulation_steps
-    rate = t.learning_rate * (global_batch if t.scale_lr else 1)
-    optimizer = torch.optim.AdamW(
-        [rows], lr=rate, betas=(t.adam_beta1, t.adam_beta2), weight_decay=t.adam_weight_decay, eps=t.adam_epsilon
-    )
-    schedule = get_scheduler(
-        t.lr_scheduler, optimizer, num_warmup_steps=t.lr_warmup_steps, num_training_steps=t.max_train_steps
-    )
-    progress = Progress()
-    if (which := t.resume_from_checkpoint) is not None:
-        found = of_first_rank(rank, lambda: find_checkpoint(run.checkpoints, which, who, reshard=t.resume_reshard))
-        if found is not None:
-            progress = restore(found, rows, optimizer, schedule)
-            if found.resharded and is_main:
-                warnings.warn(found.resharded, stacklevel=2)
-        if progress.step > t.max_train_steps:
-            raise BadInput(
-                f"training.max_train_steps: {t.max_train_steps} is less than the checkpoint's {progress.step} steps"
-            )
+class Trainer:
+    """Trains with one method on one model. All ranks have one, and call the same methods in the same order.
 
-    if is_main:  # from here on the run folder is written to
-        run.clear(keep_progress=t.resume_from_checkpoint is not None)
-    accelerator.wait_for_everyone()
-    metrics = Metrics(run.metrics, progress.step, accelerator) if is_main else None
-    hosts = describe_hosts(rank, world_size)
-    if metrics is not None:
-        save_thumbnails(pictures, run.concept)
-        metrics.write(
-            "resume" if progress.step else "start",
-            **({"step": progress.step} if progress.step else {}),
-            run_name=job.run_name,
-            revision=revision(),
-            world_size=world_size,
-            global_batch=global_batch,
-            software_stack=job.software_stack,
-            backend=t.backend if world_size > 1 else None,
-            attention=t.attention,
-            convolution=convolution_of(job),
-            seed=job.seed,
-            mixed_precision=t.mixed_precision,
-            pictures=len(pictures),
-            start_s=time.perf_counter() - begun,
-            **describe_host(),
-            hosts=hosts,
-            job=to_mapping(job),
+    Attributes:
+        parameters: all learned parameters, by name.
+        progress: how far the run is.
+        global_batch: samples of an optimizer step, over all ranks and micro-steps.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        accelerator: Accelerator,
+        networks: Networks,
+        method: Method,
+        identity: Mapping[str, Any],
+        begun: float,
+    ) -> None:
+        """Prepare data, optimizer and schedule; nothing is written yet.
+
+        Args:
+            job: checked on all ranks.
+            accelerator: from :func:`sdtune.training.distributed.start_accelerator`.
+            networks: the frozen networks, to which ``method`` has added its parameters.
+            method: the fine-tuning method.
+            identity: of the run, for its checkpoints.
+            begun: :func:`time.perf_counter` when the run began.
+        """
+        self._job, self._accelerator, self._networks, self._method = job, accelerator, networks, method
+        self._identity, self._begun, self._run = identity, begun, Run(job.run_dir)
+        self._is_main, self._world_size = accelerator.is_main_process, accelerator.num_processes
+        settings = job.training
+        self._batches = Batches(job, networks, method, accelerator)
+        self._pictures = ValidationPictures(job, networks, method, accelerator)
+
+        self.parameters = {name: learned.parameter for name, learned in method.learned.items()}
+        self._initial = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.global_batch = self._world_size * settings.train_batch_size * settings.gradient_accumulation_steps
+        scale = self.global_batch if settings.scale_lr else 1
+        self._optimizer = make_optimizer(method.learned.values(), settings, scale)
+        self._schedule = make_schedule(self._optimizer, settings)
+
+        self.progress = Progress()
+        self._validator: Validator | None = None
+        self._stop_requested = self._stopped_early = False
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end; see :func:`train` for what it returns and raises."""
+        steps = self._job.training.max_train_steps
+        self.progress = resume(
+            self._job, self._identity, self.parameters, self._optimizer, self._schedule, self._accelerator
         )
-    times = RankTimes()
+        self._open_run()
+        self._validate_first()
+        reset_peak_rss()
+        hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
+        with tqdm(total=steps, initial=self.progress.step, disable=hidden, unit="step", smoothing=0.1) as bar:
+            while self.progress.step < steps and not self._stopped_early and not self._stop_requested:
+                loss = self.step()
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update()
+                self._validate_if_due()
+                self._draw_if_due()
+                self._checkpoint_if_due()
+        self._recorder.rank_times(self.progress.step)
+        if self._stop_requested and self.progress.step < steps and not self._stopped_early:
+            self._stop()
+        return self._finish()
 
-    validator: Validator | None = None
-    if v.steps > 0:
-        triples = make_triples(cache, v.triples, frozen.scheduler.config.num_train_timesteps)
-        validator = Validator(frozen, triples, templates[0], t.train_batch_size, accelerator)
-        validator.start(word, start, v.reference_caption)
+    def step(self) -> float:
+        """One optimizer step, on one global batch.
 
-    def validate() -> None:
-        if validator is None:
-            return
-        loss, share = validator.measure(word), validator.gap_closed
-        progress.validated(loss, v.early_stopping_min_delta)
-        if metrics is not None:
-            metrics.write("validation", step=progress.step, loss=loss, gap_closed=share)
-            closed = "" if share is None else f", {100 * share:.0f} % of the gap to the reference caption"
-            tqdm.write(f"step {progress.step}: validation loss {loss:.5f}{closed}")
-        accelerator.wait_for_everyone()
-
-    def gather_times() -> None:
-        if times.steps > 0:
-            found = times.gather(accelerator)
-            if metrics is not None:
-                metrics.write("ranks", step=progress.step, **found)
-
-    drawn_steps: set[int] = set()
-
-    def draw_prompt() -> None:
-        if v.prompt is None or progress.step in drawn_steps:
-            return
-        drawn_steps.add(progress.step)
-        mine = draw_validation(job, frozen, seeds_of_rank(v.num_images, rank, world_size))
-        drawn = gather_object(mine)
-        if is_main:
-            save_validation(run.validation, progress.step, drawn)
-
-    if progress.step == 0:
-        validate()
-        draw_prompt()
-    elif validator is not None:
-        validator.measure(word)
-
-    bar = tqdm(
-        total=t.max_train_steps, initial=progress.step, disable=None if is_main else True, unit="step", smoothing=0.1
-    )
-    reset_peak_rss()
-    stopped_early = asked_to_stop = False
-    while progress.step < t.max_train_steps and not stopped_early and not asked_to_stop:
+        Returns:
+            The mean loss over all ranks.
+        """
+        encoded, encode_s = self._encode_pictures()
         began = time.perf_counter()
-        encoded = batches.encode(range(progress.samples, progress.samples + global_batch))
+        loss, forward_s, backward_s = self._forward_backward()
+        computed = time.perf_counter()
+        loss, sync_bytes = self._exchange(loss)
+        sync_s = time.perf_counter() - computed
+        lr = self._update_parameters()
+        self._recorder.step(
+            self.progress.step,
+            loss=loss,
+            lr=lr,
+            global_batch=self.global_batch,
+            step_s=time.perf_counter() - began,
+            forward_s=forward_s,
+            backward_s=backward_s,
+            sync_s=sync_s,
+            sync_bytes=sync_bytes,
+            encoded=encoded,
+            encode_s=encode_s,
+        )
+        return loss
+
+    # --- the parts of a step, in their order -------------------------------------------------------------------------
+
+    def _encode_pictures(self) -> tuple[int, float]:
+        """Encode pictures that the global batch shows for the first time. Returns how many, and the seconds."""
+        began = time.perf_counter()
+        encoded = self._batches.encode(range(self.progress.samples, self.progress.samples + self.global_batch))
         encode_s = time.perf_counter() - began
-        if encoded and cache.complete:
-            reset_peak_rss()  # of interest is what every further step needs
+        if encoded and self._batches.cache.complete:
+            reset_peak_rss()  # report the memory that all further steps need, without the VAE
+        return encoded, encode_s
 
-        began = time.perf_counter()
+    def _forward_backward(self) -> tuple[float, float, float]:
+        """Accumulate gradients over this rank's micro-steps.
+
+        Returns:
+            This rank's mean loss, and the seconds of all forward and of all backward passes.
+        """
+        settings, rank = self._job.training, self._accelerator.process_index
         loss = forward_s = backward_s = 0.0
-        for micro in range(t.gradient_accumulation_steps):
-            numbers = sample_numbers(progress.samples, micro, rank, batch=t.train_batch_size, world_size=world_size)
-            draws, latents, noise, timesteps, ids = batches(numbers)
+        for micro in range(settings.gradient_accumulation_steps):
+            numbers = sample_numbers(
+                self.progress.samples, micro, rank, batch=settings.train_batch_size, world_size=self._world_size
+            )
+            samples = self._batches.samples(numbers)
+            batch = self._batches.make(samples)
+            began = time.perf_counter()
+            losses = self._networks.denoising_losses(batch, settings.snr_gamma)
+            check_losses(losses, samples, self._batches.pictures, f"step {self.progress.step + 1}, rank {rank}")
             forward = time.perf_counter()
-            losses = denoising_losses(frozen, latents, noise, timesteps, ids, t.snr_gamma)
-            _refuse_not_finite(losses, draws, progress.step + 1, rank, pictures)
-            backward = time.perf_counter()
-            micro_loss = losses.mean() / t.gradient_accumulation_steps
+            micro_loss = losses.mean() / settings.gradient_accumulation_steps
             micro_loss.backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.item()
-            forward_s, backward_s = forward_s + backward - forward, backward_s + time.perf_counter() - backward
+            forward_s, backward_s = forward_s + forward - began, backward_s + time.perf_counter() - forward
+        return loss, forward_s, backward_s
 
-        synced = time.perf_counter()
-        asked_to_stop = is_main and run.stop.exists()
-        assert rows.grad is not None
-        if world_size > 1:  # one more number goes along: all ranks stop after the same step, without another exchange
-            flag = rows.grad.new_tensor([float(asked_to_stop)])
-            mean = accelerator.reduce(torch.cat([rows.grad.flatten(), flag]), "mean")
-            rows.grad, asked_to_stop = mean[:-1].view_as(rows), mean[-1].item() > 0
-        sync_s = time.perf_counter() - synced
-        if not bool(rows.grad.isfinite().all()):
-            raise TrainingFailed(
-                f"the gradient is not finite at step {progress.step + 1}; see the other ranks' messages"
+    def _exchange(self, loss: float) -> tuple[float, int]:
+        """Average gradients and loss over all ranks, and find out whether rank 0 was asked to stop.
+
+        Returns:
+            The mean loss, and the bytes that were all-reduced.
+        """
+        stop = self._is_main and self._run.stop.exists()
+        exchanged = exchange(self.parameters.values(), loss, stop, self._accelerator)
+        self._stop_requested = exchanged.stop
+        return exchanged.loss, exchanged.bytes
+
+    def _update_parameters(self) -> float:
+        """Optimizer and schedule step. Returns the learning rate that was used, of the first parameter group."""
+        check_gradients(self.parameters.values(), self.progress.step + 1)
+        lr: float = self._optimizer.param_groups[0]["lr"]
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.samples += self.global_batch
+        return lr
+
+    # --- before, between and after the steps -------------------------------------------------------------------------
+
+    def _open_run(self) -> None:
+        """Remove an earlier run's results, and record what runs where. Nothing was written before."""
+        if self._is_main:
+            self._run.clear(keep_progress=self._job.training.resume_from_checkpoint is not None)
+        self._accelerator.wait_for_everyone()
+        pictures = self._batches.pictures
+        if self._is_main:
+            save_thumbnails(pictures, self._run.concept)
+        self._recorder = Recorder(self._run, self._accelerator, self.progress.step)
+        self._recorder.start(
+            self._job, self._networks, global_batch=self.global_batch, pictures=len(pictures), begun=self._begun
+        )
+
+    def _validate_first(self) -> None:
+        """Measure the baseline. A new run also records its first validation and draws its first pictures."""
+        settings = self._job.validation
+        if settings.steps > 0:
+            triples = make_triples(self._batches.cache, settings.triples, self._networks.num_timesteps)
+            batch_size = self._job.training.train_batch_size
+            self._validator = Validator(self._networks, self._method, triples, batch_size, self._accelerator)
+            self._validator.measure_baseline(self.parameters, self._initial, settings.reference_caption)
+        if self.progress.step == 0:
+            self._validate()
+            self._pictures.draw(0)
+        elif self._validator is not None:
+            self._validator.measure()  # a run that resumes after its last step reports this loss
+
+    def _validate_if_due(self) -> None:
+        settings, step = self._job.validation, self.progress.step
+        if self._validator is None or (step % settings.steps and step != self._job.training.max_train_steps):
+            return
+        self._recorder.rank_times(step)
+        self._validate()
+        self._stopped_early = 0 < settings.early_stopping_patience <= self.progress.stale
+
+    def _validate(self) -> None:
+        """Measure the learned concept and record the result."""
+        if self._validator is None:
+            return
+        loss = self._validator.measure()
+        self.progress.validated(loss, self._job.validation.early_stopping_min_delta)
+        self._recorder.validation(self.progress.step, loss, self._validator.gap_closed)
+        self._accelerator.wait_for_everyone()
+
+    def _draw_if_due(self) -> None:
+        steps = self._job.validation.prompt_steps
+        if steps and self.progress.step % steps == 0:
+            self._pictures.draw(self.progress.step)
+
+    def _checkpoint_if_due(self) -> None:
+        settings = self._job.training
+        due = settings.checkpointing_steps and self.progress.step % settings.checkpointing_steps == 0
+        if self._is_main and (due or self._stop_requested):
+            save_checkpoint(
+                self._run.checkpoints,
+                self.progress,
+                self.parameters,
+                self._optimizer,
+                self._schedule,
+                self._identity,
+                settings.checkpoints_total_limit,
             )
 
-        lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        step_s = time.perf_counter() - began
-        times.add(step_s - sync_s, sync_s)
-        progress.step += 1
-        progress.samples += global_batch
-        if metrics is not None:
-            metrics.write(
-                "step",
-                step=progress.step,
-                loss=loss,
-                lr=lr,
-                step_s=step_s,
-                images_per_s=global_batch / step_s,
-                forward_s=forward_s,
-                backward_s=backward_s,
-                sync_s=sync_s,
-                sync_bytes=rows.nbytes + rows.itemsize if world_size > 1 else 0,
-                world_size=world_size,
-                encoded=encoded,
-                encode_s=encode_s,
-            )
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update()
-        if validator is not None and (progress.step % v.steps == 0 or progress.step == t.max_train_steps):
-            gather_times()
-            validate()
-            stopped_early = 0 < v.early_stopping_patience <= progress.stale
-        if v.prompt_steps and progress.step % v.prompt_steps == 0:
-            draw_prompt()
-        due = t.checkpointing_steps and progress.step % t.checkpointing_steps == 0
-        if is_main and (due or asked_to_stop):
-            save_checkpoint(run.checkpoints, progress, rows, optimizer, schedule, who, t.checkpoints_total_limit)
+    def _stop(self) -> None:
+        """End an unfinished run on request; its checkpoint was written after the last step."""
+        self._recorder.stopped(self.progress.step)
+        self._recorder.close()
+        if self._is_main:
+            self._run.stop.unlink(missing_ok=True)
+        self._accelerator.wait_for_everyone()
+        self._accelerator.end_training()
+        raise Stopped(f"stopped on request after step {self.progress.step}, for which there is a checkpoint")
 
-    bar.close()
-    gather_times()
-    if asked_to_stop and progress.step < t.max_train_steps and not stopped_early:
-        if metrics is not None:
-            metrics.write("stopped", step=progress.step)
-            metrics.close()
-            run.stop.unlink(missing_ok=True)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
-        raise Stopped(f"stopped on request after step {progress.step}, for which there is a checkpoint")
-    draw_prompt()
-    if is_main and stopped_early:
-        print(f"stopped at step {progress.step}: {progress.stale} validations in a row brought nothing")
-    facts: dict[str, Any] = {
-        "run_name": job.run_name,
-        "steps": progress.step,
-        "stopped_early": stopped_early,
-        "world_size": world_size,
-        "resolution": d.resolution,
-        "seconds": time.perf_counter() - begun,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "validation_loss": validator.latest if validator else None,
-        "initializer_loss": validator.baseline if validator else None,
-        "reference_loss": validator.reference if validator else None,
-    }
-    if metrics is not None:
-        metrics.close()
-        save_rows(run.learned, d.placeholder_token, rows)
-        if t.save_as_full_pipeline:
-            save_full_pipeline(Path(job.model.path), run.pipeline, d.placeholder_token, rows)
-        run.finish(facts)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return facts
+    def _finish(self) -> dict[str, Any]:
+        """Draw the last pictures and write the results. Returns the content of ``finished.json``."""
+        step, validator = self.progress.step, self._validator
+        self._pictures.draw(step)
+        if self._is_main and self._stopped_early:
+            print(f"stopped early at step {step}: {self.progress.stale} consecutive validations without improvement")
+        facts: dict[str, Any] = {
+            "run_name": self._job.run_name,
+            "steps": step,
+            "stopped_early": self._stopped_early,
+            "world_size": self._world_size,
+            "resolution": self._job.data.resolution,
+            "seconds": time.perf_counter() - self._begun,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "validation_loss": validator.latest if validator else None,
+            "initializer_loss": validator.baseline if validator else None,
+            "reference_loss": validator.reference if validator else None,
+        }
+        self._recorder.close()
+        if self._is_main:
+            self._method.save(self._run)
+            if self._job.training.save_as_full_pipeline:
+                self._method.save_pipeline(Path(self._job.model.path), self._run.pipeline)
+            self._run.finish(facts)
+        self._accelerator.wait_for_everyone()
+        self._accelerator.end_training()
+        return facts

@@ -1,102 +1,121 @@
-"""A loss that can be compared: over fixed (picture, timestep, noise) triples.
+"""A validation loss that is comparable: over fixed (picture, timestep, noise) triples.
 
-The loss of a training step says little, since the timestep that was drawn dominates it. The triples here depend on
-nothing but their number, so that the figure compares between steps, seeds and runs over the same pictures and model.
+The loss of a training step depends mostly on its random timestep. The triples depend on nothing but their number, so
+the validation loss is comparable between steps, seeds and runs with the same pictures and model.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from sdtune.data.latents import LatentCache
-from sdtune.models.sd import Frozen, denoising_losses
+from sdtune.methods.method import Method
+from sdtune.models.family import Batch, Networks
 
 
 @dataclass(frozen=True)
 class Triples:
-    """n triples: latents and noise float32 [n, c, h, w], timesteps int64 [n]."""
+    """n triples."""
 
     latents: torch.Tensor
+    """float32 [n, c, h, w]."""
     noise: torch.Tensor
+    """float32 [n, c, h, w]."""
     timesteps: torch.Tensor
+    """int64 [n]."""
 
 
 def make_triples(cache: LatentCache, count: int, timesteps: int) -> Triples:
-    """``count`` triples: the pictures in turn, timesteps spread evenly over the schedule, noise of a fixed seed.
+    """Make ``count`` triples: the pictures in turn, timesteps evenly spaced over the schedule, noise of a fixed seed.
 
-    Every rank calls this, since pictures that are not in the cache yet are encoded.
+    Every rank calls this, because missing pictures are encoded.
     """
-    cache.need((k, False) for k in range(min(count, cache.count)))
+    cache.encode((k, False) for k in range(min(count, cache.count)))
     rng = np.random.Generator(np.random.Philox(key=[0, 3]))
     noise = torch.from_numpy(rng.standard_normal((count, *cache.shape), dtype=np.float32))
     latents = torch.stack([cache.mean(k % cache.count) for k in range(count)])
-    spread = ((torch.arange(count) + 0.5) / count * timesteps).long()
-    return Triples(latents, noise, spread)
+    spaced = ((torch.arange(count) + 0.5) / count * timesteps).long()
+    return Triples(latents, noise, spaced)
 
 
 @torch.no_grad()
-def validate(frozen: Frozen, triples: Triples, ids: torch.Tensor, batch: int, accelerator: Accelerator) -> float:
-    """Mean loss over all triples with the caption ``ids`` [1, tokens]; ranks share the work and get the same figure."""
+def validate(networks: Networks, triples: Triples, caption: str, batch_size: int, accelerator: Accelerator) -> float:
+    """Mean loss over all triples with one caption. Ranks divide the triples and return the same value."""
     share = torch.arange(len(triples.timesteps))[accelerator.process_index :: accelerator.num_processes]
     total = torch.zeros(2, dtype=torch.float64)
-    for part in torch.split(share, batch) if len(share) else ():
-        losses = denoising_losses(
-            frozen, triples.latents[part], triples.noise[part], triples.timesteps[part], ids.expand(len(part), -1)
+    for part in torch.split(share, batch_size) if len(share) else ():
+        batch = Batch(
+            latents=triples.latents[part],
+            noise=triples.noise[part],
+            timesteps=triples.timesteps[part],
+            captions=[caption] * len(part),
         )
+        losses = networks.denoising_losses(batch)
         total += torch.tensor([losses.double().sum(), len(part)], dtype=torch.float64)
     total = accelerator.reduce(total, "sum")
     return float(total[0] / total[1])
 
 
 def share_of_gap(baseline: float, reference: float | None, now: float) -> float | None:
-    """How much of the way from the initializer's loss to the reference caption's is done; None without a way."""
+    """How much of the gap between the initial loss and the reference caption's is closed; None if there is no gap."""
     if reference is None or baseline <= reference:
         return None
     return (baseline - now) / (baseline - reference)
 
 
 class Validator:
-    """Measures the word that is being learned, against the word it started from and the best caption of its user.
+    """Measures the learned concept, and compares it with its initial state and with the user's reference caption.
 
     Attributes:
-        baseline: loss of the initializer, before any step.
+        baseline: loss with the initial parameters, before any step.
         reference: loss of the reference caption, or None.
-        latest: loss of the word when it was last measured, or None.
+        latest: loss at the last measurement, or None.
     """
 
-    def __init__(self, frozen: Frozen, triples: Triples, template: str, batch: int, accelerator: Accelerator) -> None:
-        """``template`` is the one sentence, with ``{}``, that every measurement uses; ``batch`` samples at a time."""
-        self._frozen, self._triples, self._template = frozen, triples, template
-        self._batch, self._accelerator = batch, accelerator
+    def __init__(
+        self, networks: Networks, method: Method, triples: Triples, batch_size: int, accelerator: Accelerator
+    ) -> None:
+        """Every measurement takes ``batch_size`` samples at a time."""
+        self._networks, self._method, self._triples = networks, method, triples
+        self._batch_size, self._accelerator = batch_size, accelerator
         self.baseline = math.nan
         self.reference: float | None = None
         self.latest: float | None = None
 
-    def loss_of(self, noun: str) -> float:
-        """Mean loss with ``noun`` in the sentence; the same on every rank."""
-        ids = self._frozen.token_ids([self._template.format(noun)])
-        return validate(self._frozen, self._triples, ids, self._batch, self._accelerator)
+    def _loss_of(self, caption: str) -> float:
+        return validate(self._networks, self._triples, caption, self._batch_size, self._accelerator)
 
-    def measure(self, word: str) -> float:
-        """Measure the word as it is now."""
-        self.latest = self.loss_of(word)
+    def measure(self) -> float:
+        """Measure the parameters as they are now. Every rank calls this and gets the same value."""
+        self.latest = self._loss_of(self._method.validation_caption)
         return self.latest
 
     @property
     def gap_closed(self) -> float | None:
-        """Share of the gap between initializer and reference caption that the word has closed; 1 is all of it."""
+        """Share of the gap between initial loss and reference caption that is closed; 1 is all of it."""
         return None if self.latest is None else share_of_gap(self.baseline, self.reference, self.latest)
 
-    def start(self, word: str, start: torch.Tensor, caption: str | None) -> None:
-        """Measure the reference caption, and the word with its starting rows, whatever it has learned since."""
-        if caption is not None:
-            self.reference = self.loss_of(caption)
-        rows = self._frozen.embedding.rows
+    def measure_baseline(
+        self, parameters: Mapping[str, nn.Parameter], initial: Mapping[str, torch.Tensor], description: str | None
+    ) -> None:
+        """Measure the reference caption, and the initial parameters.
+
+        Args:
+            parameters: all learned parameters; they keep their values.
+            initial: their values before the first step of the run.
+            description: the user's reference caption, or None.
+        """
+        if description is not None:
+            self.reference = self._loss_of(self._method.reference_caption(description))
+        current = {name: p.detach().clone() for name, p in parameters.items()}
         with torch.no_grad():
-            now = rows.clone()
-            rows.copy_(start)
-            self.baseline = self.loss_of(word)
-            rows.copy_(now)
+            for name, parameter in parameters.items():
+                parameter.copy_(initial[name])
+            self.baseline = self._loss_of(self._method.validation_caption)
+            for name, parameter in parameters.items():
+                parameter.copy_(current[name])

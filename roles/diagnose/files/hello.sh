@@ -1,23 +1,23 @@
 # shellcheck shell=bash
-# Usage: bash -s SECONDS ENVIRONMENT PROGRAM NAME=HOST,HOST... , the environment in base64, the program with its arguments. Starts a rank of
-# it on each of the hosts, for one NAME after the other, and prints `NAME ok WHO` or `NAME wrong WHY`.
+# Usage: bash -s SECONDS ENVIRONMENT PROGRAM NAME=HOST,HOST... , with the environment in base64, and the program with its arguments. For
+# one NAME after the other, starts a rank of the program on each of its hosts, and prints `NAME ok RESULT` or `NAME wrong REASON`.
 set -uo pipefail
 seconds=$1
 read -ra program <<< "$3"
 # shellcheck source=/dev/null
 . <(base64 --decode <<< "$2")
-unset LD_PRELOAD # whether that is there is another question
-export LD_LIBRARY_PATH=$I_MPI_ROOT/lib # where a program that was not built with mpicc finds the fabric
+unset LD_PRELOAD # another check looks for those libraries
+export LD_LIBRARY_PATH=$I_MPI_ROOT/lib # for a program that was not built with mpicc
 shift 3
 
 for pair; do
     hosts=${pair#*=}
     commas=${hosts//[^,]/}
-    if said=$(timeout "$seconds" mpirun -hosts "$hosts" -n "$((${#commas} + 1))" -ppn 1 python "${program[@]}" 2>&1 < /dev/null); then
-        echo "${pair%%=*} ok $(grep --max-count=1 ' ranks' <<< "$said")"
+    if output=$(timeout "$seconds" mpirun -hosts "$hosts" -n "$((${#commas} + 1))" -ppn 1 python "${program[@]}" 2>&1 < /dev/null); then
+        echo "${pair%%=*} ok $(grep --max-count=1 ' ranks' <<< "$output")"
     else
         code=$?
-        ((code != 124)) || said+=" nothing for $seconds s"
-        echo "${pair%%=*} wrong $(grep . <<< "$said" | head --lines=1) ($code)"
+        ((code != 124)) || output+=" nothing for $seconds s"
+        echo "${pair%%=*} wrong $(grep . <<< "$output" | head --lines=1) ($code)"
     fi
 done

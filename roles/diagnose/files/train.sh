@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Usage: bash -s FOLDER CODE CACHE SECONDS JOB ENVIRONMENT ACCELERATE, the last three in base64. Trains in FOLDER, which is removed
-# afterwards. Prints the libraries that the training mapped, and its steps; on standard error, what it said.
+# afterwards. Prints the libraries that the training mapped, and the metrics of its steps; on standard error, the end of its log.
 set -euo pipefail
 folder=$1 code=$2 cache=$3 seconds=$4
 
@@ -11,7 +11,7 @@ cd "$folder"
 base64 --decode <<< "$5" > job.yaml
 base64 --decode <<< "$6" > env.sh
 base64 --decode <<< "$7" > accelerate.yaml
-# Weights that were converted already are used; what is converted now goes with the folder.
+# Weights that are converted already are used; what is converted now is removed with the folder.
 mkdir weights
 find "$cache" -maxdepth 1 -name '*.safetensors' -exec ln -s -t weights {} + 2> /dev/null || true
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Usage: bash -s MANIFEST LINE... , each `tree PATH` or `holder PATH`, which is added if there is no such path yet, with its parents that
-# are missing too; or `made LINE`, which is added as it is. Prints what it added; nothing is noted twice.
+# Usage: bash -s MANIFEST LINE... , each `tree PATH` or `holder PATH`, which is recorded if there is no such path yet, with those of its
+# parents that do not exist either; or `made LINE`, which is recorded as it is. Prints what it adds; nothing is recorded twice.
 set -euo pipefail
 manifest=$1
 shift

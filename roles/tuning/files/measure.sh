@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# Usage: bash -s RUN_FOLDER. Starts the run and prints, last, by how many MB it lowered the memory that the host has left: pages that
-# ranks share count once, as they do for the host.
+# Usage: bash -s RUN_FOLDER. Starts the run and prints, as the last line, by how many MB it lowered the host's available memory: pages that
+# ranks share count once.
 set -euo pipefail
-left() { awk '$1 == "MemAvailable:" {print $2}' /proc/meminfo; }
+available() { awk '$1 == "MemAvailable:" {print $2}' /proc/meminfo; }
 
-before=$(left)
+before=$(available)
 least=$before
 "$1/launch.sh" --overwrite < /dev/null &
 job=$!
 while kill -0 "$job" 2> /dev/null; do
-    now=$(left)
+    now=$(available)
     ((now >= least)) || least=$now
     sleep 0.2
 done

@@ -1,16 +1,16 @@
-/* Products of tiles on Intel's matrix unit (AMX). Included by attention.c. */
+/* Multiplication of tiles with Intel's matrix unit (AMX). Included by attention.c. */
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { FRESH, ADDED };
+enum { OVERWRITE, ACCUMULATE };
 
-/* 0 when the operating system lets this process use the unit's registers. */
-static int allow_products(void) {
+/* 0 when the Linux kernel lets this process use the unit's registers. */
+static int allow_matrix_unit(void) {
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 1 : 0;
 }
 
-static void begin_products(void) {
+static void begin_multiplications(void) {
     struct {
         uint8_t palette, start, none[14];
         uint16_t bytes[16];
@@ -20,11 +20,12 @@ static void begin_products(void) {
     _tile_loadconfig(&config);
 }
 
-static void end_products(void) { _tile_release(); }
+static void end_multiplications(void) { _tile_release(); }
 
-/* one or two tiles by one or two: tiles 0 1 / 2 3 += 4 / 5 times 6 7; the conditions are settled by the compiler */
-INLINE void few_tiles(int how, float *sums, int64_t next, int two_rows, int two_columns, left a, right b, int64_t steps) {
-    if (how == FRESH) {
+/* 1 or 2 tiles of A by 1 or 2 of B: tile registers 0 1 / 2 3 += 4 / 5 times 6 7; conditions are compile-time constants */
+INLINE void multiply_few_tiles(int how, float *sums, int64_t next, int two_rows, int two_columns, operand_a a, operand_b b,
+                               int64_t steps) {
+    if (how == OVERWRITE) {
         _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
     } else {
         _tile_loadd(0, sums, 64);
@@ -52,20 +53,20 @@ INLINE void few_tiles(int how, float *sums, int64_t next, int two_rows, int two_
     if (two_rows && two_columns) _tile_stored(3, sums + next + WORDS, 64);
 }
 
-/* sums [rows / 16][columns] tiles = (FRESH) or += (ADDED) a times b, over `length` numbers; whole tiles are written */
-INLINE void product(int how, float *sums, int64_t rows, int64_t columns, left a, right b, int64_t length) {
+/* sums [rows / 16][columns] tiles = (OVERWRITE) or += (ACCUMULATE) a times b, over `length` terms; writes whole tiles */
+INLINE void multiply(int how, float *sums, int64_t rows, int64_t columns, operand_a a, operand_b b, int64_t length) {
     const int64_t next = columns * WORDS, steps = (length + STEP - 1) / STEP;
     for (; rows > 0; rows -= 2 * TILE, sums += 2 * next, a.at += 2 * a.tile) {
         const int two_rows = rows > TILE;
-        right some = b;
+        operand_b some = b;
         int64_t t = 0;
         for (; t + 1 < columns; t += 2, some.at += 2 * b.tile) {
-            if (two_rows) few_tiles(how, sums + t * WORDS, next, 1, 1, a, some, steps);
-            else few_tiles(how, sums + t * WORDS, next, 0, 1, a, some, steps);
+            if (two_rows) multiply_few_tiles(how, sums + t * WORDS, next, 1, 1, a, some, steps);
+            else multiply_few_tiles(how, sums + t * WORDS, next, 0, 1, a, some, steps);
         }
         if (t < columns) {
-            if (two_rows) few_tiles(how, sums + t * WORDS, next, 1, 0, a, some, steps);
-            else few_tiles(how, sums + t * WORDS, next, 0, 0, a, some, steps);
+            if (two_rows) multiply_few_tiles(how, sums + t * WORDS, next, 1, 0, a, some, steps);
+            else multiply_few_tiles(how, sums + t * WORDS, next, 0, 0, a, some, steps);
         }
     }
 }

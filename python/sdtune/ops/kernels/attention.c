@@ -1,18 +1,19 @@
-/* Attention forwards and backwards in bf16 with sums in float32, on Intel's matrix unit (AMX) or with AVX-512's products of
-   bf16, as the compiler is told.
+/* Attention forward and backward in bf16 with sums in float32, with Intel's matrix unit (AMX) or with the bf16 instructions
+   of AVX-512; the target of the compiler decides.
 
-   softmax(scale * q k^T) v, as in FlashAttention (Dao et al., arXiv 2205.14135): no weights are kept, and the backward
-   pass makes them again from the logarithms of their sums. What is computed is S^T = k q^T, a column a query: then P^T and
-   dS^T are, as they are computed, what the next products take from the left (dV = P^T dO, dK = dS^T q), and with two rows
-   woven into one what they take from the right (O^T = v^T P^T, dQ^T = k^T dS^T). Nothing is ever transposed.
+   softmax(scale * q k^T) v, as in FlashAttention (Dao et al., arXiv 2205.14135): no weights are stored. The backward pass
+   recomputes them from the logarithms of their sums. The kernel computes S^T = k q^T, with one column for each query. So P^T
+   and dS^T have, as they are computed, the layout of operand A of the next matrix multiplications (dV = P^T dO,
+   dK = dS^T q). VNNI-packed, they have the layout of operand B (O^T = v^T P^T, dQ^T = k^T dS^T). Nothing is transposed.
 
-   q [batch, n, heads * d], k and v [batch, m, heads * d], bf16; so are the results. n, m, d: any but 0.
+   q [batch, n, heads * d], k and v [batch, m, heads * d], bf16; the results too. n, m, d: any but 0.
 
-   A tile is 16 rows of 64 bytes: 16 x 32 numbers of a left operand, 16 pairs x 16 of a right one, 16 x 16 sums. How tiles are
-   multiplied is all that the instruction sets differ in: amx.h, avx512.h.
+   A tile is 16 rows of 64 bytes: 16 x 32 bf16 of operand A, 16 pairs x 16 of operand B, 16 x 16 float32 sums. Operand B is
+   VNNI-packed: two consecutive rows are interleaved, one element of each in a 32-bit word. The instruction sets differ only
+   in how tiles are multiplied: amx.h, avx512.h.
 
-   Threads are those of the OpenMP that is loaded already, torch's; so they stay on the cores where they are pinned. The
-   result is the same to the bit for any number of them. */
+   The threads are those of the OpenMP that is loaded already, torch's; so they stay on the cores where they are pinned. The
+   result is the same bit for bit with any number of threads. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -35,12 +36,12 @@ typedef struct {
     float scale;
     int64_t threads;
     /* set by plan() */
-    int64_t first, groups;              /* of batch * heads, those that are done at a time */
-    int64_t steps, tiles;               /* of d: steps of a sum over d, tiles of a result */
-    int64_t block, n_pad, m_pad, parts; /* queries at a time; parts of the keys of a group */
+    int64_t first, groups;              /* (batch, head) pairs processed at a time: the first one, and how many */
+    int64_t steps, tiles;               /* along d: steps of a sum over d, tiles of a result */
+    int64_t block, n_pad, m_pad, parts; /* queries at a time; parts of a group's keys */
     size_t q_rows, q_tiles, k_rows, k_tiles, group_size, thread_size, part_size;
     char *memory, *thread_memory, *part_memory;
-    int64_t next, tickets; /* of the threads */
+    int64_t next, tickets; /* work counters that threads share */
 } call;
 
 static int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -59,16 +60,16 @@ static bf16 to_bf16(float x) {
     return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-/* What product() of the next file takes: where the tiles of an operand lie, in numbers (left: bf16, right: pairs of them). */
+/* Operands of multiply(): address and strides of their tiles, in elements (A: bf16, B: pairs of bf16). */
 typedef struct {
     const bf16 *at;
-    int64_t row, tile, step; /* to the next row, the next 16 rows, the next 32 numbers of a sum */
-} left;
+    int64_t row, tile, step; /* to the next row, the next 16 rows, the next 32 terms of a sum */
+} operand_a;
 
 typedef struct {
     const uint32_t *at;
-    int64_t tile, step; /* to the next 16 columns, the next 16 pairs of a sum */
-} right;
+    int64_t tile, step; /* to the next 16 columns, the next 16 pairs of terms */
+} operand_b;
 
 #ifdef __AMX_BF16__
 #include "amx.h"
@@ -76,7 +77,7 @@ typedef struct {
 #include "avx512.h"
 #endif
 
-/* 2^x to 3 parts in a million: a polynomial between whole powers; x below about -150 gives 0 */
+/* 2^x with a relative error of 3e-6: a polynomial between integers; x below about -150 gives 0 */
 static inline __m512 power_of_2(__m512 x) {
     const __m512 whole = _mm512_roundscale_ps(x, 8), part = _mm512_sub_ps(x, whole);
     __m512 y = _mm512_set1_ps(9.5701e-3f);
@@ -87,20 +88,20 @@ static inline __m512 power_of_2(__m512 x) {
     return _mm512_scalef_ps(y, whole);
 }
 
-/* two rows of 16, one number of each a word */
-static inline __m512i woven(__m256i above, __m256i below) {
+/* two rows of 16, interleaved: one element of each in a 32-bit word */
+static inline __m512i vnni_pack(__m256i above, __m256i below) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(above), _mm512_slli_epi32(_mm512_cvtepu16_epi32(below), 16));
 }
 
-/* ---- operands: what a product takes, prepared once for all blocks of a group ---- */
+/* ---- operands of matrix multiplications, prepared once for all blocks of a group ---- */
 
-/* [count, d] of a group -> [padded, steps * 32], zeros around it */
+/* [count, d] of a group -> [padded, steps * 32], padded with zeros */
 static void copy_rows(const bf16 *x, int64_t stride, int64_t count, int64_t d, int64_t padded, int64_t steps, bf16 *out) {
     memset(out, 0, (size_t)(padded * steps * STEP) * sizeof *out);
     for (int64_t i = 0; i < count; i++) memcpy(out + i * steps * STEP, x + i * stride, (size_t)d * sizeof *out);
 }
 
-/* rows -> right operand of a sum over d: [padded / 16][steps] tiles */
+/* rows -> operand B of a sum over d: [padded / 16][steps] tiles */
 static void pack_for_sum_over_d(const bf16 *rows, int64_t padded, int64_t steps, uint32_t *out) {
     const uint32_t *words = (const uint32_t *)rows;
     for (int64_t i = 0; i < padded; i += TILE)
@@ -109,7 +110,7 @@ static void pack_for_sum_over_d(const bf16 *rows, int64_t padded, int64_t steps,
                 for (int64_t c = 0; c < TILE; c++) out[r * TILE + c] = words[((i + c) * steps + s) * TILE + r];
 }
 
-/* rows -> right operand of a sum over rows: [padded / 32][tiles] tiles */
+/* rows -> operand B of a sum over rows: [padded / 32][tiles] tiles */
 static void pack_for_sum_over_rows(const bf16 *rows, int64_t padded, int64_t steps, int64_t tiles, uint32_t *out) {
     const int64_t width = steps * STEP;
     for (int64_t i = 0; i < padded; i += STEP)
@@ -121,7 +122,7 @@ static void pack_for_sum_over_rows(const bf16 *rows, int64_t padded, int64_t ste
                 }
 }
 
-/* rows -> left operand, transposed, of a sum over rows, less that of the mean [tiles * 16]: [padded / 32][tiles] tiles */
+/* rows minus their mean [tiles * 16] -> operand A, transposed, of a sum over rows: [padded / 32][tiles] tiles */
 static void pack_transposed(const bf16 *rows, int64_t padded, int64_t steps, int64_t tiles, const float *mean, bf16 *out) {
     const int64_t width = steps * STEP;
     for (int64_t i = 0; i < padded; i += STEP)
@@ -138,12 +139,12 @@ static void mean_of_rows(const bf16 *rows, int64_t count, int64_t width, float *
     for (int64_t e = 0; e < width; e++) mean[e] /= (float)count;
 }
 
-/* Where things lie in the memory of a group. */
+/* Buffers in the memory of a group. */
 typedef struct {
     uint32_t *q_over_d, *d_out_over_d, *q_over_rows, *d_out_over_rows;
-    bf16 *k_rows, *v_rows, *transposed; /* k backwards, v forwards */
+    bf16 *k_rows, *v_rows, *transposed; /* k in the backward pass, v in the forward pass */
     float *mean, *log_sums, *deltas;
-    bf16 *rows; /* for packing */
+    bf16 *rows; /* scratch for packing */
 } group;
 
 static group group_of(const call *c, int64_t g) {
@@ -183,8 +184,8 @@ static void prepare(void *data) {
             pack_transposed(x.v_rows, c->m_pad, c->steps, c->tiles, x.mean, x.transposed);
             continue;
         }
-        /* A row of dS sums to 0, so keys may be taken about their mean in dQ = dS k. Keys far from 0, as trained networks have
-           them, would else multiply what rounding left of that 0. */
+        /* Each row of dS sums to 0, so subtracting the keys' mean does not change dQ = dS k. In trained networks keys are far
+           from 0, and would multiply the rounding error of that sum. */
         mean_of_rows(x.k_rows, c->m, c->steps * STEP, x.mean);
         pack_transposed(x.k_rows, c->m_pad, c->steps, c->tiles, x.mean, x.transposed);
         pack_for_sum_over_rows(x.rows, c->n_pad, c->steps, c->tiles, x.q_over_rows);
@@ -193,7 +194,7 @@ static void prepare(void *data) {
         pack_for_sum_over_d(x.rows, c->n_pad, c->steps, x.d_out_over_d);
         pack_for_sum_over_rows(x.rows, c->n_pad, c->steps, c->tiles, x.d_out_over_rows);
         for (int64_t i = 0; i < c->n_pad; i++) {
-            x.log_sums[i] = i < c->n ? c->log_sums[(c->first + g) * c->n + i] : 1e30f; /* weights of rows that are not there: 0 */
+            x.log_sums[i] = i < c->n ? c->log_sums[(c->first + g) * c->n + i] : 1e30f; /* padded rows get weight 0 */
             x.deltas[i] = 0.f;
             for (int64_t e = 0; i < c->n && e < c->d; e++)
                 x.deltas[i] += of_bf16(d_out[i * stride + e]) * of_bf16(out[i * stride + e]);
@@ -201,7 +202,7 @@ static void prepare(void *data) {
     }
 }
 
-/* ---- forwards ---- */
+/* ---- forward pass ---- */
 
 static void forward_blocks(void *data) {
     call *c = data;
@@ -211,51 +212,54 @@ static void forward_blocks(void *data) {
     float *sums = (float *)(weights + c->m_pad * TILE);                  /* [tiles][2] tiles */
     const int64_t stride = c->heads * c->d, blocks = up(c->n, 2 * TILE) / (2 * TILE), width = c->steps * STEP;
     const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
-    begin_products();
+    begin_multiplications();
     for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * blocks;) {
         const int64_t g = task / blocks, first = task % blocks * 2 * TILE;
         const group x = group_of(c, g);
-        const right q = {x.q_over_d + first * width / 2, TILE * width / 2, WORDS};
-        __m512 most[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
+        const operand_b q = {x.q_over_d + first * width / 2, TILE * width / 2, WORDS};
+        __m512 row_max[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
         for (int64_t j = 0; j < c->m_pad; j += 2 * TILE) {
             float *tile = logits + j * 2 * TILE;
-            product(FRESH, tile, 2 * TILE, 2, (left){x.k_rows + j * width, width, TILE * width, STEP}, q, c->d);
+            multiply(OVERWRITE, tile, 2 * TILE, 2, (operand_a){x.k_rows + j * width, width, TILE * width, STEP}, q, c->d);
             for (int64_t r = 0; r < 2 * TILE && j + r < c->m; r++)
                 for (int64_t y = 0; y < 2; y++)
-                    most[y] = _mm512_max_ps(most[y], _mm512_load_ps(tile + (r / TILE * 2 + y) * WORDS + r % TILE * TILE));
+                    row_max[y] = _mm512_max_ps(row_max[y], _mm512_load_ps(tile + (r / TILE * 2 + y) * WORDS + r % TILE * TILE));
         }
         __m512 sum[2];
         for (int64_t y = 0; y < 2; y++) {
             sum[y] = _mm512_setzero_ps();
-            most[y] = _mm512_mul_ps(most[y], factor);
+            row_max[y] = _mm512_mul_ps(row_max[y], factor);
             for (int64_t j = 0; j < c->m_pad; j += 2) {
                 __m256i pair[2];
                 for (int64_t u = 0; u < 2; u++) {
                     const float *at = logits + ((j + u) / TILE * 2 + y) * WORDS + (j + u) % TILE * TILE;
-                    __m512 p = power_of_2(_mm512_fmsub_ps(_mm512_load_ps(at), factor, most[y]));
+                    __m512 p = power_of_2(_mm512_fmsub_ps(_mm512_load_ps(at), factor, row_max[y]));
                     if (j + u >= c->m) p = _mm512_setzero_ps();
                     sum[y] = _mm512_add_ps(sum[y], p);
                     pair[u] = (__m256i)_mm512_cvtneps_pbh(p);
                 }
-                _mm512_store_si512(weights + (j / STEP * 2 + y) * WORDS + j % STEP / 2 * TILE, woven(pair[0], pair[1]));
+                _mm512_store_si512(weights + (j / STEP * 2 + y) * WORDS + j % STEP / 2 * TILE, vnni_pack(pair[0], pair[1]));
             }
         }
-        float most_of[2 * TILE], sum_of[2 * TILE];
-        for (int64_t y = 0; y < 2; y++) _mm512_storeu_ps(most_of + y * TILE, most[y]), _mm512_storeu_ps(sum_of + y * TILE, sum[y]);
+        float row_maxes[2 * TILE], row_sums[2 * TILE];
+        for (int64_t y = 0; y < 2; y++) {
+            _mm512_storeu_ps(row_maxes + y * TILE, row_max[y]);
+            _mm512_storeu_ps(row_sums + y * TILE, sum[y]);
+        }
         bf16 *out = c->result + (rows_of(c, c->q, c->n, g) - c->q);
-        const left v = {x.transposed, STEP, 2 * WORDS, c->tiles * 2 * WORDS};
-        product(FRESH, sums, c->d, 2, v, (right){weights, WORDS, 2 * WORDS}, c->m_pad);
+        const operand_a v = {x.transposed, STEP, 2 * WORDS, c->tiles * 2 * WORDS};
+        multiply(OVERWRITE, sums, c->d, 2, v, (operand_b){weights, WORDS, 2 * WORDS}, c->m_pad);
         for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
             for (int64_t e = 0; e < c->d; e++)
                 out[(first + i) * stride + e] =
-                    to_bf16(sums[(e / TILE * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE] / sum_of[i]);
+                    to_bf16(sums[(e / TILE * 2 + i / TILE) * WORDS + e % TILE * TILE + i % TILE] / row_sums[i]);
         for (int64_t i = 0; i < 2 * TILE && first + i < c->n; i++)
-            c->log_sums[(c->first + g) * c->n + first + i] = most_of[i] + log2f(sum_of[i]);
+            c->log_sums[(c->first + g) * c->n + first + i] = row_maxes[i] + log2f(row_sums[i]);
     }
-    end_products();
+    end_multiplications();
 }
 
-/* ---- backwards ---- */
+/* ---- backward pass ---- */
 
 static void write_rows(const float *sums, int64_t tiles, int64_t count, int64_t d, float scale, bf16 *out, int64_t stride) {
     for (int64_t i = 0; i < count; i++)
@@ -266,15 +270,15 @@ static void write_rows(const float *sums, int64_t tiles, int64_t count, int64_t 
 static void backward_parts(void *data) {
     call *c = data;
     char *mine = c->thread_memory + c->thread_size * (size_t)__atomic_fetch_add(&c->tickets, 1, __ATOMIC_RELAXED);
-    float *logits = (float *)mine, *products = logits + 4 * WORDS;     /* S^T and (dO v^T)^T of 32 x 32 */
-    uint32_t *d_logits_woven = (uint32_t *)(products + 4 * WORDS);     /* [KEYS / 32][block / 16] tiles */
-    bf16 *weights = (bf16 *)(d_logits_woven + KEYS / 2 * QUERIES);     /* P^T [KEYS, block] */
+    float *logits = (float *)mine, *d_weights = logits + 4 * WORDS;     /* S^T and (dO v^T)^T of 32 x 32 */
+    uint32_t *d_logits_packed = (uint32_t *)(d_weights + 4 * WORDS);     /* [KEYS / 32][block / 16] tiles */
+    bf16 *weights = (bf16 *)(d_logits_packed + KEYS / 2 * QUERIES);     /* P^T [KEYS, block] */
     bf16 *d_logits = weights + KEYS * QUERIES;                         /* dS^T [KEYS, block] */
     float *sums_v = (float *)(d_logits + KEYS * QUERIES);              /* [KEYS / 16][tiles] tiles */
     float *sums_k = sums_v + KEYS * c->tiles * TILE;
     const int64_t stride = c->heads * c->d, blocks = c->m_pad / KEYS, width = c->steps * STEP;
     const __m512 factor = _mm512_set1_ps(c->scale * LOG2E);
-    begin_products();
+    begin_multiplications();
     for (int64_t task; (task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->groups * c->parts;) {
         const int64_t g = task / c->parts, part = task % c->parts;
         const group x = group_of(c, g);
@@ -286,39 +290,43 @@ static void backward_parts(void *data) {
                 for (int64_t r0 = 0; r0 < KEYS; r0 += 2 * TILE)
                     for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE) {
                         const int64_t rows = (j + r0) * width, columns = (i + c0) * width / 2;
-                        const left k = {x.k_rows + rows, width, TILE * width, STEP}, v = {x.v_rows + rows, k.row, k.tile, k.step};
-                        const right q = {x.q_over_d + columns, TILE * width / 2, WORDS};
-                        product(FRESH, logits, 2 * TILE, 2, k, q, c->d);
-                        product(FRESH, products, 2 * TILE, 2, v, (right){x.d_out_over_d + columns, q.tile, q.step}, c->d);
+                        const operand_a k = {x.k_rows + rows, width, TILE * width, STEP};
+                        const operand_a v = {x.v_rows + rows, width, TILE * width, STEP};
+                        const operand_b q = {x.q_over_d + columns, TILE * width / 2, WORDS};
+                        multiply(OVERWRITE, logits, 2 * TILE, 2, k, q, c->d);
+                        const operand_b d_out = {x.d_out_over_d + columns, TILE * width / 2, WORDS};
+                        multiply(OVERWRITE, d_weights, 2 * TILE, 2, v, d_out, c->d);
                         for (int64_t y = 0; y < 2; y++) {
                             const __m512 log_sum = _mm512_loadu_ps(x.log_sums + i + c0 + y * TILE);
                             const __m512 delta = _mm512_loadu_ps(x.deltas + i + c0 + y * TILE);
-                            uint32_t *tile = d_logits_woven + (r0 / STEP * (c->block / TILE) + c0 / TILE + y) * WORDS;
+                            uint32_t *tile = d_logits_packed + (r0 / STEP * (c->block / TILE) + c0 / TILE + y) * WORDS;
                             for (int64_t r = 0; r < 2 * TILE; r += 2) {
                                 __m256i pair[2];
                                 for (int64_t u = 0; u < 2; u++) {
                                     const int64_t at = (r / TILE * 2 + y) * WORDS + (r + u) % TILE * TILE;
                                     const int64_t to = (r0 + r + u) * c->block + c0 + y * TILE;
-                                    const __m512 s = _mm512_load_ps(logits + at), z = _mm512_load_ps(products + at);
-                                    /* a key that is not there has logit 0, which may be far above all others */
+                                    const __m512 s = _mm512_load_ps(logits + at), z = _mm512_load_ps(d_weights + at);
+                                    /* a padded key has logit 0, which may be far above all others */
                                     const __m512 p = j + r0 + r + u < c->m ? power_of_2(_mm512_fmsub_ps(s, factor, log_sum))
                                                                            : _mm512_setzero_ps();
                                     pair[u] = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(p, _mm512_sub_ps(z, delta)));
                                     _mm256_store_si256((__m256i *)(weights + to), (__m256i)_mm512_cvtneps_pbh(p));
                                     _mm256_store_si256((__m256i *)(d_logits + to), pair[u]);
                                 }
-                                _mm512_store_si512(tile + r / 2 * TILE, woven(pair[0], pair[1]));
+                                _mm512_store_si512(tile + r / 2 * TILE, vnni_pack(pair[0], pair[1]));
                             }
                         }
                     }
-                const right d_out = {x.d_out_over_rows + i / 2 * c->tiles * TILE, WORDS, c->tiles * WORDS};
-                const right q = {x.q_over_rows + i / 2 * c->tiles * TILE, WORDS, c->tiles * WORDS};
-                product(ADDED, sums_v, KEYS, c->tiles, (left){weights, c->block, TILE * c->block, STEP}, d_out, c->block);
-                product(ADDED, sums_k, KEYS, c->tiles, (left){d_logits, c->block, TILE * c->block, STEP}, q, c->block);
-                const left k = {x.transposed + j * c->tiles * TILE, STEP, 2 * WORDS, c->tiles * 2 * WORDS};
+                const operand_b d_out = {x.d_out_over_rows + i / 2 * c->tiles * TILE, WORDS, c->tiles * WORDS};
+                const operand_b q = {x.q_over_rows + i / 2 * c->tiles * TILE, WORDS, c->tiles * WORDS};
+                const operand_a p = {weights, c->block, TILE * c->block, STEP};
+                const operand_a d_s = {d_logits, c->block, TILE * c->block, STEP};
+                multiply(ACCUMULATE, sums_v, KEYS, c->tiles, p, d_out, c->block);
+                multiply(ACCUMULATE, sums_k, KEYS, c->tiles, d_s, q, c->block);
+                const operand_a k = {x.transposed + j * c->tiles * TILE, STEP, 2 * WORDS, c->tiles * 2 * WORDS};
                 for (int64_t c0 = 0; c0 < c->block; c0 += 2 * TILE)
-                    product(ADDED, sums_q + (i + c0) * c->tiles * TILE, c->d, 2, k,
-                            (right){d_logits_woven + c0 * TILE, WORDS, c->block * TILE}, KEYS);
+                    multiply(ACCUMULATE, sums_q + (i + c0) * c->tiles * TILE, c->d, 2, k,
+                            (operand_b){d_logits_packed + c0 * TILE, WORDS, c->block * TILE}, KEYS);
             }
             const int64_t count = c->m - j < KEYS ? c->m - j : KEYS;
             const int64_t at = rows_of(c, c->k, c->m, g) - c->k + j * stride;
@@ -326,10 +334,10 @@ static void backward_parts(void *data) {
             write_rows(sums_k, c->tiles, count, c->d, c->scale, c->d_k + at, stride);
         }
     }
-    end_products();
+    end_multiplications();
 }
 
-/* The parts of dQ^T, added up and turned. */
+/* Add up the parts of dQ^T, and transpose them. */
 static void backward_queries(void *data) {
     call *c = data;
     const int64_t pairs = c->n_pad / (2 * TILE), size = 2 * c->tiles * WORDS;
@@ -348,7 +356,7 @@ static void backward_queries(void *data) {
     }
 }
 
-/* ---- doors ---- */
+/* ---- entry points ---- */
 
 static void run(call *c, void (*const *bodies)(void *)) {
     const int64_t all = c->batch * c->heads, at_a_time = c->groups;
@@ -364,7 +372,7 @@ static void run(call *c, void (*const *bodies)(void *)) {
 
 static int plan(call *c) {
     const int backward = c->d_out != NULL;
-    /* enough for all threads to have work, and no more: each takes some MB */
+    /* enough for all threads to have work, and no more: each group needs some MB */
     c->groups = c->batch * c->heads < c->threads ? c->batch * c->heads : c->threads;
     c->steps = up(c->d, STEP) / STEP, c->tiles = up(c->d, TILE) / TILE;
     c->block = up(c->n, 2 * TILE) < QUERIES ? up(c->n, 2 * TILE) : QUERIES;
@@ -377,7 +385,7 @@ static int plan(call *c) {
     if (backward) {
         c->group_size += c->q_rows + 2 * c->q_tiles + (size_t)c->n_pad * 2 * sizeof(float);
         c->thread_size = 8 * WORDS * 4 + KEYS * QUERIES * 6 + (size_t)(2 * KEYS * c->tiles * TILE) * 4;
-        /* the same for any number of threads, or sums would be rounded differently */
+        /* the same for any number of threads, so that sums are rounded alike */
         c->parts = c->m_pad / KEYS < PARTS ? c->m_pad / KEYS : PARTS;
         c->part_size = (size_t)(c->n_pad * c->tiles * TILE) * 4;
     } else {
@@ -392,10 +400,10 @@ static int plan(call *c) {
     return c->memory == NULL;
 }
 
-/* 0, or what the kernel answers to a process that asks for the unit's registers. */
-int sdtune_attention_allow(void) { return allow_products(); }
+/* 0, or 1 when the Linux kernel does not let this process use the registers of the matrix unit. */
+int sdtune_attention_allow(void) { return allow_matrix_unit(); }
 
-/* 0, or 1: no memory. */
+/* 0, or 1 when memory cannot be allocated. */
 int sdtune_attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, int64_t batch, int64_t heads, int64_t n,
                              int64_t m, int64_t d, float scale, int64_t threads, bf16 *out, float *log_sums) {
     call c = {.q = q, .k = k, .v = v, .result = out, .log_sums = log_sums, .batch = batch, .heads = heads, .n = n, .m = m,

@@ -1,11 +1,11 @@
-"""Compile the kernels; on the control node, before the code is copied to the hosts, which need no compiler.
+"""Compile the kernels on the control node, before the code is copied to the hosts. Hosts need no compiler.
 
     python build.py [--obstacle]
 
-Zig's C compiler, a Python package, cross-compiles: the libraries, one for each instruction set that has bf16, are for
-any x86-64 host with glibc 2.28 or newer, whatever the control node is. Prints the names of those that were made, and
-nothing where all were there; with --obstacle, prints what keeps it from making them, and makes none. Needs a Python 3.9
-and nothing of sdtune.
+Zig's C compiler, a Python package, cross-compiles. There is one library for each instruction set with bf16. They run on
+any x86-64 host with glibc 2.28 or newer, whatever the control node is. Prints the names of the libraries that were
+compiled, and nothing if all existed. With --obstacle, compiles nothing, and prints what prevents it from compiling.
+Needs Python 3.9 and nothing of sdtune.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FOLDER = Path(__file__).resolve().parent
 SOURCE = FOLDER / "attention.c"
 HEADERS = ["amx.h", "avx512.h"]
 PROCESSORS = {"AMX": "sapphirerapids", "AVX-512-BF16": "cooperlake"}
-"""The oldest that has an instruction set, by its name in sdtune.processor."""
+"""The oldest processor with an instruction set, by the set's name in sdtune.host.processor."""
 COMPILER = [sys.executable, "-m", "ziglang"]
 VERSION = "0.17.1"
-"""Of the compiler, as in requirements.txt."""
+"""Version of the compiler, as in requirements.txt."""
 FLAGS = ["-target", "x86_64-linux-gnu.2.28", "-O3", "-shared", "-fPIC", "-s", "-Wall", "-Wextra", "-Werror"]
 
 
@@ -33,13 +33,13 @@ def _flags(instructions: str) -> list[str]:
 
 
 def library(instructions: str) -> Path:
-    """Where the library for an instruction set belongs.
+    """Path of the library for an instruction set.
 
-    Its name tells of source and compiler, so that no other can be taken for it.
+    Its name holds a digest of the source, the compiler and its flags, so a library of another source has another name.
     """
     source = [SOURCE, *map(SOURCE.with_name, HEADERS)]
-    told = b"".join(file.read_bytes() for file in source) + " ".join([VERSION, *_flags(instructions)]).encode()
-    return FOLDER / f"attention-{instructions.lower()}-{hashlib.sha256(told).hexdigest()[:12]}.so"
+    digested = b"".join(file.read_bytes() for file in source) + " ".join([VERSION, *_flags(instructions)]).encode()
+    return FOLDER / f"attention-{instructions.lower()}-{hashlib.sha256(digested).hexdigest()[:12]}.so"
 
 
 def _compiler(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,28 +53,28 @@ def _wanted() -> dict[Path, str]:
 
 
 def obstacle() -> str:
-    """What is in the way of making what is not there yet, in a line; empty when nothing is."""
+    """What prevents the missing libraries from being compiled, in one line; empty if nothing does."""
     if all(made.exists() for made in _wanted()):
         return ""
     done = _compiler("version")
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"the compiler, ziglang, does not start: {said}"
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"the compiler, ziglang, does not start: {reason}"
     version = done.stdout.strip()
     return "" if version == VERSION else f"the compiler, ziglang, is {version}, not {VERSION}"
 
 
 def build() -> list[Path]:
-    """Compile what is not there yet; says what that was. Two at once do no harm.
+    """Compile the missing libraries, and return their paths. Two processes may do it at once.
 
     Raises:
-        SystemExit: there is no compiler, another one, or it refuses.
+        SystemExit: the compiler is missing, is another one, or fails.
     """
     if why := obstacle():
         sys.exit(f"error: {SOURCE.name} was not compiled: {why}; pip install -r requirements.txt brings it")
     wanted = _wanted()
     missing = [made for made in wanted if not made.exists()]
-    # caches of a compiler in the user's home would outlive what needs them
+    # the compiler's caches would stay in the user's home
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".build-") as scratch:
         caches = {f"ZIG_{name}_CACHE_DIR": scratch for name in ("GLOBAL", "LOCAL")}
         for made in missing:

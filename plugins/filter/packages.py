@@ -1,0 +1,108 @@
+"""Python packages: what hosts have, what lock files pin, which wheels of it are there, and where pip gets them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+_SHOWN = 5  # names in a message
+
+
+def normalized_pin(pin: str) -> str:
+    """``Name-of.it==1.0+cpu`` as ``name_of_it==1.0``: the spelling of wheels, without a local version."""
+    name, _, version = pin.partition("==")
+    return f"{re.sub('[-_.]+', '_', name.strip()).lower()}=={version.strip().lower().partition('+')[0]}"
+
+
+def missing_packages(wanted: Iterable[str], installed: Iterable[str]) -> list[str]:
+    """Those of ``wanted`` (``name==version``) that a list as of ``pip freeze`` lacks, as they were spelled."""
+    present = set(map(normalized_pin, installed))
+    return [pin for pin in wanted if normalized_pin(pin) not in present]
+
+
+def missing_wheels(wanted: Iterable[str], files: Iterable[str]) -> list[str]:
+    """Those of ``wanted`` (``name==version``) of which there is no wheel among ``files`` (names or paths)."""
+    parts = [PurePath(file).name.split("-") for file in files]
+    return missing_packages(wanted, [f"{part[0]}=={part[1]}" for part in parts if len(part) > 2])
+
+
+def fitting_wheels(files: Iterable[str], pin: str) -> list[str]:
+    """The wheels among ``files`` that are of a pinned package, whatever their local version."""
+    return [file for file in files if not missing_wheels([pin], [file])]
+
+
+def python_minor(text: str | None) -> str:
+    """``3.11`` of ``Python 3.11.2`` or of ``python=3.11.13``; empty where no version is named."""
+    found = re.search(r"^python *=* *([0-9]+\.[0-9]+)", text or "", re.IGNORECASE)
+    return found.group(1) if found else ""
+
+
+def conda_python(packages: Iterable[str]) -> str:
+    """Minor version of Python that a list of conda packages asks for; empty where it names none."""
+    return next(filter(None, map(python_minor, packages)), "")
+
+
+def pinned_version(lines: Sequence[str], name: str) -> str:
+    """Version that the lines of a lock file pin a package to; empty where they do not."""
+    wanted = normalized_pin(name).removesuffix("==")
+    pins = (line.partition("==") for line in lines if "==" in line)
+    return next((version.strip() for other, _, version in pins if normalized_pin(other) == f"{wanted}=="), "")
+
+
+def pip_index_args(url: str) -> list[str]:
+    """Arguments of pip for an index: none for its own, and plain HTTP has to be trusted by name."""
+    if not url:
+        return []
+    return ["--index-url", url, *(["--trusted-host", urlsplit(url).netloc] if url.startswith("http:") else [])]
+
+
+def torch_source(source: str, index: str) -> str:
+    """Where torch comes from, as a message says it.
+
+    Args:
+        source: ``python_env_source``.
+        index: The index that was chosen for torch; empty for pip's own.
+    """
+    if index:
+        return index
+    if source != "index":
+        return "the same place"
+    return (
+        "there too (the CPU index was not asked or gave no answer): a plain index serves a CUDA build of several GB; "
+        "set python_env_torch_index to an index of CPU builds if that is what happens"
+    )
+
+
+def package_differences(own: Iterable[str], reference: Iterable[str], reference_host: str) -> str:
+    """How the packages of a host differ from another's, for a message; empty where they do not."""
+    own, reference = set(own), set(reference)
+    if own == reference:
+        return ""
+    more, fewer = sorted(own - reference), sorted(reference - own)
+    has = ", ".join(more[:_SHOWN]) or "nothing"
+    lacks = ", ".join(fewer[:_SHOWN]) or "nothing"
+    return (
+        f"it has {has}{' and more' if len(more) > _SHOWN else ''} where {reference_host} has "
+        f"{lacks}{' and more' if len(fewer) > _SHOWN else ''}"
+    )
+
+
+class FilterModule:
+    """Filters for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """{name: function}."""
+        return {
+            "missing_packages": missing_packages,
+            "missing_wheels": missing_wheels,
+            "fitting_wheels": fitting_wheels,
+            "python_minor": python_minor,
+            "conda_python": conda_python,
+            "pinned_version": pinned_version,
+            "pip_index_args": pip_index_args,
+            "torch_source": torch_source,
+            "package_differences": package_differences,
+        }

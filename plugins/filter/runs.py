@@ -1,0 +1,62 @@
+"""What to do about a run, by what its folder tells, and what to tell of the pictures that were drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+# {role: (key of run_state.look, what a message calls it)}: what follows when the training of a run has finished.
+_AFTER_TRAINING = {
+    "training": ("collected", "results"),
+    "openvino_export": ("exported", "OpenVINO copy"),
+    "run_report": ("reported", "report"),
+}
+
+
+def roles_after_training(run_tags: Collection[str], skip_tags: Collection[str]) -> list[str]:
+    """The roles from the end of the training on that a call of train.yml with these tags plays."""
+    return [role for role in _AFTER_TRAINING if role not in skip_tags and ("all" in run_tags or role in run_tags)]
+
+
+def run_plan(seen: Mapping[str, Any], roles: Collection[str], overwrite: bool = False) -> dict[str, Any]:
+    """Whether train.yml starts a run or attaches to the one that is there.
+
+    It attaches where the run is going on, and where one that finished under its supervisor lacks what this call brings.
+
+    Args:
+        seen: What ``run_state.look`` says of the run.
+        roles: What ``roles_after_training`` says of the call.
+        overwrite: ``training_overwrite``: a finished run is done again.
+
+    Returns:
+        ``attach``; ``reason``: why, as a message says it after the run's name; ``left``: of a finished run that is
+        attached to, the roles whose work is missing.
+    """
+    if seen.get("supervised"):
+        reason = "is going on and is followed; the settings of this call do not apply to it"
+        return {"attach": True, "reason": reason, "left": []}
+    finished = seen.get("finished") and seen.get("state", {}).get("state") == "finished"
+    left = [role for role, (key, _) in _AFTER_TRAINING.items() if role in roles and not seen.get(key)]
+    if overwrite or not finished or not left:
+        return {"attach": False, "reason": "", "left": []}
+    missing = ", ".join(_AFTER_TRAINING[role][1] for role in left)
+    return {"attach": True, "reason": f"has finished, and this call brings what is missing: {missing}", "left": left}
+
+
+def drawing_summary(state: Mapping[str, Any]) -> str:
+    """How many pictures were drawn, by whom, and which hosts were lost; ``state`` as in drawing.json."""
+    hosts = ", ".join(f"{host}: {batches}" for host, batches in state["hosts"].items())
+    lost = "".join(f"; warning: {host} {why}" for host, why in state["lost"].items())
+    return f"{state['pictures']} pictures; batches drawn by {hosts}{lost}"
+
+
+class FilterModule:
+    """Filters for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """{name: function}."""
+        return {
+            "roles_after_training": roles_after_training,
+            "run_plan": run_plan,
+            "drawing_summary": drawing_summary,
+        }

@@ -1,0 +1,172 @@
+#!/usr/bin/python
+"""Ask a host several questions at once: its Python environment, libraries, and ssh to other hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: diagnose_host
+short_description: What works on a host, and what does not
+description:
+  - Answers what is asked, for the user that it runs as. Changes nothing. What is wrong is an answer, not a failure.
+  - Needs Python 3.9 and its standard library.
+options:
+  prefix:
+    description: Folder of the Python environment whose packages are listed.
+    type: path
+  modules:
+    description: Modules that the Python of O(prefix) has to import, by C(sdtune.host.check).
+    type: list
+    elements: str
+    default: []
+  libraries:
+    description: Files that have to be readable.
+    type: list
+    elements: path
+    default: []
+  logins:
+    description: Hosts that have to let this user in by ssh, with their addresses.
+    type: dict
+    default: {}
+author: sdtune
+"""
+
+EXAMPLES = r"""
+- name: Log in to both hosts from here
+  diagnose_host:
+    logins: {node1: 198.51.100.1, node2: 198.51.100.2}
+  register: __example_asked
+"""
+
+RETURN = r"""
+packages:
+  description: Packages of the environment, as C(name==version).
+  type: list
+  elements: str
+  returned: if asked
+packages_error:
+  description: Why they cannot be listed; else empty.
+  type: str
+  returned: if asked
+imports:
+  description: The modules that do not import, with the reason.
+  type: dict
+  returned: if asked
+imports_error:
+  description: Why that cannot be tried; else empty.
+  type: str
+  returned: if asked
+libraries:
+  description: The files that cannot be read.
+  type: list
+  elements: str
+  returned: always
+logins:
+  description: The hosts that do not let this user in, each with C(address) and C(reason), the last line of ssh.
+  type: dict
+  returned: always
+"""
+
+SSH = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]
+
+
+def last_line(text: str, otherwise: str = "") -> str:
+    """The last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
+
+
+def run(argv: list[str]) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of a command; without a code, why it cannot be started."""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        return None, "", f"{error.filename or argv[0]}: {error.strerror}"
+    return done.returncode, done.stdout, done.stderr
+
+
+def list_packages(prefix: str) -> dict[str, Any]:
+    """``packages`` and ``packages_error`` of the environment."""
+    code, out, err = run(
+        [f"{prefix}/bin/python", "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
+    )
+    if code != 0:
+        return {"packages": [], "packages_error": last_line(err, f"pip ended with code {code}")}
+    return {"packages": [line for line in out.splitlines() if "==" in line], "packages_error": ""}
+
+
+def try_imports(prefix: str, modules: list[str]) -> dict[str, Any]:
+    """``imports`` and ``imports_error`` of the environment."""
+    check = ["-P", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
+    code, out, err = run([f"{prefix}/bin/python", *check])
+    if code == 0:
+        return {"imports": {}, "imports_error": ""}
+    try:
+        failed = dict(json.loads(last_line(out))["failed"])
+    except (ValueError, KeyError, TypeError):
+        failed = {}
+    return {"imports": failed, "imports_error": "" if failed else last_line(err, f"it ended with code {code}")}
+
+
+def unreadable(paths: list[str]) -> list[str]:
+    """The paths that this user cannot read; a link counts as what it leads to."""
+    return [path for path in paths if not os.access(path, os.R_OK)]
+
+
+def failed_logins(addresses: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Log in to all hosts at the same time; address and reason of those that refuse."""
+    started = {
+        host: subprocess.Popen(
+            [*SSH, address, "true"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for host, address in addresses.items()
+    }
+    printed = {host: process.communicate()[0] for host, process in started.items()}
+    return {
+        host: {
+            "address": addresses[host],
+            "reason": last_line(printed[host], f"ssh ended with code {process.returncode}"),
+        }
+        for host, process in started.items()
+        if process.returncode != 0
+    }
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "prefix": {"type": "path"},
+            "modules": {"type": "list", "elements": "str", "default": []},
+            "libraries": {"type": "list", "elements": "path", "default": []},
+            "logins": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    asked = module.params
+    answer: dict[str, Any] = {"libraries": unreadable(asked["libraries"])}
+    if asked["prefix"]:
+        answer.update(list_packages(asked["prefix"]))
+        if asked["modules"]:
+            answer.update(try_imports(asked["prefix"], asked["modules"]))
+    try:
+        answer["logins"] = failed_logins(asked["logins"])
+    except OSError as error:
+        module.fail_json(msg=f"ssh cannot be started: {error}")
+    module.exit_json(changed=False, **answer)
+
+
+if __name__ == "__main__":
+    main()

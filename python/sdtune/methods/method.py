@@ -1,0 +1,70 @@
+"""The seam between training and fine-tuning methods: what training needs from a method.
+
+A new method is one new module that implements :class:`Method`, and one line in :mod:`sdtune.methods.registry`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from sdtune.data.samples import Sample
+from sdtune.launch.run_folder import Run
+from sdtune.models.family import Family, Networks
+from sdtune.settings import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A parameter that training changes."""
+
+    parameter: nn.Parameter
+    """In float32."""
+    learning_rate: float
+    """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
+
+
+class Method(ABC):
+    """A fine-tuning method, applied to the networks of one job."""
+
+    learned: Mapping[str, Learned]
+    """All parameters that training changes, by name. The order is the same on all ranks."""
+    num_captions: int
+    """How many captions a picture may be shown with; ``Sample.caption`` is less than this."""
+    validation_caption: str
+    """The caption that validation measures the learned concept with."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, job: Job, family: Family) -> None:
+        """Check the job's settings for this method, without loading networks.
+
+        Raises:
+            BadInput: names the setting that is wrong, with the remedy.
+        """
+
+    @abstractmethod
+    def __init__(self, job: Job, networks: Networks) -> None:
+        """Add the parameters to ``networks``, which still compute the same as before."""
+
+    @abstractmethod
+    def caption(self, sample: Sample) -> str:
+        """The caption of a training sample."""
+
+    @abstractmethod
+    def reference_caption(self, description: str) -> str:
+        """The caption that validation measures a user's ``description`` of the concept with, nothing learned."""
+
+    @abstractmethod
+    def expand_prompt(self, prompt: str) -> str:
+        """A user's prompt as the networks need it to show the learned concept."""
+
+    @abstractmethod
+    def save(self, run: Run) -> None:
+        """Write the learned parameters to the run folder, in the formats that other tools read."""
+
+    @abstractmethod
+    def save_pipeline(self, model: Path, target: Path) -> None:
+        """Write a copy of the pipeline ``model`` that contains the learned concept, completely or not at all."""

@@ -1,0 +1,134 @@
+"""The seam between training and base models: what training and methods need from a model family.
+
+A new family is one new module that implements :class:`Family` and :class:`Networks`, and one line in
+:mod:`sdtune.models.registry`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+
+from sdtune.errors import BadInput
+from sdtune.models.folder import check_model_folder, model_fingerprint, weight_files
+from sdtune.models.geometry import Geometry, read_geometry
+from sdtune.settings import Job
+
+ImageEncoder = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Pixels [b, 3, h, w] in [-1, 1] -> mean and log-variance of the VAE's posterior, each float32 [b, c, h, w]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples to denoise."""
+
+    latents: torch.Tensor
+    """float32 [b, c, h, w], multiplied by the VAE's scaling factor."""
+    noise: torch.Tensor
+    """float32 [b, c, h, w], standard normal."""
+    timesteps: torch.Tensor
+    """int64 [b]."""
+    captions: Sequence[str]
+    """One caption for each sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A text encoder of a pipeline, with its tokenizer. Methods may change both before the first caption is encoded."""
+
+    model: nn.Module
+    """Frozen, in evaluation mode."""
+    tokenizer: Any
+    """A tokenizer of transformers."""
+
+
+class Networks(ABC):
+    """The frozen networks of a base model, as :meth:`Family.load` loads them."""
+
+    geometry: Geometry
+    """Geometry of the VAE."""
+    num_timesteps: int
+    """Length of the noise schedule: timesteps are 0 to ``num_timesteps - 1``."""
+    text_encoders: Mapping[str, TextEncoder]
+    """By the name of the encoder's subfolder in the pipeline."""
+
+    @abstractmethod
+    def denoising_losses(self, batch: Batch, snr_gamma: float | None = None) -> torch.Tensor:
+        """Mean squared error of the prediction for each sample.
+
+        Args:
+            batch: b samples.
+            snr_gamma: gamma of min-SNR weights; None for no weights.
+
+        Returns:
+            float32 [b], with gradients to the parameters that a method has added.
+        """
+
+    @abstractmethod
+    def load_image_encoder(self) -> ImageEncoder:
+        """Load the VAE's encoder in float32. It leaves memory when the caller drops what this returns."""
+
+    @abstractmethod
+    def draw(self, prompt: str, seeds: Sequence[int], resolution: int, guidance_scale: float) -> list[Image.Image]:
+        """Draw one picture of ``prompt`` for each seed, with the networks as they are now."""
+
+    def describe(self) -> dict[str, Any]:
+        """Choices that this host made for the networks, for the first line of ``metrics.jsonl``."""
+        return {}
+
+
+class Family(ABC):
+    """A kind of base model."""
+
+    name: ClassVar[str]
+    """Short name, such as ``sd``."""
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    """Classes in ``model_index.json`` that belong to this family."""
+    weight_parts: ClassVar[tuple[str, ...]]
+    """Subfolders of a pipeline that hold weights."""
+    other_parts: ClassVar[tuple[str, ...]]
+    """Subfolders of a pipeline that have to exist besides."""
+
+    def check(self, model: Path, resolution: int) -> None:
+        """Check a model folder, and that its VAE can encode pictures of ``resolution`` pixels.
+
+        Raises:
+            BadInput: names what is wrong, with the remedy.
+        """
+        check_model_folder(model, self.weight_parts, self.other_parts)
+        factor = self.geometry(model).factor
+        if resolution % factor:
+            lower = resolution // factor * factor
+            raise BadInput(
+                f"data.resolution: {resolution} is not a multiple of the VAE's factor {factor}; "
+                f"take {lower or factor} or {lower + factor}"
+            )
+
+    @abstractmethod
+    def load_tokenizers(self, model: Path) -> dict[str, Any]:
+        """Load the tokenizers only, by the name of their text encoder's subfolder."""
+
+    @abstractmethod
+    def load(self, job: Job) -> Networks:
+        """Load the job's model, frozen, in the type and layout that training uses.
+
+        Raises:
+            BadInput: the cache of converted weights has no space left, or the job's software stack is not installed.
+        """
+
+    def geometry(self, model: Path) -> Geometry:
+        """Geometry of the VAE in a model folder."""
+        return read_geometry(model)
+
+    def fingerprint(self, model: Path) -> str:
+        """A hash of the model's weights."""
+        return model_fingerprint(model, self.weight_parts)
+
+    def weight_bytes(self, model: Path) -> int:
+        """Size of the model's weight files."""
+        return sum(path.stat().st_size for path in weight_files(model, self.weight_parts))

@@ -1,0 +1,108 @@
+"""Pins against what is installed, wheels against pins, and where pip gets them."""
+
+import pytest
+from ansible.plugins.loader import filter_loader
+from conftest import REPOSITORY
+
+filter_loader.add_directory(str(REPOSITORY / "plugins/filter"))
+
+
+def apply(name, *args, **options):
+    """The filter as Ansible finds it."""
+    return filter_loader.get(name).j2_function(*args, **options)
+
+
+def test_missing_packages():
+    """pip spells names as it likes, and versions may have a local part."""
+    wanted = ["oneccl_bind_pt==2.8.0", "oneccl-cpu==2021.15.2", "Zope.Interface==1.0"]
+    installed = ["oneccl-bind-pt==2.8.0+cpu", "oneccl-cpu==2021.15.1", "zope-interface==1.0", "-e /srv/sdtune"]
+    assert apply("missing_packages", wanted, installed) == ["oneccl-cpu==2021.15.2"]
+    assert apply("missing_packages", wanted, []) == wanted
+
+
+def test_missing_wheels():
+    """By the names of files, whatever their tags."""
+    files = [
+        "/w/torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "/w/huggingface_hub-1.2.0-py3-none-any.whl",
+        "/w/impi_rt-2021.18.1-py2.py3-none-manylinux_2_28_x86_64.whl",
+        "/w/notes.whl",
+    ]
+    pins = ["torch==2.13.0", "huggingface-hub==1.2.0", "impi-rt==2021.18.1", "numpy==2.0", "torch==2.8.0"]
+    assert apply("missing_wheels", pins, files) == ["numpy==2.0", "torch==2.8.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("oneccl_bind_pt-2.8.0+cpu-cp311-cp311-linux_x86_64.whl", True),
+        ("oneccl_bind_pt-2.8.0-cp311-cp311-linux_x86_64.whl", True),
+        ("oneccl_bind_pt-2.8.0.1+cpu-cp311-cp311-linux_x86_64.whl", False),
+        ("oneccl_bind_pt-2.7.0+cpu-cp311-cp311-linux_x86_64.whl", False),
+    ],
+)
+def test_wheels_that_fit(name, fits):
+    assert (apply("fitting_wheels", [f"/w/{name}"], "oneccl_bind_pt==2.8.0") == [f"/w/{name}"]) == fits
+
+
+@pytest.mark.parametrize(
+    ("text", "minor"),
+    [
+        ("Python 3.11.2\n", "3.11"),
+        ("python=3.13.1", "3.13"),
+        ("python ==3.12", "3.12"),
+        ("python", ""),
+        ("python-dateutil=2.9.0", ""),
+        ("Command not found", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_minor_version_of_a_python(text, minor):
+    assert apply("python_minor", text) == minor
+
+
+@pytest.mark.parametrize(
+    ("packages", "minor"),
+    [(["pip=25.2", "python=3.11.13"], "3.11"), (["python-dateutil=2.9", "python=2.7"], "2.7"), (["python"], "")],
+)
+def test_python_of_conda(packages, minor):
+    assert apply("conda_python", packages) == minor
+
+
+def test_the_version_that_a_lock_file_pins():
+    lock = ["# torch==1.0 is old", "torchvision==0.1", "torch==2.8.0", "numpy==2.0"]
+    assert apply("pinned_version", lock, "torch") == "2.8.0"
+    assert apply("pinned_version", lock, "diffusers") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "args"),
+    [
+        ("", []),
+        ("https://index.example/simple/", ["--index-url", "https://index.example/simple/"]),
+        (
+            "http://index.example:8080/simple/",
+            ["--index-url", "http://index.example:8080/simple/", "--trusted-host", "index.example:8080"],
+        ),
+    ],
+)
+def test_arguments_for_an_index(url, args):
+    assert apply("pip_index_args", url) == args
+
+
+def test_where_torch_comes_from():
+    assert apply("torch_source", "index", "https://cpu.example") == "https://cpu.example"
+    assert apply("torch_source", "mirror", "") == "the same place"
+    assert "a plain index serves a CUDA build of several GB" in apply("torch_source", "index", "")
+
+
+def test_packages_that_differ():
+    mine, theirs = ["torch==1+cpu", "numpy==2", "more==3"], ["torch==1", "numpy==2"]
+    assert apply("package_differences", theirs, theirs[::-1], "a") == ""
+    assert apply("package_differences", mine, theirs, "a") == "it has more==3, torch==1+cpu where a has torch==1"
+    assert apply("package_differences", [], theirs, "a") == "it has nothing where a has numpy==2, torch==1"
+    many = [f"p{i}==1" for i in range(7)]
+    assert apply("package_differences", many, [], "a") == (
+        "it has p0==1, p1==1, p2==1, p3==1, p4==1 and more where a has nothing"
+    )

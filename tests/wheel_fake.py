@@ -1,0 +1,37 @@
+"""Fake wheels, and an index that has them: tiny wheels under the names of packages that tests do without."""
+
+import base64
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def make_wheel(folder: Path, name: str, version: str, files: Mapping[str, str] | None = None) -> Path:
+    """Write a wheel that any Python 3 installs; ``files`` maps paths in site-packages to their text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    contents = {
+        **(files or {}),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: fake\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = f"{info}/RECORD,,\n"
+    for path, text in contents.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record = f"{path},sha256={digest},{len(text.encode())}\n{record}"
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in {**contents, f"{info}/RECORD": record}.items():
+            archive.writestr(path, text)
+    return wheel
+
+
+def make_index(folder: Path, wheels: Path) -> str:
+    """URL of an index whose pages link to the wheels of a folder."""
+    for wheel in sorted(wheels.glob("*.whl")):
+        page = folder / wheel.name.split("-")[0].lower().replace("_", "-") / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with page.open("a") as file:
+            file.write(f'<a href="{wheel.as_uri().replace("+", "%2B")}">{wheel.name}</a>\n')
+    return folder.as_uri() + "/"
