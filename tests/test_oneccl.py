@@ -26,7 +26,9 @@ def settings(tmp_path, environment):
     """Variables for that environment, without bindings; oneCCL itself is an empty wheel."""
     python = environment / "bin/python"
     subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "oneccl_bind_pt"], check=True)
-    make_wheel(tmp_path / "oneccl", "oneccl_cpu", "2021.16.2")
+    wheels = tmp_path / "oneccl"
+    # the demand of the real wheel, which has to agree with the version of Intel MPI
+    make_wheel(wheels, "oneccl_cpu", "2021.16.2", {"libccl.so.1": "library"}, requires=["impi-rt (>=2021.16)"])
     return {
         "software_stack": "ipex",
         "training_backend": "ccl",
@@ -70,7 +72,7 @@ def test_bindings_that_cannot_be_had(playbook, tmp_path, settings):
     assert done.returncode == 2
     assert f"localhost: oneccl_bind_pt==2.8.0 cannot be had from {url} (" in said
     assert "No matching distribution" in said or "Could not find a version" in said
-    assert "or take training_backend=gloo" in said
+    assert "or set training_backend to gloo" in said
 
 
 def test_bindings_that_do_not_load(playbook, tmp_path, settings):

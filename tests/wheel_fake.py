@@ -3,17 +3,35 @@
 import base64
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def make_wheel(folder: Path, name: str, version: str, files: Mapping[str, str] | None = None) -> Path:
-    """Write a wheel that any Python 3 installs; ``files`` maps paths in site-packages to their text."""
+def make_wheel(
+    folder: Path, name: str, version: str, files: Mapping[str, str] | None = None, requires: Sequence[str] = ()
+) -> Path:
+    """Write a wheel that any Python 3 installs.
+
+    Args:
+        folder: receives the wheel.
+        name: of the package.
+        version: of the package.
+        files: {path in site-packages: text}.
+        requires: its ``Requires-Dist``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
     contents = {
         **(files or {}),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": "\n".join(
+            [
+                "Metadata-Version: 2.1",
+                f"Name: {name}",
+                f"Version: {version}",
+                *(f"Requires-Dist: {x}" for x in requires),
+                "",
+            ]
+        ),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: fake\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = f"{info}/RECORD,,\n"

@@ -37,28 +37,6 @@ def _split(problem: str) -> tuple[str, str]:
     return wrong, remedy
 
 
-def normal_name(name: str) -> str:
-    """A package's name as pip compares it."""
-    return re.sub("[-_.]+", "-", name.strip()).lower()
-
-
-def pin_differences(pins: Iterable[str], packages: Iterable[str]) -> list[str]:
-    """What an environment has in place of what is pinned; a version may have a local part, such as ``+cpu``.
-
-    Args:
-        pins: ``name==version`` of the lock file.
-        packages: ``name==version`` of the environment.
-    """
-    found = {normal_name(name): version for name, _, version in (line.partition("==") for line in packages)}
-    wrong = []
-    for pin in pins:
-        name, _, version = pin.partition("==")
-        has = found.get(normal_name(name), "none")
-        if has.lower().partition("+")[0] != version.lower().partition("+")[0]:
-            wrong.append(f"{name} {has} in place of {version}")
-    return wrong
-
-
 def unmapped_libraries(preload: Iterable[str], mapped: Iterable[str]) -> list[str]:
     """The libraries of ``preload``, by name, that a process did not map; tcmalloc has two sizes."""
     have = {re.sub(r"(_minimal)?[.].*$", "", PurePath(path).name) for path in mapped}
@@ -94,18 +72,12 @@ def _rule_rows(broken: Iterable[Mapping[str, str]], facts: Mapping[str, Any]) ->
 def _environment_rows(host: Mapping[str, Any]) -> list[Row]:
     """The Python environment: whole, as pinned, and importable."""
     asked, state = host["asked"], host["environment"]
-    wrong = pin_differences(host["pins"], asked["packages"])
-    error = asked["packages_error"]
-    if error:
-        packages = f"they cannot be listed: {error}"
-    elif wrong:
-        packages = f"not as pinned: {', '.join(wrong[:SHOWN])}"
-    else:
-        packages = f"{len(host['pins'])} as pinned"
+    wrong = [f"{pin.partition('==')[0]} {problem}" for pin, problem in host["packages"].items()]
+    packages = f"not as pinned: {', '.join(wrong[:SHOWN])}" if wrong else f"{len(host['pins'])} as pinned"
     failed = asked["imports_error"] or "; ".join(asked["imports"].values())
     return [
         _row("environment", state[0] == "intact", ": ".join(state), REPAIR),
-        _row("packages", not error and not wrong, packages, REPAIR),
+        _row("packages", not wrong, packages, REPAIR),
         _row("imports", not failed, failed or f"{len(host['modules'])} modules import", REPAIR),
     ]
 
@@ -180,6 +152,7 @@ def diagnosis_rows(host: Mapping[str, Any]) -> list[Row]:
             user, user_exists: the run user;
             broken: rules of preflight that do not hold; facts: memory_mb, free_mb, free_disk_mb, work_dir, clock_s;
             asked: the answer of module diagnose_host; environment: the lines of python_env's inspection;
+            packages: ``problems`` of module installed_packages;
             pins, modules, preload: what the environment has to hold, import, and put in front of the ranks;
             folders: {name: what is wrong with it, or empty}; shape_error, interface: of launch_config;
             trained: the result of train.sh, or empty; fastest: seconds a step on the fastest host; slow_factor;

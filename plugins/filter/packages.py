@@ -17,16 +17,11 @@ def normalized_pin(pin: str) -> str:
     return f"{re.sub('[-_.]+', '_', name.strip()).lower()}=={version.strip().lower().partition('+')[0]}"
 
 
-def missing_packages(wanted: Iterable[str], installed: Iterable[str]) -> list[str]:
-    """Those of ``wanted`` (``name==version``) that a list as of ``pip freeze`` lacks, as they were spelled."""
-    present = set(map(normalized_pin, installed))
-    return [pin for pin in wanted if normalized_pin(pin) not in present]
-
-
 def missing_wheels(wanted: Iterable[str], files: Iterable[str]) -> list[str]:
     """Those of ``wanted`` (``name==version``) of which there is no wheel among ``files`` (names or paths)."""
     parts = [PurePath(file).name.split("-") for file in files]
-    return missing_packages(wanted, [f"{part[0]}=={part[1]}" for part in parts if len(part) > 2])
+    present = {normalized_pin(f"{part[0]}=={part[1]}") for part in parts if len(part) > 2}
+    return [pin for pin in wanted if normalized_pin(pin) not in present]
 
 
 def fitting_wheels(files: Iterable[str], pin: str) -> list[str]:
@@ -96,7 +91,6 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """{name: function}."""
         return {
-            "missing_packages": missing_packages,
             "missing_wheels": missing_wheels,
             "fitting_wheels": fitting_wheels,
             "python_minor": python_minor,

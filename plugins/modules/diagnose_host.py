@@ -18,13 +18,17 @@ description:
   - Needs Python 3.9 and its standard library.
 options:
   prefix:
-    description: Folder of the Python environment whose packages are listed.
+    description: Folder of the Python environment.
     type: path
   modules:
     description: Modules that the Python of O(prefix) has to import, by C(sdtune.host.check).
     type: list
     elements: str
     default: []
+  environment:
+    description: Variables that the modules need to import.
+    type: dict
+    default: {}
   libraries:
     description: Files that have to be readable.
     type: list
@@ -45,15 +49,6 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-packages:
-  description: Packages of the environment, as C(name==version).
-  type: list
-  elements: str
-  returned: if asked
-packages_error:
-  description: Why they cannot be listed; else empty.
-  type: str
-  returned: if asked
 imports:
   description: The modules that do not import, with the reason.
   type: dict
@@ -81,31 +76,27 @@ def last_line(text: str, otherwise: str = "") -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
 
 
-def run(argv: list[str]) -> tuple[int | None, str, str]:
+def run(argv: list[str], environment: dict[str, str] | None = None) -> tuple[int | None, str, str]:
     """Exit code, standard output and standard error of a command; without a code, why it cannot be started."""
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+            argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     except OSError as error:
         return None, "", f"{error.filename or argv[0]}: {error.strerror}"
     return done.returncode, done.stdout, done.stderr
 
 
-def list_packages(prefix: str) -> dict[str, Any]:
-    """``packages`` and ``packages_error`` of the environment."""
-    code, out, err = run(
-        [f"{prefix}/bin/python", "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
-    )
-    if code != 0:
-        return {"packages": [], "packages_error": last_line(err, f"pip ended with code {code}")}
-    return {"packages": [line for line in out.splitlines() if "==" in line], "packages_error": ""}
-
-
-def try_imports(prefix: str, modules: list[str]) -> dict[str, Any]:
-    """``imports`` and ``imports_error`` of the environment."""
+def try_imports(prefix: str, modules: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """``imports`` and ``imports_error`` of the environment; ``environment`` is added to the variables."""
     check = ["-P", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
-    code, out, err = run([f"{prefix}/bin/python", *check])
+    code, out, err = run([f"{prefix}/bin/python", *check], {**os.environ, **environment})
     if code == 0:
         return {"imports": {}, "imports_error": ""}
     try:
@@ -150,6 +141,7 @@ def main() -> None:
         argument_spec={
             "prefix": {"type": "path"},
             "modules": {"type": "list", "elements": "str", "default": []},
+            "environment": {"type": "dict", "default": {}},
             "libraries": {"type": "list", "elements": "path", "default": []},
             "logins": {"type": "dict", "default": {}},
         },
@@ -157,10 +149,8 @@ def main() -> None:
     )
     asked = module.params
     answer: dict[str, Any] = {"libraries": unreadable(asked["libraries"])}
-    if asked["prefix"]:
-        answer.update(list_packages(asked["prefix"]))
-        if asked["modules"]:
-            answer.update(try_imports(asked["prefix"], asked["modules"]))
+    if asked["prefix"] and asked["modules"]:
+        answer.update(try_imports(asked["prefix"], asked["modules"], asked["environment"]))
     try:
         answer["logins"] = failed_logins(asked["logins"])
     except OSError as error:

@@ -100,7 +100,7 @@ def problem_with(pin: str, folders: dict[str, Path]) -> str:
         return "is not installed"
     installed = version_of(folder)
     if installed != version.split("+")[0]:
-        return f"is {installed or 'of an unknown version'}"
+        return f"is {installed or 'of an unknown version'}, not {version}"
     damaged = [Path(path).name for path in damaged_files(folder)]
     more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
     return f"is damaged ({', '.join(damaged[:3])}{more})" if damaged else ""

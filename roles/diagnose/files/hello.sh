@@ -18,6 +18,9 @@ for pair; do
     else
         code=$?
         ((code != 124)) || output+=" nothing for $seconds s"
-        echo "${pair%%=*} wrong $(grep . <<< "$output" | head --lines=1) ($code)"
+        # Libraries print remarks first; the line that names an error says more.
+        reason=$(grep --max-count=1 --ignore-case --extended-regexp 'error|abort|terminate|cannot|refused|timed out' <<< "$output") \
+            || reason=$(grep --max-count=1 . <<< "$output")
+        echo "${pair%%=*} wrong $reason ($code)"
     fi
 done
