@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Run a playbook for a program: a scheduler, CI, a test. Events come as JSON lines on standard output.
+"""Run a playbook from a program, such as a scheduler, CI or a test. Prints its events as JSON lines.
 
     scripts/play.py train.yml -i inventory/mine -e run_name=night | jq .
     >>> done = play("train.yml", "-i", "inventory/mine", on_event=print); done.rc
 
-Arguments after the playbook are ansible-playbook's; paths are relative to the root of the repository. Events are named
-as ansible-runner names them, and told in a few words. The last is {"event": "end", "rc": ..., "status": ...}. The exit
-code is that rc: 0 only when all went well, ansible-playbook's own otherwise, 254 when it was cancelled (by SIGINT or
-SIGTERM) or took longer than it may, 255 when somebody killed it.
+Arguments after the playbook are ansible-playbook's; paths are relative to the root of the repository. Events have the
+names that ansible-runner gives them, and a few fields. The last is {"event": "end", "rc": ..., "status": ...}. The exit
+code is that rc: 0 on success, ansible-playbook's own on failure, 254 when it was cancelled (by SIGINT or SIGTERM) or
+took longer than the timeout, 255 when it was killed.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 Event = dict[str, Any]
 
-# What a program acts on; a task that is skipped or only begins on a host is none of it.
-_TOLD = (
+# Events that are reported. A task that is skipped, or starts on a host, is not.
+_REPORTED = (
     "playbook_on_play_start", "playbook_on_task_start", "playbook_on_stats",
     "runner_on_ok", "runner_on_failed", "runner_on_unreachable", "runner_retry",
     "runner_item_on_ok", "runner_item_on_failed",
@@ -45,62 +45,62 @@ _STATS = ("ok", "changed", "failures", "dark", "rescued", "ignored")
 
 
 @dataclass(frozen=True)
-class Played:
-    """What became of a playbook."""
+class PlaybookResult:
+    """The result of a playbook."""
 
     rc: int
-    """The exit code: 0 only when all went well."""
+    """The exit code: 0 only on success."""
     status: str
     """successful, failed, canceled or timeout."""
     stdout: str
-    """What a user would have seen."""
+    """What ansible-playbook printed."""
     events: list[Event] = field(repr=False)
 
     def hosts(self, stat: str) -> dict[str, int]:
-        """Tasks of each host that were ok, changed, failures, dark (unreachable), rescued or ignored, unless none."""
+        """{host: tasks}, without zeros, for ok, changed, failures, dark (unreachable), rescued or ignored."""
         found: dict[str, int] = next((e[stat] for e in reversed(self.events) if e["event"] == "playbook_on_stats"), {})
         return found
 
     def failures(self) -> list[str]:
-        """What was said of each task that failed and of each host that did not answer."""
+        """The messages of the tasks that failed and of the hosts that were unreachable."""
         return [
             e["msg"] for e in self.events
             if e["event"] in ("runner_on_failed", "runner_on_unreachable") and not e["ignored"]
         ]  # fmt: skip
 
 
-def _brief(event: Event) -> Event | None:
-    """An event of ansible-runner in a few words; None when it is not for programs."""
+def _summarize(event: Event) -> Event | None:
+    """The few fields of an ansible-runner event that are reported; None when it is not reported."""
     name, data = event["event"], event.get("event_data", {})
-    brief: Event = {"event": name, "time": event["created"]}
+    summary: Event = {"event": name, "time": event["created"]}
     if name in ("verbose", "error", "warning", "deprecated", "system_warning"):
         text = event["stdout"].strip()
-        return brief | {"event": "output", "text": text} if text else None
-    if name not in _TOLD:
+        return summary | {"event": "output", "text": text} if text else None
+    if name not in _REPORTED:
         return None
-    brief |= {key: data[key] for key in ("play", "role", "task", "host") if data.get(key)}
+    summary |= {key: data[key] for key in ("play", "role", "task", "host") if data.get(key)}
     if name == "playbook_on_stats":
-        brief |= {key: data.get(key, {}) for key in _STATS}
+        summary |= {key: data.get(key, {}) for key in _STATS}
     if isinstance(result := data.get("res"), dict):
-        brief["changed"] = bool(result.get("changed"))
+        summary["changed"] = bool(result.get("changed"))
         if name.endswith(("failed", "unreachable")) or "_ansible_verbose_always" in result:
-            brief["msg"] = result.get("msg", "")
+            summary["msg"] = result.get("msg", "")
         if name.endswith(("failed", "unreachable")):
-            brief["ignored"] = bool(data.get("ignore_errors") or data.get("ignore_unreachable"))
-    return brief
+            summary["ignored"] = bool(data.get("ignore_errors") or data.get("ignore_unreachable"))
+    return summary
 
 
-class _Ending:
-    """Ends the playbook on a signal or when its time is over. Signals are its own while it is entered.
+class _Terminator:
+    """Ends the playbook on a signal or after the timeout. As a context manager, it handles SIGTERM and SIGINT.
 
-    ansible-runner would kill ansible-playbook at once, whose workers then go on with their tasks; told to end, it ends
-    them too. Only if it does not is it killed.
+    ansible-runner would kill ansible-playbook at once, and its workers would go on with their tasks. On SIGTERM
+    ansible-playbook ends them too; it is killed only when it does not end in time.
     """
 
     grace = 15
 
     def __init__(self, timeout: int) -> None:
-        self.status = ""  # canceled or timeout, once it is one
+        self.status = ""  # then canceled or timeout
         self._deadline = time.monotonic() + timeout if timeout else math.inf
         self._before: dict[signal.Signals, Any] = {}
 
@@ -117,7 +117,7 @@ class _Ending:
         self.status = "canceled"
 
     def __call__(self) -> bool:
-        """Called again and again; whether to kill it now."""
+        """ansible-runner calls it repeatedly; whether to kill ansible-playbook now."""
         now = time.monotonic()
         if not self.status and now > self._deadline:
             self.status = "timeout"
@@ -136,19 +136,19 @@ def play(
     on_event: Callable[[Event], object] = lambda _: None,
     environment: Mapping[str, str] | None = None,
     timeout: int = 0,
-) -> Played:
-    """Run ``playbook`` with ``args`` of ansible-playbook, and call ``on_event`` with each event as it comes.
+) -> PlaybookResult:
+    """Run ``playbook`` with ``args`` of ansible-playbook, and call ``on_event`` with each event.
 
-    Secrets belong into ``environment``, this process's own, or a vault: an argument is seen in the list of processes.
-    After ``timeout`` seconds, unless 0, it is ended.
+    Pass secrets in ``environment``, in this process's environment, or in a vault: arguments are visible in the list of
+    processes. After ``timeout`` seconds the playbook is ended; 0 means no limit.
     """
     events: list[Event] = []
 
     def take(event: Event) -> bool:
-        if brief := _brief(event):
-            events.append(brief)
-            on_event(brief)
-        return False  # no copy of it on disk
+        if summary := _summarize(event):
+            events.append(summary)
+            on_event(summary)
+        return False  # ansible-runner keeps no copy on disk
 
     folder = Path(tempfile.mkdtemp(prefix="sdtune-play-"))  # 0700
 
@@ -157,7 +157,7 @@ def play(
             (folder / "artifacts/it/command").unlink()
 
     try:
-        with _Ending(timeout) as ending:
+        with _Terminator(timeout) as terminator:
             done = ansible_runner.run(
                 private_data_dir=str(folder),
                 project_dir=str(REPOSITORY),
@@ -176,7 +176,7 @@ def play(
                 },
                 fact_cache_type="memory",  # runner would write the hosts' environments down
                 settings={"pexpect_timeout": 1},  # how soon a signal is heeded
-                cancel_callback=ending,
+                cancel_callback=terminator,
                 suppress_env_files=True,
                 event_handler=take,
                 status_handler=started,
@@ -186,27 +186,27 @@ def play(
             stdout = shown.read()
     finally:
         shutil.rmtree(folder)
-    rc, status = (254, ending.status) if ending.status else (done.rc, done.status)
+    rc, status = (254, terminator.status) if terminator.status else (done.rc, done.status)
     if rc is None:  # ansible-playbook was killed by somebody else
         rc = 255
     end = {"event": "end", "rc": rc, "status": status}
     events.append(end)
     on_event(end)
-    return Played(rc, status, stdout, events)
+    return PlaybookResult(rc, status, stdout, events)
 
 
 def main() -> int:
-    """Print events; nobody who reads them is no reason to end the playbook."""
+    """Print the events; the playbook goes on when nobody reads them any more."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
 
-    def tell(event: Event) -> None:
+    def report(event: Event) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(event), flush=True)
 
-    done = play(*sys.argv[1:], on_event=tell)
-    # what could not be flushed to a reader that left must not change the exit code
+    done = play(*sys.argv[1:], on_event=report)
+    # a failed flush, to a reader that has closed its end, must not change the exit code
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return done.rc
 

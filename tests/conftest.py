@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path += [str(REPOSITORY), str(REPOSITORY / "scripts")]  # for plugins.filter and the like
-from play import play  # noqa: E402 - the door for programs, and so ours
+from play import play  # noqa: E402 - the entry point for programs, which the tests use too
 
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 def playbook(tmp_path):
     """Play what lies at the root of the repository; settings become extra variables over inventory/local.
 
-    What comes back looks like subprocess's, and knows the events and their summaries (play.Played) too.
+    What comes back looks like subprocess's, and knows the events and their summaries (play.PlaybookResult) too.
     """
 
     port = free_port()  # a run on this machine may hold the usual one

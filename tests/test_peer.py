@@ -20,32 +20,32 @@ def peer(*args: str) -> str:
     ).stdout.strip()
 
 
-def in_the_end(said):
-    """Ask until the listener's ten seconds are over, and little longer."""
+def eventually(condition):
+    """Wait until the listener's ten seconds are over, and a little longer."""
     end = time.monotonic() + 20
-    while not said():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.5)
 
 
 def test_a_listener_answers_and_goes_by_itself():
-    """It is found from the outside, tells the time, and does not outlive its time."""
+    """It answers with its time, and ends when its time is over."""
     port = peer("listen", "127.0.0.1", "10")
     found = json.loads(peer("connect", f"a=127.0.0.1:{port}", "b=127.0.0.1:1"))
     assert abs(found["a"]["skew"]) < 1
     assert "refused" in found["b"]["error"]
-    in_the_end(lambda: "refused" in json.loads(peer("connect", f"a=127.0.0.1:{port}"))["a"].get("error", ""))
+    eventually(lambda: "refused" in json.loads(peer("connect", f"a=127.0.0.1:{port}"))["a"].get("error", ""))
 
 
-def test_a_port_in_use_is_told():
-    """Only while somebody listens there."""
+def test_a_port_in_use_is_reported():
+    """Only while a program listens there."""
     port = peer("listen", "127.0.0.1", "10")
     assert peer("free", "127.0.0.1", port) == "Address already in use"
-    in_the_end(lambda: peer("free", "127.0.0.1", port) == "")
+    eventually(lambda: peer("free", "127.0.0.1", port) == "")
 
 
 def test_a_clock_that_differs_is_measured():
-    """A double of a host whose clock is an hour ahead."""
+    """A fake of a host whose clock is an hour ahead."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():
@@ -58,3 +58,10 @@ def test_a_clock_that_differs_is_measured():
         found = json.loads(peer("connect", f"a=127.0.0.1:{server.getsockname()[1]}"))
         ahead.join()
     assert found["a"]["skew"] == pytest.approx(3600, abs=1)
+
+
+def test_usage():
+    """A word that is no subcommand is refused with those that are."""
+    done = subprocess.run([sys.executable, "-", "lisen"], input=PEER, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "listen" in done.stderr

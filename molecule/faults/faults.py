@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make what goes wrong in a run, on the hosts of a provisioned lab, and measure what becomes of it.
+"""Inject faults into a run on the hosts of a provisioned lab, and measure what happens.
 
     faults.py LAB [--inventory DIR] [--all] [--only NAME ...]
 
-Prints one line of Markdown a fault, as in docs/reliability.md. Exit code 1 when any of it was not as it should be.
+Prints one line of Markdown for each fault, as in docs/reliability.md. Exit code 1 when any was not handled as expected.
 """
 
 import argparse
@@ -49,11 +49,11 @@ class Cluster:
         return done.stdout
 
     def link(self, host: str, to: str) -> None:
-        """Pull the network cable, or put it back."""
+        """Set the host's network link ``up`` or ``down``."""
         subprocess.run([*LAB, "link", self.lab, host, to], check=True, capture_output=True)
 
     def playbook(self, name: str, *args: str, log: Path | None = None, **variables: object) -> subprocess.Popen[str]:
-        """Type a playbook; it runs on. No OpenVINO copy is made: no run gets to its end."""
+        """Start a playbook in the background, without the OpenVINO export, because no run reaches its end."""
         more = json.dumps({"run_name": "faults", **variables})
         settings = ("-i", self.inventory, "-e", f"@{Path(__file__).parent}/vars/run.yml", "-e", more)
         with log.open("w", encoding="utf-8") if log else contextlib.nullcontext(subprocess.PIPE) as output:
@@ -64,27 +64,27 @@ class Cluster:
             )  # fmt: skip
 
     def prepare(self) -> None:
-        """Write the files of the run that all cases start."""
+        """Write the files of the run that every case starts."""
         done = self.playbook("train.yml", "--tags=launch_config", training_overwrite=True)
         said = done.communicate()[0]
         assert done.returncode == 0, said
 
     def status(self) -> str:
-        """What status.yml prints, in one line."""
+        """The output of status.yml, in one line."""
         asked = self.playbook("status.yml", ansible_timeout=5)
         said = " ".join(asked.communicate(timeout=120)[0].split())
         assert asked.returncode == 0, said
         return said
 
     def look(self, wait: float = 0) -> dict[str, Any]:
-        """The run as the primary sees it."""
+        """The state of the run on the primary."""
         found: dict[str, Any] = json.loads(
             self.execute("node1", PYTHON, f"{CODE}/standalone/run_state.py", "look", RUN, str(wait), user=True)
         )
         return found
 
     def start(self, **plan: object) -> None:
-        """Start the run anew, as train.yml does once it has written the files, and wait for a checkpoint."""
+        """Start the run from step 0, as train.yml does after it has written the files, and wait for a checkpoint."""
         script = (
             "import json, sys; p, new = sys.argv[1], json.loads(sys.argv[2]); d = json.load(open(p)); d.update(new);"
             "json.dump(d, open(p, 'w'))"
@@ -94,7 +94,7 @@ class Cluster:
         self.wait_for_step(7)
 
     def wait_for_step(self, step: int, attempt: int = 1) -> dict[str, Any]:
-        """Wait until the run has made this step in this attempt."""
+        """Wait until the run has made this step, in this attempt or a later one."""
 
         def there(seen: dict[str, Any]) -> bool:
             assert seen["supervised"], seen["state"]
@@ -103,7 +103,7 @@ class Cluster:
         return self.wait_for(there, 240)
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
-        """Look until the condition holds."""
+        """Read the state of the run until the condition holds."""
         end = time.monotonic() + seconds
         while True:
             seen = self.look()
@@ -113,23 +113,23 @@ class Cluster:
             time.sleep(0.3)
 
     def wait_for_end(self, seconds: float) -> dict[str, Any]:
-        """Wait until nobody works for the run any more."""
+        """Wait until the supervisor has ended."""
         return self.wait_for(lambda seen: not seen["supervised"], seconds)
 
     def rank(self, host: str) -> str:
-        """PID of the rank on a host, as the host counts."""
+        """PID of the rank on a host, in the host's own PID namespace."""
         status = json.loads(
             self.execute(host, PYTHON, f"{CODE}/standalone/run_state.py", "host", RUN, "0.01", user=True)
         )
         return str(status["ranks"][0]["pid"])
 
     def processes(self, host: str, *, sshd: bool = True) -> list[str]:
-        """All processes of the user of the run; with or without sshd's ends of his connections."""
+        """All processes of the run user; with or without the sshd processes of that user's connections."""
         found = self.execute(host, "pgrep", "--euid", "sdtune", "--list-full", check=False).splitlines()
         return [line for line in found if sshd or " sshd: " not in line]
 
     def nothing_left(self, seconds: float = 5, *, sshd: bool = True) -> float:
-        """Seconds until no host has a process of the run's user."""
+        """Seconds until no host has a process of the run user."""
         began = time.monotonic()
         while left := [line for host in ("node1", "node2") for line in self.processes(host, sshd=sshd)]:
             assert time.monotonic() - began < seconds, left
@@ -138,22 +138,22 @@ class Cluster:
 
     @contextlib.contextmanager
     def fault(self) -> Iterator[None]:
-        """Note when it happened."""
+        """Record the time of the fault."""
         yield
         self.began = time.time()
 
     def row(self, what: str, seen: dict[str, Any], *, lost: str = "", left: str = "nothing") -> str:
-        """One line of the table."""
+        """A line of the table."""
         failures = seen["state"]["failures"]
-        words = failures[0]["why"] if failures else seen["state"].get("reason", seen["state"]["state"])
+        why = failures[0]["why"] if failures else seen["state"].get("reason", seen["state"]["state"])
         noticed = f"{failures[0]['time'] - self.began:.1f} s" if failures else "-"
         if not lost and failures:
             lost = str(failures[0]["step"] - failures[0]["checkpoint"])
-        return f"| {what} | {words} | {noticed} | {lost or '0'} | {left} |"
+        return f"| {what} | {why} | {noticed} | {lost or '0'} | {left} |"
 
 
 def rank_killed(cluster: Cluster) -> str:
-    """SIGKILL; the run goes on by itself."""
+    """SIGKILL; the run restarts."""
     cluster.start(max_restarts=1)
     with cluster.fault():
         cluster.execute("node2", "kill", "-KILL", cluster.rank("node2"))
@@ -163,7 +163,7 @@ def rank_killed(cluster: Cluster) -> str:
 
 
 def host_processes_killed(cluster: Cluster) -> str:
-    """All processes of the user of the run on a host, the guard too."""
+    """All processes of the run user on a host, the agent included."""
     cluster.start()
     with cluster.fault():
         cluster.execute("node2", "pkill", "-KILL", "--euid", "sdtune")
@@ -174,7 +174,7 @@ def host_processes_killed(cluster: Cluster) -> str:
 
 
 def rank_stopped(cluster: Cluster) -> str:
-    """A hang, as the others see it."""
+    """SIGSTOP; to the other ranks this is a hang."""
     cluster.start(stall_timeout=10)
     with cluster.fault():
         cluster.execute("node2", "kill", "-STOP", cluster.rank("node2"))
@@ -185,7 +185,7 @@ def rank_stopped(cluster: Cluster) -> str:
 
 
 def link_down_for_good(cluster: Cluster) -> str:
-    """The host ends its ranks by itself."""
+    """The agents on the host that was cut off end its ranks."""
     cluster.start(max_restarts=1, host_wait=3)
     with cluster.fault():
         cluster.link("node2", "down")
@@ -204,7 +204,7 @@ def link_down_for_good(cluster: Cluster) -> str:
 
 
 def link_down_continue(cluster: Cluster) -> str:
-    """The run goes on without the host."""
+    """The run continues without the host."""
     cluster.start(max_restarts=1, host_wait=3, on_host_loss="continue")
     with cluster.fault():
         cluster.link("node2", "down")
@@ -218,7 +218,7 @@ def link_down_continue(cluster: Cluster) -> str:
 
 
 def link_down_a_minute(cluster: Cluster) -> str:
-    """The run waits for the host and goes on with it."""
+    """The run waits for the host, and continues with it."""
     cluster.start(max_restarts=1, host_wait=120)
     with cluster.fault():
         cluster.link("node2", "down")
@@ -230,7 +230,7 @@ def link_down_a_minute(cluster: Cluster) -> str:
 
 
 def disk_full(cluster: Cluster) -> str:
-    """On the primary, whose run folder gets a small disk of its own."""
+    """On the primary, whose run folder is on a small disk of its own."""
     small = f"cp -a {RUN} /run/faults && mount -t tmpfs -o size=40m /dev/small {RUN} && cp -a /run/faults/. {RUN}"
     cluster.execute("node1", "sh", "-c", f"{small} && chown sdtune: {RUN} && rm -rf /run/faults")
     try:
@@ -239,7 +239,8 @@ def disk_full(cluster: Cluster) -> str:
             cluster.execute("node1", "sh", "-c", f"cat /dev/zero > {RUN}/filler 2>/dev/null || true")
         seen = cluster.wait_for_end(120)
         cluster.nothing_left()
-        assert "No space left on device" in seen["state"]["failures"][0]["why"], seen
+        expected = "rank 0 on node1: OSError: [Errno 28] No space left on device"
+        assert expected in seen["state"]["failures"][0]["why"], seen
         assert "make room" in seen["state"]["reason"], seen
         checkpoints = cluster.execute("node1", "ls", "-A", f"{RUN}/checkpoints").split()
         assert f"step-{seen['progress']['checkpoint']:06}" in checkpoints, "those from before are there"
@@ -249,7 +250,7 @@ def disk_full(cluster: Cluster) -> str:
 
 
 def torn_checkpoint(cluster: Cluster) -> str:
-    """The newest is cut; the run goes on from the one before."""
+    """The newest checkpoint is truncated; the run resumes from the one before."""
     cluster.start(max_restarts=1)
     cluster.wait_for(lambda seen: (seen["progress"]["checkpoint"] or 0) >= 10, 60)
     with cluster.fault():
@@ -262,7 +263,7 @@ def torn_checkpoint(cluster: Cluster) -> str:
 
 
 def supervisor_killed(cluster: Cluster) -> str:
-    """The job goes with it."""
+    """The job ends with it."""
     cluster.start()
     with cluster.fault():
         cluster.execute("node1", "kill", "-KILL", str(cluster.look()["state"]["pid"]))
@@ -275,7 +276,7 @@ def supervisor_killed(cluster: Cluster) -> str:
 
 
 def control_node_killed(cluster: Cluster) -> str:
-    """SIGKILL of ansible-playbook in the middle; two more at the same time follow the same run; stop.yml ends it."""
+    """SIGKILL of ansible-playbook during the run; two more follow the same run at once; stop.yml ends it."""
     first = cluster.playbook("train.yml", training_overwrite=True)
     end = time.monotonic() + 300
     while (seen := cluster.look())["progress"].get("step", 0) < 7 or not seen["supervised"]:
@@ -308,13 +309,13 @@ def control_node_killed(cluster: Cluster) -> str:
 
 
 def _two_follow_and_stop_ends_it(cluster: Cluster, two: dict[Path, subprocess.Popen[str]]) -> None:
-    def words(log: Path) -> str:
+    def text_of(log: Path) -> str:
         return " ".join(log.read_text(encoding="utf-8").split())
 
     end = time.monotonic() + 300
-    while left := [log for log in two if "is going on and is followed" not in words(log)]:
-        assert time.monotonic() < end, words(left[0])
-        assert two[left[0]].poll() is None, words(left[0])
+    while left := [log for log in two if "is going on and is followed" not in text_of(log)]:
+        assert time.monotonic() < end, text_of(left[0])
+        assert two[left[0]].poll() is None, text_of(left[0])
         time.sleep(0.5)
     status = cluster.status()
     assert "run faults is going on" in status, status
@@ -328,17 +329,17 @@ def _two_follow_and_stop_ends_it(cluster: Cluster, two: dict[Path, subprocess.Po
     assert stop.returncode == 0, said
     assert "has stopped on request; go on from step" in " ".join(said.split()), said
     for log, process in two.items():
-        assert process.wait(timeout=180) == 2, words(log)
-        assert "the run was stopped on request" in words(log), words(log)
+        assert process.wait(timeout=180) == 2, text_of(log)
+        assert "the run was stopped on request" in text_of(log), text_of(log)
 
 
-# What is made without --all; the others take a minute more each, or differ in a detail.
+# Injected without --all. The others take a minute more each, or differ in a detail only.
 QUICK = [control_node_killed, rank_killed, rank_stopped, link_down_for_good, disk_full]
 SLOW = [host_processes_killed, link_down_continue, link_down_a_minute, torn_checkpoint, supervisor_killed]
 
 
 def main() -> None:
-    """Make the faults, print the table."""
+    """Inject the faults, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lab")
     parser.add_argument("--inventory", type=Path)
@@ -359,12 +360,12 @@ def main() -> None:
         except (AssertionError, subprocess.SubprocessError, IndexError, KeyError):
             failed.append(case.__name__)
             print(f"{case.__name__}: {traceback.format_exc()}", file=sys.stderr, flush=True)
-        finally:  # the next one begins with nothing going on
+        finally:  # the next case starts without any process of the run user
             for host in ("node1", "node2"):
                 cluster.execute(host, "pkill", "-KILL", "--euid", "sdtune", check=False)
             cluster.nothing_left(30, sshd=False)
     if failed:
-        sys.exit(f"not as it should be: {', '.join(failed)}")
+        sys.exit(f"not handled as expected: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Follow a run, or the drawing of its pictures, until it ends, on a line that tells how far it is. Ctrl-C, or a dead
-control node, leaves it alone.
+"""Follow a run, or the generation of its pictures, until it ends, and show its progress as one live line.
 
-Asks the host now and then with standalone/run_state.py, which is fed to the host's own Python; each question waits there
-for the end of the run, so that this is noticed at once.
+The run does not depend on this: it goes on after Ctrl-C, and when the control node dies. The host is asked every few
+seconds with standalone/run_state.py, which the host's own Python reads from standard input. Each call waits there for
+the end of the run, so that the end is noticed at once.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ DOCUMENTATION = """
 name: follow
 short_description: Follow a run until it ends
 options:
-  what: {description: What is followed., type: str, choices: [training, drawing], required: true}
+  what: {description: What to follow., type: str, choices: [training, drawing], required: true}
   run_dir: {description: Folder of the run on the host., type: path, required: true}
   python: {description: The host's own Python., type: path, required: true}
   script: {description: run_state.py on the control node., type: path, required: true}
-  reconnect_timeout: {description: Seconds that a host which does not answer is asked again., type: int, default: 120}
+  reconnect_timeout: {description: Seconds to keep asking a host that does not answer., type: int, default: 120}
 """
 _TERMINAL_SECONDS = 1.0
-_LINES_SECONDS = 5.0  # where lines do not replace each other, such as in a log
-_QUIET_SECONDS = 60.0  # a line at least so often there
+_LINES_SECONDS = 5.0  # where a line cannot replace the one before, such as in a log
+_QUIET_SECONDS = 60.0  # there, print a line at least this often
 
 display = Display()
 
@@ -43,15 +43,15 @@ def span(seconds: float) -> str:
 
 
 def describe(seen: dict) -> str:
-    """How far the run is, in one line."""
+    """The progress of a run, in one line."""
     state, progress = seen["state"], seen["progress"]
     name = state.get("run_name", "the run")
     if state.get("state") == "waiting":
         return f"{name}: waiting for {', '.join(state.get('waiting_for', []))} to come back"
     parts = []
     if "step" in progress:
-        most = progress.get("max_steps")
-        parts.append(f"step {progress['step']}{f'/{most}' if most else ''}")
+        max_steps = progress.get("max_steps")
+        parts.append(f"step {progress['step']}{f'/{max_steps}' if max_steps else ''}")
         parts.append(f"loss {progress['loss']:.4f}")
     else:
         parts.append("starting" if "validation" not in progress else "first steps")
@@ -69,7 +69,7 @@ def describe(seen: dict) -> str:
 
 
 def failure_line(failure: dict) -> str:
-    """One attempt that failed."""
+    """A failed attempt, in one line."""
     checkpoint = failure.get("checkpoint")
     kept = "no checkpoint" if checkpoint is None else f"newest checkpoint: step {checkpoint}"
     reached = f" at step {failure['step']}" if failure.get("step") else ""
@@ -77,18 +77,18 @@ def failure_line(failure: dict) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether what this process's parent, ansible-playbook, prints is read by a person at a terminal."""
+    """Whether the standard output of ansible-playbook, this process's parent, is a terminal."""
     if os.environ.get("TERM", "dumb") == "dumb":
         return False
-    try:  # a worker's own standard output leads nowhere
-        output = os.stat(f"/proc/{os.getppid()}/fd/1")  # noqa: PTH116 - follows a link of the kernel's
+    try:  # this process, a worker, has no standard output of its own
+        output = os.stat(f"/proc/{os.getppid()}/fd/1")  # noqa: PTH116 - follows the link in /proc
     except OSError:
         return False
     return stat.S_ISCHR(output.st_mode) and os.major(output.st_rdev) in (4, 136)  # a console, a pseudo-terminal
 
 
 def describe_drawing(state: dict) -> str:
-    """How far the drawing is, in one line."""
+    """The progress of the generation of pictures, in one line."""
     parts = [f"{state['pictures']}/{state['of']} pictures"]
     if state.get("hosts"):
         parts.append(", ".join(f"{host} {batches}" for host, batches in state["hosts"].items()) + " batches")
@@ -98,18 +98,18 @@ def describe_drawing(state: dict) -> str:
 
 
 class ActionModule(ActionBase):
-    """See above."""
+    """The action ``follow``."""
 
     TRANSFERS_FILES = False
 
     def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
-        """Follow; the result holds what was seen last, and the job's failure is the task's."""
+        """Follow the run; the result has its last state, and the task fails when the run does."""
         result = super().run(tmp, task_vars)
         if self._task.check_mode:
             return {**result, "skipped": True}
         arguments = self._task.args
         self._script = Path(arguments["script"]).read_bytes()
-        self._patience = float(arguments.get("reconnect_timeout", 120))
+        self._reconnect_timeout = float(arguments.get("reconnect_timeout", 120))
         self._live = on_terminal()
         verb = "drawing" if arguments["what"] == "drawing" else "look"
         self._command = f"{shlex.quote(arguments['python'])} - {verb} {shlex.quote(arguments['run_dir'])}"
@@ -120,19 +120,19 @@ class ActionModule(ActionBase):
         state = seen["state"]
         result.update(changed=True, state=state, progress=seen["progress"])
         if state.get("state") not in ("finished", "stopped"):
-            result.update(failed=True, msg=self._say_failed(name, arguments["run_dir"], seen))
+            result.update(failed=True, msg=self._failure_message(name, arguments["run_dir"], seen))
         return result
 
     def _follow_drawing(self, name: str) -> dict:
-        """The result: what was drawn, or why not."""
-        last, told = "", set()
+        """The result of a generation: its last state, or why it failed."""
+        last, reported = "", set()
         while True:
             seen = self._ask(_TERMINAL_SECONDS if self._live else _LINES_SECONDS)
             state = seen["state"]
             for host, why in state.get("lost", {}).items():
-                if host not in told:
+                if host not in reported:
                     self._print(f"warning: {host} {why}; the others draw what it has not handed over")
-                    told.add(host)
+                    reported.add(host)
             if state and (line := describe_drawing(state)) != last:
                 last = line
                 if self._live:
@@ -144,8 +144,8 @@ class ActionModule(ActionBase):
         if self._live:
             display.display("", screen_only=True)
         if "ended" not in state:
-            words = seen["log"][-1].removeprefix("error: ") if seen["log"] else "it was killed, and said nothing"
-            return {"failed": True, "msg": f"{name}: the drawing ended before all pictures were there: {words}"}
+            why = seen["log"][-1].removeprefix("error: ") if seen["log"] else "it was killed, and its log is empty"
+            return {"failed": True, "msg": f"{name}: the drawing ended before all pictures were there: {why}"}
         return {"changed": True, "state": state}
 
     def _follow(self) -> dict:
@@ -176,8 +176,8 @@ class ActionModule(ActionBase):
         display.display(f"{chr(13)}{chr(27)}[K{line}" if self._live else line)
 
     def _ask(self, wait: float) -> dict:
-        """One look; a host that does not answer is asked again for a while."""
-        end, told = time.monotonic() + self._patience, False
+        """Ask for the state once; a host that does not answer is asked again until the timeout."""
+        end, reported = time.monotonic() + self._reconnect_timeout, False
         while True:
             try:
                 done = self._low_level_execute_command(f"{self._command} {wait}", in_data=self._script)
@@ -187,19 +187,19 @@ class ActionModule(ActionBase):
                 lost, done, why = True, {}, str(error.message).strip().split("\n")[-1]
             if not lost:
                 if done["rc"]:
-                    raise AnsibleError(f"the run cannot be looked at: {why}")
+                    raise AnsibleError(f"the state of the run cannot be read: {why}")
                 return json.loads(done["stdout"][done["stdout"].index("{") :])
             if time.monotonic() > end:
                 raise AnsibleConnectionFailure(
-                    f"the primary has not answered for {self._patience:.0f} s ({why}); the run is left alone: "
+                    f"the primary has not answered for {self._reconnect_timeout:.0f} s ({why}); the run is left alone: "
                     f"type the same again to follow it"
                 )
-            if not told:
+            if not reported:
                 self._print("the primary does not answer; trying again")
-                told = True
+                reported = True
             time.sleep(2)
 
-    def _say_failed(self, name: str, run_dir: str, seen: dict) -> str:
+    def _failure_message(self, name: str, run_dir: str, seen: dict) -> str:
         state = seen["state"]
         failures = state.get("failures", [])
         if seen["lost"] or state.get("state") not in ("failed",):
@@ -210,7 +210,7 @@ class ActionModule(ActionBase):
         text = [f"{name}: the run failed: {state.get('reason')}"]
         text += [failure_line(failure) for failure in failures] if many else []
         if failures:
-            text += [f"all logs are in {run_dir}/logs; it said last", *failures[-1]["lines"]]
+            text += [f"all logs are in {run_dir}/logs; the details are", *failures[-1]["lines"]]
             if failures[-1].get("checkpoint") is not None and failures[-1]["exit_code"] != 2:
                 text.append(
                     f"go on from step {failures[-1]['checkpoint']} with -e training_resume_from_checkpoint=auto, "

@@ -119,6 +119,10 @@ class Attempt:
         while time.monotonic() < end:
             self._listen(_TICK)
         why = f"nothing was written to metrics.jsonl for {now - self.progressed:.0f} s"
+        if self.agents.ended:  # the others wait for a rank that is gone
+            evidence = self._evidence()
+            self.culprit = failure.first_cause(evidence)
+            return f"{why}; {failure.describe(evidence, self.culprit)}"
         found = failure.hung_rank(
             stopped=stopped | self.agents.stopped(),
             absent=set(range(self.world_size)) - set(self.agents.connections),

@@ -19,9 +19,8 @@ from typing import Any
 
 from sdtune.errors import BadInput, DrawingFailed, TrainingFailed
 from sdtune.files import write_atomically
+from standalone import run_state
 
-RANK = "SDTUNE_RANK"
-"""Environment variable: number of the rank that this process is."""
 AGENT_FD = "SDTUNE_AGENT_FD"
 """Environment variable: file descriptor of the pipe to this rank's agent."""
 BAD_INPUT = "bad_input"
@@ -140,9 +139,9 @@ class Reporter:
     """Reports the error of the rank that this process is; of a process that is no rank of a run, it reports nothing."""
 
     def __init__(self) -> None:
-        self.run = os.environ.get("SDTUNE_RUN")
+        self.run = os.environ.get(run_state.RUN)
         # removed from the environment: a process that this one starts is not the rank, and has other files open
-        rank, pipe = os.environ.pop(RANK, ""), os.environ.pop(AGENT_FD, "")
+        rank, pipe = os.environ.pop(run_state.RANK, ""), os.environ.pop(AGENT_FD, "")
         self.rank = int(rank) if rank.isdigit() else None
         self.pipe = int(pipe) if pipe.isdigit() and self.rank is not None else None
 

@@ -1,7 +1,7 @@
 """The supervisor of a run, on the primary: starts the run, notices when it dies or hangs, ends and restarts it.
 
-It outlives the connection that started it, holds the run's lock, and records its state in ``state.json``. One attempt is
-:mod:`sdtune.launch.attempt`; why an attempt failed is decided in :mod:`sdtune.launch.failure`.
+It outlives the connection that started it, holds the lock of the run, and records its state in ``state.json``. One
+attempt is :mod:`sdtune.launch.attempt`; :mod:`sdtune.launch.failure` decides why it failed.
 """
 
 import json
