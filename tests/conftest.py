@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path += [str(REPOSITORY), str(REPOSITORY / "scripts")]  # for plugins.filter and the like
-from play import play  # noqa: E402 - the entry point for programs, which the tests are
+from play import play  # noqa: E402 - the entry point for programs, which the tests use too
 
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 

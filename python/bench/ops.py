@@ -9,7 +9,7 @@ medians of a forward and a backward pass, multiplied by the number of such regio
 holds between the passes: the tensors that it allocated and that are still alive, and its input if it keeps that alive.
 On a busy machine, ``OMP_NUM_THREADS=1 python bench/ops.py --cpu-time`` is steadier.
 
-An operation stays if it saves 2% of a step's time or 50 MB, against the better of the two alternatives.
+An operation stays if it saves 2% of a step's time or 50 MB, and neither alternative is better in both.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -114,23 +115,13 @@ def of_gated_gelu(region: Region) -> tuple[Call, Call]:
 
 
 def of_attention(region: Region) -> tuple[Call, Call]:
-    """The fused operation, and the plain one, which saves the projections or the result."""
-    channels, width, heads, tokens = region.arguments
+    """The fused operation, and the plain one, which saves the projections."""
+    width, heads = region.arguments
     scale = (width // heads) ** -0.5
-    q, k, v = (parameters(nn.Linear(c, width, bias=False)) for c in (channels[0], channels[1], channels[1]))
-    context = torch.randn(region.shape[0], tokens, channels[1]).to(DTYPE)
+    q, k, v = (parameters(nn.Linear(region.shape[-1], width, bias=False)) for _ in range(3))
 
-    def attend(x: torch.Tensor, y: torch.Tensor, recomputed: int) -> torch.Tensor:
-        before, kernels.RECOMPUTED_KEYS = kernels.RECOMPUTED_KEYS, recomputed
-        try:
-            return kernels.attention_forward(q(x), k(y), v(y), heads, scale)[0]
-        finally:
-            kernels.RECOMPUTED_KEYS = before
-
-    if region.operation.startswith("self"):
-        fused = functools.partial(projected_self_attention, heads=heads, scale=scale, projections=(q, k, v))
-        return fused, lambda x: attend(x, x, 0)
-    return lambda x: attend(x, context, tokens), lambda x: attend(x, context, 0)
+    fused = functools.partial(projected_self_attention, heads=heads, scale=scale, projections=(q, k, v))
+    return fused, lambda x: kernels.attention_forward(q(x), k(x), v(x), heads, scale)[0]
 
 
 MAKERS = {
@@ -141,7 +132,6 @@ MAKERS = {
     "norm and SiLU": of_norm_silu,
     "norm and gated GELU": of_gated_gelu,
     "self-attention, projections recomputed": of_attention,
-    "cross-attention, recomputed": of_attention,
 }
 
 
@@ -181,11 +171,8 @@ def record(resolution: int) -> Counter[Region]:
             )
         elif isinstance(module, BasicTransformerBlock):
             found[Region("norm and gated GELU", shape, (shape[-1], module.ff.net[0].proj.out_features))] += 1
-        elif isinstance(module, Attention) and kernels.usable():
-            cross = options.get("encoder_hidden_states") is not None
-            what = "cross-attention, recomputed" if cross else "self-attention, projections recomputed"
-            width = (shape[-1], dim if cross else shape[-1])
-            found[Region(what, shape, (width, module.inner_dim, module.heads, tokens))] += 1
+        elif isinstance(module, Attention) and kernels.usable() and options.get("encoder_hidden_states") is None:
+            found[Region("self-attention, projections recomputed", shape, (module.inner_dim, module.heads))] += 1
 
     for name, module in unet.named_modules():
         module.register_forward_pre_hook(
@@ -201,18 +188,23 @@ def record(resolution: int) -> Counter[Region]:
 
 
 class _Allocations(TorchDispatchMode):
-    """Collects the storages of all tensors that operators return."""
+    """Collects the storages of all tensors that operators return, unless they are views of tensors from outside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.outside: list[torch.UntypedStorage] = []  # references, so that no address is used twice
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.storages:
+                self.outside.append(tensor.untyped_storage())
+        outside = {storage._cdata for storage in self.outside}
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                reference = StorageWeakRef(tensor.untyped_storage())
-                self.storages[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in outside:
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         return out
 
     def alive(self) -> int:
@@ -221,12 +213,15 @@ class _Allocations(TorchDispatchMode):
 
 
 def held_bytes(call: Call, leaf: torch.Tensor) -> int:
-    """What a region holds between forward and backward, without its result."""
+    """What a region holds between forward and backward; its result only if the region itself saves it."""
     with _Allocations() as allocations:
         x = leaf.clone(memory_format=torch.preserve_format)
         out = call(x)
-        del x
-    return allocations.alive() - out.untyped_storage().nbytes()
+        graph = out.grad_fn
+        del x, out
+    held = allocations.alive()
+    del graph
+    return held
 
 
 def seconds_of(call: Call, leaf: torch.Tensor, d_out: torch.Tensor, clock: Clock) -> float:

@@ -183,27 +183,14 @@ def test_operands_that_do_not_fit_are_refused():
         kernels.attention_backward(q, k, k, q, q, torch.zeros(1, 3), 1, 1.0)
 
 
-@pytest.mark.parametrize("m", [48, 300], ids=["recomputed", "saved"])
-def test_the_kernel_is_an_operator_of_torch(the_kernel, m):
+def test_the_kernel_is_an_operator_of_torch(the_kernel):
     """Schema, shapes without data, and gradients, also traced."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, length, 48).bfloat16().requires_grad_() for length in (40, m, m))
+    q, k, v = (torch.randn(1, length, 48).bfloat16().requires_grad_() for length in (40, 48, 48))
     torch.library.opcheck(torch.ops.sdtune.attention_forward, (q, k, v, 3, 0.25))
     with torch.no_grad():
         out, log_sums = kernels.attention_forward(q, k, v, 3, 0.25)
         torch.library.opcheck(torch.ops.sdtune.attention_backward, (q, k, v, out, out, log_sums, 3, 0.25))
-
-
-@pytest.mark.parametrize("recomputed", [0, 10**6])
-def test_the_kernel_recomputes_the_same(the_kernel, monkeypatch, recomputed):
-    torch.manual_seed(0)
-    operands = [torch.randn(1, length, 48).bfloat16().requires_grad_() for length in (40, 77, 77)]
-    direction = torch.randn(1, 40, 48).bfloat16()
-    out, log_sums = kernels.attention_forward(*operands, 3, 0.25)
-    want = kernels.attention_backward(*operands, out, direction, log_sums, 3, 0.25)
-    monkeypatch.setattr(kernels, "RECOMPUTED_KEYS", recomputed)
-    got = torch.autograd.grad(kernels.attention_forward(*operands, 3, 0.25)[0], operands, direction)
-    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
 
 
 def test_a_learned_projection_gets_its_gradient(the_kernel):

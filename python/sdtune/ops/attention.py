@@ -119,7 +119,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
 class _ProjectedSelfAttention(torch.autograd.Function):
     """Self-attention of x [batch, n, channels] in the compiled kernel, with its frozen projections to q, k and v.
 
-    Saves x instead of q, k and v, which are three times as large and recomputed: 2% more FLOPs.
+    Saves x instead of q, k and v, which are three times as large and recomputed: 46 MB less at 512 pixels and a batch
+    of 1, for 2% more FLOPs.
     """
 
     @staticmethod

@@ -16,9 +16,6 @@ from sdtune.errors import BadInput
 from sdtune.host.processor import instruction_set
 from sdtune.ops.kernels.build import PROCESSORS, library
 
-RECOMPUTED_KEYS = 256
-"""Up to this many keys, as in cross-attention, the backward pass recomputes the forward pass, which is short."""
-
 _POINTER: Any = ctypes.c_void_p
 _LENGTH: Any = ctypes.c_int64
 _SHAPE: list[Any] = [_LENGTH] * 5 + [ctypes.c_float, _LENGTH]
@@ -163,14 +160,12 @@ def _save_for_backward(
     ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, float], output: tuple[Tensor, Tensor]
 ) -> None:
     q, k, v, *ctx.arguments = inputs
-    ctx.save_for_backward(q, k, v, *((None, None) if k.shape[1] <= RECOMPUTED_KEYS else output))
+    ctx.save_for_backward(q, k, v, *output)
     ctx.set_materialize_grads(False)  # log_sums has none
 
 
 def _gradients(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
     q, k, v, out, log_sums = ctx.saved_tensors
-    if out is None:
-        out, log_sums = attention_forward(q, k, v, *ctx.arguments)
     return *attention_backward(q, k, v, out, d_out, log_sums, *ctx.arguments), None, None
 
 
