@@ -33,7 +33,10 @@ def script(tmp_path, monkeypatch):
     ],
 )
 def test_imports(script, text, imports, error):
-    assert diagnose_host.try_imports(script("python", text), ["torch"], {}) == {"imports": imports, "imports_error": error}
+    assert diagnose_host.try_imports(script("python", text), ["torch"], {}) == {
+        "imports": imports,
+        "imports_error": error,
+    }
 
 
 def test_files_that_cannot_be_read(tmp_path):
