@@ -81,7 +81,7 @@ def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
     assert yaml.safe_load((run / "job.yaml").read_text())["training"]["world_size"] == 6
     assert yaml.safe_load((run / "accelerate.yaml").read_text())["machine_rank"] == 0
     environment = (run / "env.sh").read_text()
-    for line in ("MASTER_ADDR=127.0.0.2", "GLOO_SOCKET_IFNAME=lo", "I_MPI_HYDRA_IFACE=lo"):
+    for line in ("MASTER_ADDR=127.0.0.2", "GLOO_SOCKET_IFNAME=lo", "I_MPI_HYDRA_IFACE=lo", "FI_TCP_IFACE=lo"):
         assert f"export {line}\n" in environment
 
 

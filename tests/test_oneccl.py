@@ -64,6 +64,20 @@ def test_from_a_folder_of_wheels_and_from_an_index(playbook, tmp_path, settings,
     assert next(environment.glob("lib/python3*/site-packages/oneccl_bind_pt-2.8.0+cpu.dist-info")).is_dir()
 
 
+def test_damaged_packages_are_installed_again(playbook, tmp_path, settings, environment):
+    """oneCCL's library and a file of the bindings, one of them with its size unchanged."""
+    wheels = bindings(tmp_path / "wheels")
+    assert provision(playbook, settings, oneccl_wheels=str(wheels))[0].returncode == 0
+    packages = next(environment.glob("lib/python3*/site-packages"))
+    module = packages / "oneccl_bindings_for_pytorch/__init__.py"
+    (packages / "libccl.so.1").unlink()
+    module.write_text(LOADS.replace("2.8.0", "2.8.1"))
+    done, said = provision(playbook, settings, oneccl_wheels=str(wheels))
+    assert done.returncode == 0, said
+    assert (packages / "libccl.so.1").read_text() == "library"
+    assert module.read_text() == LOADS
+
+
 def test_bindings_that_cannot_be_had(playbook, tmp_path, settings):
     """Host, wheel and index are named; nothing else is taken."""
     (tmp_path / "index").mkdir()

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,3 +54,13 @@ def make_index(folder: Path, wheels: Path) -> str:
         with page.open("a") as file:
             file.write(f'<a href="{wheel.as_uri().replace("+", "%2B")}">{wheel.name}</a>\n')
     return folder.as_uri() + "/"
+
+
+def make_bindings(folder: Path, version: str = "2.8.0+cpu", code: str | None = None) -> Path:
+    """Write a fake of oneCCL's PyTorch bindings, which loads if torch and the real oneCCL do. It has no backend."""
+    loads = f"import ctypes\nimport torch\n__version__ = '{version}'\nctypes.CDLL('libccl.so.1')\n"
+    return make_wheel(folder, "oneccl_bind_pt", version, {"oneccl_bindings_for_pytorch/__init__.py": code or loads})
+
+
+if __name__ == "__main__":
+    make_bindings(Path(sys.argv[1]))
