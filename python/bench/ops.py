@@ -52,8 +52,9 @@ from sdtune.ops.convolution import (
     is_3x3,
 )
 from sdtune.ops.normalization import NormSilu, norm_gated_gelu
-from sdtune.ops.unet import WINOGRAD_CHANNELS, WINOGRAD_PIXELS, optimize_unet
+from sdtune.ops.unet import optimize_unet
 from sdtune.ops.winograd import convolve, transform_filters
+from sdtune.ops.winograd_selection import WINOGRAD_CHANNELS, WINOGRAD_PIXELS
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 Clock = Callable[[], float]

@@ -14,7 +14,8 @@ from torch import nn
 
 from sdtune.ops import convolution, normalization, winograd
 from sdtune.ops.blocks import FrozenResnetBlock, FrozenTransformerBlock
-from sdtune.ops.unet import convolution_inputs, optimize_unet, replace_modules, winograd_filters
+from sdtune.ops.unet import optimize_unet, replace_modules
+from sdtune.ops.winograd_selection import convolution_inputs, winograd_filters
 
 TOYWORLD = Path(__file__).parents[2] / "toyworld" / "model"
 

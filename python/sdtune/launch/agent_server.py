@@ -134,13 +134,6 @@ class AgentServer:
             if not connection.ended:
                 self._send(connection, order)
 
-    def silent(self, now: float, timeout: float) -> tuple[int, float] | None:
-        """The first rank whose agent has sent nothing for longer than ``timeout``, and for how many seconds."""
-        for rank, connection in sorted(self.connections.items()):
-            if not connection.ended and now - connection.last_heard > timeout:
-                return rank, now - connection.last_heard
-        return None
-
     def stopped(self) -> set[int]:
         """Ranks whose process is stopped, by a signal or a debugger, as last reported."""
         return {rank for rank, connection in self.connections.items() if connection.rank_state in ("T", "t")}

@@ -13,6 +13,7 @@ from sdtune.launch import agent, failure, rank_error
 from sdtune.launch.agent_server import AgentServer
 from sdtune.launch.failure import Evidence, Outcome
 from sdtune.launch.launcher_output import LauncherOutput, killed_ranks
+from sdtune.launch.lost_hosts import first_silent
 from sdtune.launch.processes import sweep
 from sdtune.launch.state import Plan
 from standalone import run_state
@@ -104,7 +105,7 @@ class Attempt:
         return self.hosts[rank // self.plan.ranks_per_node][0]
 
     def _silent_host(self, now: float) -> str | None:
-        silent = self.agents.silent(now, self.plan.host_timeout)
+        silent = first_silent(self.agents.connections, now, self.plan.host_timeout)
         if silent is None:
             return None
         self.culprit, seconds = silent

@@ -1,21 +1,20 @@
 """The supervisor of a run, on the primary: starts the run, notices when it dies or hangs, ends and restarts it.
 
 It outlives the connection that started it, holds the lock of the run, and records its state in ``state.json``. One
-attempt is :mod:`sdtune.launch.attempt`; :mod:`sdtune.launch.failure` decides why it failed.
+attempt is :mod:`sdtune.launch.attempt`; :mod:`sdtune.launch.failure` decides why it failed, and
+:mod:`sdtune.launch.lost_hosts` which hosts are lost.
 """
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from sdtune.host.ssh import command_on
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import BAD_INPUT, Outcome
+from sdtune.launch.lost_hosts import wait_for_hosts
 from sdtune.launch.state import Plan, StateFile
 from standalone import run_state
 
@@ -67,7 +66,7 @@ class Supervisor:
             code = self._code_after(outcome, number)
             if code is not None:
                 return code
-            absent = self._wait_for_hosts(dict(self.plan.hosts))
+            absent = wait_for_hosts(self.run, self.plan, self._goes_on_waiting)
             code = self._code_while_waiting(outcome, absent)
             if code is not None:
                 return code
@@ -172,32 +171,8 @@ class Supervisor:
                 arguments += ["--gradient_accumulation_steps", str(micro_batches // now)]
         return arguments
 
-    def _wait_for_hosts(self, hosts: dict[str, str]) -> list[str]:
-        """Wait until all hosts answer and no process of the last attempt is left there.
-
-        Returns:
-            Names of the hosts that do not answer in time.
-        """
-        end = time.monotonic() + self.plan.host_wait
-        absent = list(hosts)
-        while True:
-            absent = [name for name in absent if not self._sweep_host(hosts[name])]
-            interrupted = self._interrupted() or self.stop_request is not None
-            if not absent or time.monotonic() >= end or interrupted:
-                return absent
-            self.state.write(state="waiting", waiting_for=absent)
-            time.sleep(1)
-
-    def _sweep_host(self, address: str) -> bool:
-        """Whether a host answers, and no process of the run is left on it."""
-        if address == next(iter(self.plan.hosts.values())):
-            return True
-        command = [sys.executable, "-P", "-m", "sdtune.launch", "sweep", str(self.run)]
-        try:
-            done = subprocess.run(
-                command_on(address, command),
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
+    def _goes_on_waiting(self, absent: list[str]) -> bool:
+        if self._interrupted() or self.stop_request is not None:
             return False
-        return done.returncode == 0
+        self.state.write(state="waiting", waiting_for=absent)
+        return True
