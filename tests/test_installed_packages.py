@@ -36,6 +36,10 @@ def test_a_package_as_pinned_is_fine_by_any_spelling(environment):
     assert problems(environment, "Tiny_CCL==2.8.0+cpu") == ""
 
 
+def test_a_whole_record_is_kept(environment):
+    assert module.without_record(["tiny_ccl==2.8.0"], module.metadata_folders(environment)) == []
+
+
 def test_a_missing_package_and_another_version_are_named(environment):
     assert problems(environment, "other==1") == "is not installed"
     assert problems(environment, "tiny-ccl==2.9.0") == "is 2.8.0, not 2.9.0"
@@ -49,6 +53,15 @@ def test_a_damaged_file_is_named(environment, harm):
     else:
         file.write_text("01234567890" if harm == "changed" else "9876543210")
     assert problems(environment, "tiny-ccl==2.8.0") == "is damaged (data.txt)"
+
+
+@pytest.mark.parametrize("record", ["", "tiny_ccl/__init__.py,sha256=", "\xff"])
+def test_a_record_that_is_cut_off_is_damage(environment, record):
+    """pip cannot replace such a package, so its metadata has to go first."""
+    folders = module.metadata_folders(environment)
+    (folders["tiny-ccl"] / "RECORD").write_bytes(record.encode("latin-1"))
+    assert problems(environment, "tiny-ccl==2.8.0") == "is damaged (RECORD)"
+    assert module.without_record(["tiny_ccl==2.8.0", "other==1"], folders) == [str(folders["tiny-ccl"])]
 
 
 def test_metadata_that_is_lost_is_damage(environment):

@@ -171,7 +171,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """``{name: function}``."""
-        return {
-            function.__name__: function
-            for function in (status_answer, status_table, run_is_active, run_state_words, stop_summary)
-        }
+        return {function.__name__: function for function in (status_answer, status_table, run_is_active, stop_summary)}

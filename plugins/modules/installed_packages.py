@@ -7,7 +7,7 @@ import base64
 import csv
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -43,6 +43,11 @@ wanted:
   returned: always
   type: list
   elements: str
+without_record:
+  description: Metadata folders of packages that pip cannot replace, because their RECORD is lost or damaged.
+  returned: always
+  type: list
+  elements: str
 problems:
   description: What is wrong with each of them, in a few words.
   returned: always
@@ -71,21 +76,28 @@ def version_of(folder: Path) -> str:
     return found.group(1).split("+")[0] if found else ""
 
 
-def damaged_files(folder: Path) -> Iterator[str]:
-    """Paths of files that are missing or differ from their checksum in RECORD, relative to site-packages."""
+def read_record(folder: Path) -> list[list[str]]:
+    """The lines of RECORD (path, checksum, size); empty where it is missing, empty or cut off."""
     try:
         with (folder / "RECORD").open(encoding="utf-8", newline="") as record:
             rows = list(csv.reader(record))
-    except OSError:
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    return rows if all(len(row) == 3 for row in rows) else []
+
+
+def damaged_files(folder: Path) -> Iterator[str]:
+    """Paths of files that are missing or differ from their checksum in RECORD, relative to site-packages."""
+    rows = read_record(folder)
+    if not rows:
         yield f"{folder.name}/RECORD"
-        return
-    for path, checksum, *_ in rows:
+    for path, checksum, _ in rows:
         if not checksum:  # RECORD itself, and what is compiled at the first import
             continue
         algorithm, _, wanted = checksum.partition("=")
         try:
             digest = hashlib.new(algorithm, (folder.parent / path).read_bytes()).digest()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: an algorithm that does not exist
             yield path
             continue
         if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted:
@@ -106,6 +118,12 @@ def problem_with(pin: str, folders: dict[str, Path]) -> str:
     return f"is damaged ({', '.join(damaged[:3])}{more})" if damaged else ""
 
 
+def without_record(pins: Iterable[str], folders: dict[str, Path]) -> list[str]:
+    """The metadata folders of those packages that pip cannot replace, because they have no usable RECORD."""
+    found = (folders.get(normalize(pin.partition("==")[0])) for pin in pins)
+    return [str(folder) for folder in found if folder is not None and not read_record(folder)]
+
+
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
@@ -118,7 +136,12 @@ def main() -> None:
     folders = metadata_folders(Path(module.params["prefix"]))
     found = {pin: problem_with(pin, folders) for pin in module.params["packages"]}
     problems = {pin: problem for pin, problem in found.items() if problem}
-    module.exit_json(changed=False, wanted=list(problems), problems=problems)
+    module.exit_json(
+        changed=False,
+        wanted=list(problems),
+        problems=problems,
+        without_record=without_record(problems, folders),
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def _cell(text: str) -> str:
 def _code(value: Any) -> str:
     """A value as code in a table's cell."""
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-    return "`" + text.replace("|", "\\|") + "`"
+    return "`" + " ".join(text.split()).replace("|", "\\|") + "`"
 
 
 def _meaning(option: dict[str, Any]) -> str:
