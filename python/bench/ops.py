@@ -40,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from sdtune.host.processor import has_bf16
 from sdtune.ops import kernels
 from sdtune.ops.attention import projected_self_attention
 from sdtune.ops.convolution import (
@@ -58,7 +59,7 @@ from sdtune.ops.winograd_selection import WINOGRAD_CHANNELS, WINOGRAD_PIXELS
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 Clock = Callable[[], float]
-DTYPE = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+DTYPE = torch.bfloat16 if has_bf16() else torch.float32
 
 
 @dataclass(frozen=True)

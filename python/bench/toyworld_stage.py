@@ -10,6 +10,7 @@ learned.
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
 from sdtune.inference.images import contact_sheet

@@ -25,6 +25,7 @@ from sdtune.launch.processes import send_signal, state_and_parent
 WHERE = "SDTUNE_SUPERVISOR"
 """Environment variable: ``address:port`` of the supervisor, the timeout in seconds, and the token of the attempt."""
 _RECORD_LIMIT = 65_536  # bytes of a rank's error that are kept: a pipe holds no more at once
+_ORDERED = "the supervisor ends the job"
 
 
 def _launchers(pid: int) -> list[int]:
@@ -115,6 +116,20 @@ class Agent:
             why = f"the connection to the supervisor broke ({error.strerror or error})"
         if why is not None:
             self.end_rank(why)
+            if why == _ORDERED:
+                self._confirm_end()
+
+    def _confirm_end(self) -> None:
+        """Wait until the killed rank has ended and report it, unless the supervisor leaves first."""
+        with contextlib.suppress(OSError):
+            while self.rank_end is not None:
+                readable, _, _ = select.select([self.connection.fileno(), self.rank_end], [], [])
+                if self.rank_end in readable:
+                    break
+                if not self.connection.recv(4096):
+                    return
+            self.pipe.read()
+            self.send(gone=True, error=self.pipe.error)
 
     def _step(self) -> str | None:
         """Wait for the next event and handle it.
@@ -152,7 +167,7 @@ class Agent:
         self._heard = time.monotonic()
         *orders, self._pending = (self._pending + data).split(b"\n")
         if b"end" in orders:
-            return "the supervisor ends the job"
+            return _ORDERED
         if b"dump" in orders:  # the rank's faulthandler writes its stack to the pipe
             send_signal([self.pid], signal.SIGUSR1)
         return ""

@@ -9,7 +9,7 @@ from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
 
 SchedulerName = Literal["pndm", "ddim", "dpmsolver++", "unipc", "euler", "euler_ancestral", "heun", "lcm"]
-"""Schedulers by the names that a generation job uses; :mod:`sdtune.inference.drawing` has their classes."""
+"""Schedulers by the names that a generation job uses; :mod:`sdtune.inference.generator` has their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)

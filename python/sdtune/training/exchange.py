@@ -35,6 +35,8 @@ def exchange(parameters: Collection[nn.Parameter], loss: float, stop: bool, acce
     if accelerator.num_processes == 1:
         return Exchanged(loss=loss, stop=stop, bytes=0)
     gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+    if len(gradients) < len(parameters):  # offsets would shift
+        raise RuntimeError("a learned parameter got no gradient on this rank")
     flat = torch.cat([*gradients, torch.tensor([loss, float(stop)])])
     mean = accelerator.reduce(flat, "mean")
     offset = 0
