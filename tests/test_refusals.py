@@ -1,9 +1,12 @@
 """Bad input is refused by name and with a remedy, before anything is touched."""
 
+import hashlib
 import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -310,3 +313,25 @@ def test_a_wheelhouse_that_lacks_a_wheel(playbook, tmp_path, pictures, model, bu
         f"localhost: safetensors=={version} missing in the wheelhouse {wheels}; put the wheels for Python",
         noted=True,
     )
+
+
+def test_a_wheelhouse_that_lacks_oneccl_for_an_environment_that_is_intact(playbook, tmp_path, pictures, model):
+    """The backend was changed to ccl after provisioning: the wheelhouse is looked at all the same."""
+    prefix, wheels = tmp_path / "work/env/native", tmp_path / "wheels"
+    subprocess.run([sys.executable, "-m", "venv", prefix], check=True)
+    lock = (REPOSITORY / "roles/python_env/files/native.txt").read_text().rstrip("\n")
+    wanted = f"{hashlib.sha256(lock.encode()).hexdigest()} python {sys.version_info.major}.{sys.version_info.minor}"
+    script = REPOSITORY / "roles/python_env/files/environment.sh"
+    subprocess.run(["bash", script, "complete", prefix, wanted], check=True)
+    wheels.mkdir()
+    for name, version in re.findall(r"^([^=\s]+)==(\S+)$", lock, re.MULTILINE):
+        (wheels / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").touch()
+    done = playbook(
+        "provision.yml", "--tags", "python_env", python_env_source="wheelhouse", python_env_wheelhouse_download=False,
+        python_env_wheelhouse=str(wheels), intel_mpi_packages=[], oneccl_backend="ccl",
+        oneccl_packages=["oneccl-cpu==2021.16.2"], base_model_source=str(model), training_data_source=str(pictures),
+    )  # fmt: skip
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 2, said
+    assert f"localhost: oneccl-cpu==2021.16.2 missing in the wheelhouse {wheels}" in said
+    assert "Build the environment" not in said
