@@ -84,23 +84,6 @@ def preflight_unreachable(message: str, name: str, address: str, user: str = "")
     return f"does not answer Ansible ({last}); {remedy.format(host=address, login=login, name=name)}"
 
 
-def free_disk_mb(mounts: Iterable[Mapping[str, Any]], path: str, unknown: int) -> int:
-    """Megabytes free on the mount that ``path`` lies on: the longest that the path begins with.
-
-    Args:
-        mounts: ``ansible_facts['mounts']``.
-        path: an absolute path, which need not exist.
-        unknown: the answer where the facts name no such mount.
-    """
-    at = [
-        mount
-        for mount in mounts
-        if f"{path}/".startswith(f"{mount['mount'].rstrip('/')}/") and mount.get("size_available") is not None
-    ]
-    best = max(at, key=lambda mount: len(mount["mount"]), default=None)
-    return int(best["size_available"]) // MEGABYTE if best else int(unknown)
-
-
 def instruction_set(flags: Iterable[str]) -> str:
     """What the processor's flags mean for a training step."""
     known = set(flags)
@@ -149,7 +132,6 @@ class FilterModule:
                 preflight_lines,
                 preflight_report,
                 preflight_unreachable,
-                free_disk_mb,
                 instruction_set,
                 peer_targets,
                 peers_unreachable,

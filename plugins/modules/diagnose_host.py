@@ -95,7 +95,7 @@ def run(argv: list[str], environment: dict[str, str] | None = None) -> tuple[int
 
 def try_imports(prefix: str, modules: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """``imports`` and ``imports_error`` of the environment; ``environment`` is added to the variables."""
-    check = ["-P", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
+    check = ["-I", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
     code, out, err = run([f"{prefix}/bin/python", *check], {**os.environ, **environment})
     if code == 0:
         return {"imports": {}, "imports_error": ""}
