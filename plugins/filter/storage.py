@@ -31,9 +31,25 @@ def storage_folders(folders: Folders, fault: str, paths: Iterable[str] = ()) -> 
 
 
 
+def mode_text(mode: str | int) -> str:
+    """A mode as four octal digits. ``mode``: text, or the number that YAML makes of one that begins with 0."""
+    return f"{mode:04o}" if isinstance(mode, int) else str(mode).zfill(4)
+
+
+def file_mode(mode: str | int) -> str:
+    """The mode of a file in a folder of this mode: ``0640`` in ``0750``."""
+    return f"{int(mode_text(mode), 8) & 0o666:04o}"
+
+
+def umask_of(mode: str | int) -> str:
+    """The umask with which folders get this mode: ``0027`` for ``0750``."""
+    return f"{0o777 & ~int(mode_text(mode), 8):04o}"
+
+
 class FilterModule:
     """Filters for Ansible."""
 
     def filters(self) -> dict[str, Any]:
         """``{name: function}``."""
-        return {function.__name__: function for function in (storage_marks, storage_folders)}
+        functions = (storage_marks, storage_folders, mode_text, file_mode, umask_of)
+        return {function.__name__: function for function in functions}

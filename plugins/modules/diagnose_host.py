@@ -63,11 +63,12 @@ libraries:
   elements: str
   returned: always
 logins:
-  description: The hosts that do not let this user in, each with C(address) and C(reason), the last line of ssh.
+  description: The hosts that do not let this user in, or print what was not asked for, each with C(address) and C(reason).
   type: dict
   returned: always
 """
 
+GREETING = "sdtune"
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]
 
 
@@ -111,28 +112,39 @@ def unreadable(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.access(path, os.R_OK)]
 
 
+def login_problem(code: int, out: str, err: str) -> str:
+    """What is wrong with a login that was to print :data:`GREETING` and nothing else; empty where nothing is.
+
+    rsync and MPI read what a command prints, so a shell that prints something of its own breaks both.
+    """
+    if code != 0:
+        return last_line(err) or last_line(out, f"the login ended with code {code} and without a word")
+    more = [line for line in out.splitlines() if line.strip() and line != GREETING]
+    if more or GREETING not in out.splitlines():
+        printed = f"prints {more[0]!r}" if more else "does not run commands"
+        return (
+            f"the shell there {printed} where it runs a command, which breaks rsync and MPI; let its start files, such "
+            f"as ~/.bashrc or /etc/profile.d, print only where the shell is interactive"
+        )
+    return ""
+
+
 def failed_logins(addresses: dict[str, str]) -> dict[str, dict[str, str]]:
     """Log in to all hosts at the same time; address and reason of those that refuse."""
     started = {
         host: subprocess.Popen(
-            [*SSH, address, "true"],
+            [*SSH, address, f"echo {GREETING}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
         )
         for host, address in addresses.items()
     }
-    printed = {host: process.communicate()[0] for host, process in started.items()}
-    return {
-        host: {
-            "address": addresses[host],
-            "reason": last_line(printed[host], f"ssh ended with code {process.returncode}"),
-        }
-        for host, process in started.items()
-        if process.returncode != 0
-    }
+    printed = {host: process.communicate() for host, process in started.items()}
+    problems = {host: login_problem(process.returncode, *printed[host]) for host, process in started.items()}
+    return {host: {"address": addresses[host], "reason": why} for host, why in problems.items() if why}
 
 
 def main() -> None:
