@@ -47,7 +47,27 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_logins_are_tried_at_the_same_time_and_the_reason_is_the_last_line(script):
-    script("ssh", 'case $5 in 10.0.0.2) echo "Warning: x"; echo "Permission denied"; exit 255;; esac')
+    script(
+        "ssh", 'case $5 in 10.0.0.2) echo "Warning: x" >&2; echo "Permission denied" >&2; exit 255;; esac; eval "$6"'
+    )
     assert diagnose_host.failed_logins({"a": "10.0.0.1", "b": "10.0.0.2"}) == {
         "b": {"address": "10.0.0.2", "reason": "Permission denied"}
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "told"),
+    [
+        (0, "sdtune\n", "Welcome to the cluster\n", ""),
+        (0, "Welcome!\nsdtune\n", "", "the shell there prints 'Welcome!' where it runs a command"),
+        (0, "", "", "the shell there does not run commands"),
+        (1, "This account is currently not available.\n", "", "This account is currently not available."),
+        (1, "", "", "the login ended with code 1 and without a word"),
+    ],
+    ids=["banner", "printing", "silent", "nologin", "false"],
+)
+def test_what_a_login_prints(code, out, err, told):
+    """rsync and MPI read it, so nothing but the answer may come; a banner goes another way."""
+    said = diagnose_host.login_problem(code, out, err)
+    assert said.startswith(told)
+    assert bool(said) == bool(told)

@@ -29,8 +29,6 @@ def storage_folders(folders: Folders, fault: str, paths: Iterable[str] = ()) -> 
     return ", ".join(at.values())
 
 
-
-
 def mode_text(mode: str | int) -> str:
     """A mode as four octal digits. ``mode``: text, or the number that YAML makes of one that begins with 0."""
     return f"{mode:04o}" if isinstance(mode, int) else str(mode).zfill(4)

@@ -63,7 +63,7 @@ libraries:
   elements: str
   returned: always
 logins:
-  description: The hosts that do not let this user in, or print what was not asked for, each with C(address) and C(reason).
+  description: The hosts that do not let this user in, or print more than asked for, each with C(address) and C(reason).
   type: dict
   returned: always
 """

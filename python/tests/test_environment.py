@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.conftest import PYTHON
 from sdtune.host import environment
+from tests.conftest import PYTHON
 
 FOREIGN = ["SLURM_JOBID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "ACCELERATE_USE_DEEPSPEED", "PYTHONHOME"]
 OWN = ["ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_FILE", "PMI_RANK", "HOME", "ONEDNN_MAX_CPU_ISA", "LS_COLORS"]
