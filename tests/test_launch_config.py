@@ -263,7 +263,7 @@ def test_the_environment_of_oneccl(playbook, provisioned):
         "PYTHONPATH",
         "OMP_PLACES",
     ]
-    others += ["PYTHONHOME", "ACCELERATE_USE_DEEPSPEED", "RANK"]
+    others += ["PYTHONPATH", "PYTHONHOME", "ACCELERATE_USE_DEEPSPEED", "RANK"]
     before = {"PATH": "/usr/bin:/bin", "FI_LOG_LEVEL": "warn", **dict.fromkeys(others, "SLURM_X=1\nRANK=7")}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=before)
     variables = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)

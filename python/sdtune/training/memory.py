@@ -28,10 +28,10 @@ def check_memory(job: Job, family: Family) -> None:
         return
     most = (free - fixed) // (ranks * takes.sample)
     needed_text, free_text = sizes(needed, free)
-    remedy = (
-        f"take at most {most}, and more gradient_accumulation_steps" if most > 0 else "take a host with more memory"
-    )
+    remedy = "take a host with more memory"
+    if most > 0:
+        remedy = f"take at most {most}, and more gradient_accumulation_steps"
     raise BadInput(
-        f"training.train_batch_size: {batch} sample(s) of {resolution} x {resolution} pixels at once on {ranks} rank(s) "
-        f"need at least {needed_text} of memory on this host, and {free_text} are free; {remedy}"
+        f"training.train_batch_size: {batch} sample(s) of {resolution} x {resolution} pixels at once on {ranks} "
+        f"rank(s) need at least {needed_text} of memory on this host, and {free_text} are free; {remedy}"
     )
