@@ -157,14 +157,17 @@ def test_ranks_and_threads_follow_the_shape(playbook, provisioned):
 
 
 def test_the_smallest_host_decides(playbook, provisioned, tmp_path):
-    """MPI starts as many ranks on each host; the report names the host that others wait for."""
+    """MPI starts as many ranks on each host; the report names the host that others wait for.
+
+    Both hosts are this machine, so that they share work_dir, which preflight would refuse.
+    """
     host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
     inventory = tmp_path / "hosts.ini"
     inventory.write_text(f"[primary]\nbig {host}.1\n[workers]\nsmall {host}.2\n[cluster:children]\nprimary\nworkers\n")
     done = configure(
         playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
         training_data_name="concept", launch_config_interface="lo",
-        launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
+        launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"}, __preflight_seen={"stdout": "[]"},
         cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -98,7 +98,8 @@ def memory_limits(process: Path = PROCESS) -> Iterator[tuple[int, int]]:
             used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or "0"
             counts = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
             # version 1 counts the cgroups below apart, and all together with the prefix total_
-            files = sum(int(counts.get(f"total_{x}") or counts.get(x, 0)) for x in ("active_file", "inactive_file"))
+            names = ("active_file", "inactive_file")
+            files = sum(int(counts.get(f"total_{name}") or counts.get(name) or "0") for name in names)
             yield limit, limit - max(0, int(used) - files)
 
 

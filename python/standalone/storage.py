@@ -6,6 +6,7 @@ Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this fil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pwd
@@ -56,7 +57,8 @@ def mark(path: str, seconds: float) -> dict[str, str]:
             opened.flush()
             os.fsync(opened.fileno())
     except OSError as error:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the file may be there, on a full disk
+            file.unlink()
         return {"mark": "", "error": f"{error.filename or file.parent}: {os.strerror(error.errno or 0)}"}
     if os.fork() == 0:
         os.setsid()
