@@ -167,7 +167,8 @@ def test_the_smallest_host_decides(playbook, provisioned, tmp_path):
     done = configure(
         playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
         training_data_name="concept", launch_config_interface="lo",
-        launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"}, __preflight_seen={"stdout": "[]"},
+        launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
+        __preflight_seen={"stdout": "[]"},
         cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
