@@ -137,7 +137,8 @@ class ActionModule(ActionBase):
             self._receive(host, source, parts, missing if last else None, remove)
             done += sum(part["length"] for part in parts)
             if not last and time.monotonic() - printed > QUIET_SECONDS:
-                display.display(f"{host}: {done / 1e9:.2f} of {total / 1e9:.2f} GB of {source.name} are there")
+                dest = self._task.args["dest"]
+                display.display(f"{host}: {done / 1e9:.2f} of {total / 1e9:.2f} GB of {Path(dest).name} are there")
                 printed = time.monotonic()
 
     def _kept(self, host: str, source: Path, missing: dict[str, str], total: int) -> dict[str, int]:
