@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -63,12 +67,15 @@ libraries:
   elements: str
   returned: always
 logins:
-  description: The hosts that do not let this user in, or print more than asked for, each with C(address) and C(reason).
+  description: The hosts that do not let this user in, or print more than was asked for, with C(address) and C(reason).
   type: dict
   returned: always
 """
 
 GREETING = "sdtune"
+AT_ONCE = 4  # logins of this host
+PAUSES = (1, 2, 4, 0)  # seconds after a login that was dropped; each host waits up to twice as long
+DROPPED = re.compile(r"kex_exchange_identification|Connection (closed|reset) by .* port|Exceeded MaxStartups")
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]
 
 
@@ -129,22 +136,32 @@ def login_problem(code: int, out: str, err: str) -> str:
     return ""
 
 
+def log_in(address: str) -> str:
+    """Why a login fails; empty where it does not.
+
+    sshd drops logins at random once ten of all hosts have not authenticated yet (MaxStartups), so such a login is tried
+    again a little later.
+    """
+    argv = [*SSH, address, f"echo {GREETING}"]
+    for pause in PAUSES:
+        code, out, err = run(argv)
+        problem = login_problem(code if code is not None else 255, out, err)
+        if code != 255 or not DROPPED.search(err):
+            break
+        time.sleep(pause * (1 + random.random()))  # so that hosts do not meet again
+    return problem
+
+
 def failed_logins(addresses: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Log in to all hosts at the same time; address and reason of those that refuse."""
-    started = {
-        host: subprocess.Popen(
-            [*SSH, address, f"echo {GREETING}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        for host, address in addresses.items()
-    }
-    printed = {host: process.communicate() for host, process in started.items()}
-    problems = {host: login_problem(process.returncode, *printed[host]) for host, process in started.items()}
-    return {host: {"address": addresses[host], "reason": why} for host, why in problems.items() if why}
+    """Log in to all hosts, some at a time and in any order, as all hosts do so at once.
+
+    Returns:
+        address and reason of those that refuse.
+    """
+    hosts = random.sample(list(addresses), len(addresses))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        problems = dict(zip(hosts, pool.map(log_in, (addresses[host] for host in hosts))))
+    return {host: {"address": addresses[host], "reason": problems[host]} for host in addresses if problems[host]}
 
 
 def main() -> None:
@@ -163,10 +180,7 @@ def main() -> None:
     answer: dict[str, Any] = {"libraries": unreadable(asked["libraries"])}
     if asked["prefix"] and asked["modules"]:
         answer.update(try_imports(asked["prefix"], asked["modules"], asked["environment"]))
-    try:
-        answer["logins"] = failed_logins(asked["logins"])
-    except OSError as error:
-        module.fail_json(msg=f"ssh cannot be started: {error}")
+    answer["logins"] = failed_logins(asked["logins"])
     module.exit_json(changed=False, **answer)
 
 
