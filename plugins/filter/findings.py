@@ -194,8 +194,8 @@ def failed_logins(
     """
 
     def line(host: str, other: str, said: Mapping[str, str]) -> str:
-        by_hand = f"log in to {host} as {user} and type ssh -v {said['address']}"
-        remedy = "" if "; " in said["reason"] else "; " + (" | ".join(obstacles.get(other, [])) or by_hand)
+        try_it = f"log in to {host} as {user} and type ssh -v {said['address']}"
+        remedy = "" if "; " in said["reason"] else "; " + (" | ".join(obstacles.get(other, [])) or try_it)
         return f"{host} -> {other} ({said['address']}): {said['reason']}{remedy}"
 
     return [
