@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 
 # The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
@@ -36,6 +37,7 @@ def run(main: Callable[[], None]) -> None:
     Exit codes: 0, 2 for bad input, 1 for a failure, 3 when it was stopped on request. On SIGUSR1 the process writes its
     stack: to the rank's agent if it has one, else to standard error.
     """
+    raise_descriptor_limit()
     reporter = Reporter()
     faulthandler.register(signal.SIGUSR1, file=2 if reporter.pipe is None else reporter.pipe, all_threads=False)
     try:
