@@ -144,9 +144,9 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
     Returns:
         ``exists``: there is such a folder; ``left``: if not, processes that work for it all the same;
         ``supervised``: a supervisor is running; ``standstill``: see :func:`standstill`; ``unsupervised``: the run is
-        going on without one; ``finished``; ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy,
-        a report; ``lost``: the supervisor died before the run ended; ``state``: see :func:`read_state`; ``progress``:
-        see :func:`progress`; ``now``.
+        going on without one; ``finished``; ``collected``: its results were brought to a control node; ``exported``,
+        ``reported``: it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended;
+        ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
     patience = end

@@ -42,7 +42,7 @@ def lines(chance: random.Random) -> Iterator[bytes]:
         yield (
             chance.choice(
                 [
-                    lambda: json.dumps({name: next(values)}).encode(),
+                    lambda name=name: json.dumps({name: next(values)}).encode(),
                     lambda: chance.randbytes(chance.randrange(2_000)),
                     lambda: b"[" * chance.choice([10, 3_000, 100_000]),
                     lambda: b'{"error":' * 3_000,

@@ -132,8 +132,8 @@ def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outco
 def first_cause(evidence: Evidence) -> int | None:
     """The rank that ended first; None when nothing is known.
 
-    An error that says more than that another rank has left comes before a rank of which only such an error is known, and
-    before one whose agent was lost, which proves nothing about the rank.
+    An error that says more than that another rank has left comes before a rank of which only such an error is known,
+    and before one whose agent was lost, which proves nothing about the rank.
     """
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
     if evidence.ended:

@@ -120,7 +120,8 @@ def parse(line: bytes, rank: int) -> Message:
         fields = json.loads(line)
         if not isinstance(fields, dict):
             raise ProtocolError("a line is no object")
-        message = Message(**{name: _checked(name, value) for name, value in fields.items()})
+        checked: dict[str, Any] = {name: _checked(name, value) for name, value in fields.items()}
+        message = Message(**checked)
     except (ValueError, RecursionError):
         raise ProtocolError("a line is no message") from None
     if message.error is not None and message.error.rank != rank:
