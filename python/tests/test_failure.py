@@ -69,7 +69,7 @@ SURPRISE = KeyError("surprise")
             "rank 0 on node1: KeyError: 'surprise'",
         ),
         (
-            {"ended": [1, 0], "ended_by_agent": {1: "nothing was received"}, "stood_still": 41.2},
+            {"ended": [0, 1], "ended_by_agent": {1: "nothing was received"}, "stood_still": 41.2},
             "rank 1 on node2 was ended by its agent: nothing was received; the supervisor itself did not run for 41 s, "
             "as after SIGSTOP",
         ),

@@ -133,9 +133,12 @@ def first_cause(evidence: Evidence) -> int | None:
     """The rank that ended first; None when nothing is known.
 
     An error that says more than that another rank has left comes before a rank of which only such an error is known,
-    and before one whose agent was lost, which proves nothing about the rank.
+    and before one whose agent was lost, which proves nothing about the rank. After a time in which the supervisor itself
+    did nothing, the order is not known: then a rank that its agent ended explains the others.
     """
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
+    if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
+        return next(iter(causes or evidence.ended_by_agent))
     if evidence.ended:
         first = evidence.ended[0]
         weak = first in evidence.lost_agents or (first in evidence.errors and first not in causes)
