@@ -133,8 +133,8 @@ def first_cause(evidence: Evidence) -> int | None:
     """The rank that ended first; None when nothing is known.
 
     An error that says more than that another rank has left comes before a rank of which only such an error is known,
-    and before one whose agent was lost, which proves nothing about the rank. After a time in which the supervisor itself
-    did nothing, the order is not known: then a rank that its agent ended explains the others.
+    and before one whose agent was lost, which proves nothing about the rank. After a time in which the supervisor
+    itself did nothing, the order is not known: then a rank that its agent ended explains the others.
     """
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
     if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
