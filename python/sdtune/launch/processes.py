@@ -13,7 +13,7 @@ _DESCRIPTORS = 1 << 20  # the Linux kernel's own default for the hard limit; mor
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit of open files to the hard one, so that idle connections of other programs do not exhaust it."""
+    """Raise the soft limit of open files to the hard one, so that idle connections do not exhaust it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
