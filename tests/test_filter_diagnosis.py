@@ -180,6 +180,10 @@ def test_every_pair_of_hosts_is_tried_once():
 
 def test_logins_that_fail_are_named_by_pair():
     said = {"logins": {"b": {"address": "10.2", "reason": "Permission denied (publickey)."}}}
-    assert findings.failed_logins({"a": said, "b": {"skipped": True}}) == [
-        "a -> b (10.2): Permission denied (publickey).; run ansible-playbook provision.yml --tags ssh_mesh"
+    asked = {"a": said, "b": {"skipped": True}}
+    assert findings.failed_logins(asked, {}, "runner") == [
+        "a -> b (10.2): Permission denied (publickey).; log in to a as runner and type ssh -v 10.2"
+    ]
+    assert findings.failed_logins(asked, {"b": ["sshd there accepts no keys", "x"]}, "runner") == [
+        "a -> b (10.2): Permission denied (publickey).; sshd there accepts no keys | x"
     ]

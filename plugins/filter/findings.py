@@ -182,12 +182,24 @@ def mpi_pairs(able: Sequence[str], addresses: Mapping[str, str], own: str) -> li
     return [f"{host}={addresses[own]},{addresses[host]}" for host in able[able.index(own) + 1 :]] if own in able else []
 
 
-def failed_logins(asked: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each pair of hosts that ssh does not connect. ``asked``: ``{host: answer of diagnose_host}``."""
+def failed_logins(
+    asked: Mapping[str, Mapping[str, Any]], obstacles: Mapping[str, Sequence[str]], user: str
+) -> list[str]:
+    """A line for each pair of hosts that ssh does not connect.
+
+    Args:
+        asked: ``{host: answer of diagnose_host}``.
+        obstacles: ``{host: what login.py found there}``, of hosts that do not let others in.
+        user: who has to be let in.
+    """
+
+    def line(host: str, other: str, said: Mapping[str, str]) -> str:
+        try_it = f"log in to {host} as {user} and type ssh -v {said['address']}"
+        remedy = "" if "; " in said["reason"] else "; " + (" | ".join(obstacles.get(other, [])) or try_it)
+        return f"{host} -> {other} ({said['address']}): {said['reason']}{remedy}"
+
     return [
-        f"{host} -> {other} ({said['address']}): {said['reason']}; run ansible-playbook provision.yml --tags ssh_mesh"
-        for host, answer in asked.items()
-        for other, said in answer.get("logins", {}).items()
+        line(host, other, said) for host, answer in asked.items() for other, said in answer.get("logins", {}).items()
     ]
 
 

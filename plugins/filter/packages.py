@@ -35,6 +35,18 @@ def python_minor(text: str | None) -> str:
     return found.group(1) if found else ""
 
 
+def venv_package(python: str, family: str) -> str:
+    """The distribution's package with ``venv`` and ``ensurepip`` of a Python.
+
+    Args:
+        python: Name of its command; ``python3.12`` has a package of its own on Debian, as from deadsnakes.
+        family: ``ansible_facts['os_family']``.
+    """
+    if family != "Debian":
+        return "python3"
+    return f"{python}-venv" if re.fullmatch(r"python3\.\d+", python) else "python3-venv"
+
+
 def conda_python(packages: Iterable[str]) -> str:
     """Minor version of Python that a list of conda packages asks for; empty where it names none."""
     return next(filter(None, map(python_minor, packages)), "")
@@ -94,6 +106,7 @@ class FilterModule:
             "missing_wheels": missing_wheels,
             "fitting_wheels": fitting_wheels,
             "python_minor": python_minor,
+            "venv_package": venv_package,
             "conda_python": conda_python,
             "pinned_version": pinned_version,
             "pip_index_args": pip_index_args,
