@@ -22,7 +22,7 @@ HOSTS := 4
 NAME := try
 
 # The longest first, so that only short ones remain at the end.
-SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
+SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse access ipex failures)
 
 .PHONY: $(SCENARIOS) kernels faults settings help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
