@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,6 +59,19 @@ def pinned_version(lines: Sequence[str], name: str) -> str:
     return next((version.strip() for other, _, version in pins if normalized_pin(other) == f"{wanted}=="), "")
 
 
+def environment_state(inspected: Sequence[str], problems: Mapping[str, str]) -> list[str]:
+    """The state of an environment, and the reason where it is broken.
+
+    Args:
+        inspected: the lines of environment.sh.
+        problems: of module installed_packages; they count where names and sizes are right.
+    """
+    if inspected[0] != "intact" or not problems:
+        return list(inspected)
+    named = [f"{pin.partition('==')[0]} {problem}" for pin, problem in problems.items()]
+    return ["broken", ", ".join(named[:_SHOWN]) + (" and more" if len(named) > _SHOWN else "")]
+
+
 def pip_index_args(url: str) -> list[str]:
     """Arguments of pip for an index: none for its own, and plain HTTP has to be trusted by name."""
     if not url:
@@ -103,6 +116,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """{name: function}."""
         return {
+            "environment_state": environment_state,
             "missing_wheels": missing_wheels,
             "fitting_wheels": fitting_wheels,
             "python_minor": python_minor,

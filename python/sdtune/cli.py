@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 
 # The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
@@ -47,6 +48,7 @@ def run(main: Callable[[], None], *, preload: bool = False) -> None:
     """
     if not preload:
         environment.leave_preload()
+    raise_descriptor_limit()
     reporter = Reporter()
     faulthandler.register(signal.SIGUSR1, file=2 if reporter.pipe is None else reporter.pipe, all_threads=False)
     try:
