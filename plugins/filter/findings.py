@@ -26,7 +26,9 @@ SSH = "run ansible-playbook provision.yml --tags ssh_mesh with the same inventor
 INTERFACE = "over the interface that launch_config_interface names"
 PORTS = f"see the other lines; let the hosts reach each other on all TCP ports from 1024 on, {INTERFACE}"
 # Of all hosts together: where pairs are wrong, their lines say what to do; where none is, no firewall is in the way.
-TOGETHER = "correct the pairs that are wrong; if none is, look at memory and load of these hosts, then run diagnose.yml again"
+TOGETHER = (
+    "correct the pairs that are wrong; if none is, look at memory and load of these hosts, then run diagnose.yml again"
+)
 
 
 def _row(check: str, ok: bool, found: str, remedy: str = "", **more: Any) -> Row:

@@ -125,7 +125,7 @@ def login_problem(code: int, out: str, err: str) -> str:
     rsync and MPI read what a command prints, so a shell that prints something of its own breaks both.
     """
     if code != 0:
-        return last_line(err) or last_line(out, f"the login ended with code {code} and without a word")
+        return last_line(err) or last_line(out, f"the login ended with code {code} and no error message")
     more = [line for line in out.splitlines() if line.strip() and line != GREETING]
     if more or GREETING not in out.splitlines():
         printed = f"prints {more[0]!r}" if more else "does not run commands"
