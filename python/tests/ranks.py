@@ -37,7 +37,7 @@ def _run(argv: list[str], env: dict[str, str], output: str) -> None:
     with Path(output).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.clear()
+    os.environ.clear()  # of what the server was started with; what libraries read when imported, they have read
     os.environ.update(env)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
