@@ -14,7 +14,7 @@ from sdtune.settings import Job, read_yaml
 def main() -> None:
     """Export; print the shape, the peak memory and the similarity to the float32 pipeline's images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="the run's job file")
+    parser.add_argument("--job", required=True, metavar="FILE", help="the run's job file (required)")
     job = read_yaml(parser.parse_args().job, Job)
     follow_mode(Path(job.run_dir))
     from sdtune.inference.export import export
