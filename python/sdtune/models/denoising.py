@@ -7,9 +7,6 @@ import torch
 
 from sdtune.models.family import Batch
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-"""Prediction types of noise schedules that :func:`denoising_losses` has a target for."""
-
 
 def denoising_losses(
     scheduler: Any, batch: Batch, predict: Callable[[torch.Tensor], torch.Tensor], snr_gamma: float | None
