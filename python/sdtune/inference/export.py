@@ -25,8 +25,8 @@ from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_embeddings
 from sdtune.methods.placeholder import expand_placeholder, token_names
-from sdtune.models.layout import side_problem, size_multiple
 from sdtune.settings import Job
+from standalone.model_folder import side_problem, size_multiple
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
 from sdtune.methods.placeholder import TextLimit
 from sdtune.models.folder import read_config
-from sdtune.models.layout import side_problem, size_multiple
 from sdtune.settings import GenerationJob
+from standalone.model_folder import side_problem, size_multiple
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import nn
 from sdtune.errors import BadInput
 from sdtune.models.folder import model_fingerprint, weight_files
 from sdtune.models.geometry import Geometry, read_geometry
-from sdtune.models.layout import model_problems, side_problem, size_multiple
 from sdtune.settings import Job
+from standalone.model_folder import model_problems, side_problem, size_multiple
 
 ImageEncoder = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Pixels [b, 3, h, w] in [-1, 1] -> mean and log-variance of the VAE's posterior, each float32 [b, c, h, w]."""

@@ -5,8 +5,8 @@ from pathlib import Path
 from sdtune.errors import BadInput
 from sdtune.models.family import Family
 from sdtune.models.folder import read_config
-from sdtune.models.layout import layout_of
 from sdtune.models.sd import StableDiffusion
+from standalone.model_folder import ModelError, layout_of
 
 FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
 
@@ -22,7 +22,7 @@ def family_of(model: str | Path) -> Family:
         raise BadInput(f"model.path: the model folder {model} does not exist")
     try:
         layout_of(model)
-    except BadInput as error:
+    except ModelError as error:
         raise BadInput(f"model.path: {model} {error}") from None
     name = read_config(model / "model_index.json").get("_class_name")
     return next(family for family in FAMILIES if name in family.pipeline_classes)

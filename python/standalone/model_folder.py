@@ -1,22 +1,128 @@
-"""What a pipeline folder is, and what is wrong with it: from its configurations and the headers of its weights.
+"""What a model folder is, and what is wrong with it: from its configurations and the headers of its weights.
 
-Standard library only: the control node asks before it copies a model, and has no torch. On a host, which may have
-fetched a model from a hub: ``python -m sdtune.models.layout FOLDER``.
+Needs Python 3.9 or newer and nothing else: the control node asks before it copies a model, and has no torch; a host asks
+after it has fetched one from a hub. Ansible sends this file to the host on standard input, so it is one file and
+imports nothing of sdtune. For the arguments: ``model_folder.py --help``.
 
 A supported kind of pipeline is one :class:`Layout` in :data:`LAYOUTS`.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-from sdtune.errors import BadInput, shown
-from sdtune.models.safetensors_header import TensorFacts, read_header
 
-Configs = Mapping[str, dict[str, Any]]
+class ModelError(ValueError):
+    """A model folder, or a file in it, cannot be used; the message says why, and what to do."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message quotes it: on one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+# --- safetensors files ---------------------------------------------------------------------------------------------
+
+_LARGEST_HEADER = 16_000_000
+"""Bytes; the header of a model of a thousand tensors has a tenth of a megabyte."""
+_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16,
+    "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor, as the header describes it."""
+
+    dtype: str
+    """Type, such as ``F32``."""
+    shape: tuple[int, ...]
+    """Shape."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+
+def _wrong_start(start: bytes) -> str:
+    """What a file is that begins like this, where it is known not to be a safetensors file; else empty."""
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS in place of the weights; type git lfs pull in its folder"
+    if start.lstrip()[:1] == b"<":
+        return "is a page (HTML or XML) in place of the weights; download it again"
+    if start.startswith((b"PK\3\4", b"\x80\2")):
+        return "is a checkpoint in PyTorch's pickle format under a wrong name"
+    return ""
+
+
+def _numbers(value: Any) -> tuple[int, ...] | None:
+    """A list of numbers that are not negative; None if it is anything else."""
+    right = isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    return tuple(value) if right else None
+
+
+def _tensor(name: str, entry: Any, room: int) -> TensorFacts:
+    """One entry of the header.
+
+    Raises:
+        ValueError: it is not as the format demands.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{shown(name)} is no object")  # noqa: TRY004 - as json does
+    dtype, shape, offsets = entry.get("dtype"), _numbers(entry.get("shape")), _numbers(entry.get("data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise ValueError(f"{shown(name)} has the type {shown(dtype)}")
+    if shape is None or offsets is None:
+        raise ValueError(f"{shown(name)} has no shape or place")
+    if len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:
+        raise ValueError(f"{shown(name)} lies outside of the file, which is cut off")
+    if len(shape) > 16 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * _BITS[dtype]:
+        raise ValueError(f"{shown(name)} has a size that its shape contradicts")
+    return TensorFacts(dtype, shape)
+
+
+def read_header(path: Path) -> dict[str, TensorFacts]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        ModelError: it cannot be read, is another kind of file, is cut off or damaged; the message names it.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            if what := _wrong_start(start):
+                raise ModelError(f"{path} {what}")
+            length = int.from_bytes(start[:8], "little")
+            if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+                raise ModelError(f"{path} is no safetensors file, or is cut off ({size} bytes); fetch it again")
+            file.seek(8)
+            text = file.read(length)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
+    try:
+        header = json.loads(text)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")  # noqa: TRY004, TRY301 - as json does
+        room = size - 8 - length
+        return {name: _tensor(name, entry, room) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is a damaged safetensors file ({error}); fetch it again") from None
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+Configs = Mapping[str, "dict[str, Any]"]
 """The configuration of each part of a pipeline, by its subfolder."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 """Prediction types of noise schedules that training has a target for."""
@@ -33,7 +139,7 @@ _CONVERT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """A kind of pipeline: its parts, and what has to agree between them."""
 
@@ -142,34 +248,34 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
     """A JSON object of a model folder.
 
     Raises:
-        BadInput: it is missing, or is no JSON object.
+        ModelError: it is missing, or is no JSON object.
     """
     name = path.relative_to(model)
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise BadInput(f"has no {name}; fetch the model again") from None
+        raise ModelError(f"has no {name}; fetch the model again") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"holds a {name} that cannot be read ({shown(str(error))}); fetch the model again") from None
+        raise ModelError(f"holds a {name} that cannot be read ({shown(str(error))}); fetch the model again") from None
     if not isinstance(found, dict):
-        raise BadInput(f"holds a {name} that is no JSON object; fetch the model again")
+        raise ModelError(f"holds a {name} that is no JSON object; fetch the model again")
     return found
 
 
-def _read_config(model: Path, part: str) -> dict[str, Any]:
+def read_config(model: Path, part: str) -> dict[str, Any]:
     """The configuration of a part; its numbers are numbers.
 
     Raises:
-        BadInput: it cannot be used.
+        ModelError: it cannot be used.
     """
     config = _read_json(model / part / _CONFIG.get(part, "config.json"), model)
     for key in _NUMBERS:
         if key in config and (type(config[key]) is not int or config[key] < 1):
-            raise BadInput(f"says {key}: {shown(config[key])} in {part}/, which is no positive whole number")
+            raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no positive whole number")
     if part in ("unet", "vae"):
         channels = config.get("block_out_channels")
         if not isinstance(channels, list) or not channels or not all(type(c) is int and c > 0 for c in channels):
-            raise BadInput(f"says block_out_channels: {shown(channels)} in {part}/, which is no list of numbers")
+            raise ModelError(f"says block_out_channels: {shown(channels)} in {part}/, which is no list of numbers")
     return config
 
 
@@ -177,22 +283,22 @@ def layout_of(model: Path) -> Layout:
     """The layout of a model folder.
 
     Raises:
-        BadInput: the folder is no pipeline, or of a class that is not supported.
+        ModelError: the folder is no pipeline, or of a class that is not supported.
     """
     single = [model] if model.is_file() else sorted((*model.glob("*.safetensors"), *model.glob("*.ckpt")))
     if not (model / "model_index.json").is_file():
         if not single:
-            raise BadInput("has no model_index.json: it has to be a pipeline in diffusers layout")
+            raise ModelError("has no model_index.json: it has to be a pipeline in diffusers layout")
         what = "is a single-file checkpoint" if model.is_file() else f"holds a single-file checkpoint, {single[0].name}"
         command = _CONVERT.format(
             cls="StableDiffusionPipeline", load="from_single_file", source=single[0].name, target=single[0].stem
         )
-        raise BadInput(f"{what}, not a pipeline in diffusers layout; {command}")
+        raise ModelError(f"{what}, not a pipeline in diffusers layout; {command}")
     name = _read_json(model / "model_index.json", model).get("_class_name")
     if isinstance(name, str) and name in LAYOUTS:
         return LAYOUTS[name]
     reason = next((f" ({why})" for known, why in REASONS.items() if re.fullmatch(known, str(name))), "")
-    raise BadInput(
+    raise ModelError(
         f"is a {shown(name) if not isinstance(name, str) else name}{reason}, which is not supported; supported: "
         f"{', '.join(LAYOUTS)}"
     )
@@ -202,7 +308,7 @@ def find_weights(model: Path, part: str, stem: str, variant: str = "") -> Weight
     """The weight files of one part that are used: the plain ones, else the only variant, or the one that is asked for.
 
     Raises:
-        BadInput: there are none in safetensors format, or several variants and none is asked for.
+        ModelError: there are none in safetensors format, or several variants and none is asked for.
     """
     variants: dict[str, list[Path]] = {}
     name = re.compile(rf"{re.escape(stem)}(?:\.([\w-]+?))?(?:-\d{{5}}-of-(\d{{5}}))?\.safetensors")
@@ -212,24 +318,26 @@ def find_weights(model: Path, part: str, stem: str, variant: str = "") -> Weight
     if not variants:
         others = sorted(p.name for pattern in ("*.bin", "*.ckpt", "*.msgpack") for p in (model / part).glob(pattern))
         if not others:
-            raise BadInput(f"has no weights in {part}/ ({stem}.safetensors)")
+            raise ModelError(f"has no weights in {part}/ ({stem}.safetensors)")
         command = _CONVERT.format(
             cls="StableDiffusionPipeline", load="from_pretrained", source=model.name, target=f"{model.name}-safetensors"
         )
-        raise BadInput(f"has weights in {part}/ only as {others[0]}, not as safetensors; {command}")
+        raise ModelError(f"has weights in {part}/ only as {others[0]}, not as safetensors; {command}")
     chosen = variant if variant in variants else "" if "" in variants and not variant else None
     if chosen is None and len(variants) == 1 and not variant:
         chosen = next(iter(variants))
     if chosen is None:
         names = ", ".join(sorted(v or "plain" for v in variants))
         wanted = f"no variant {variant} of the weights" if variant else "several variants of the weights, none plain,"
-        raise BadInput(f"has {wanted} in {part}/ ({names}); set base_model_variant to one of them")
+        raise ModelError(f"has {wanted} in {part}/ ({names}); set base_model_variant to one of them")
     files = variants[chosen]
     shards = {int(found[2]) for path in files if (found := name.fullmatch(path.name)) and found[2]}
     if shards and (len(shards) > 1 or shards != {len(files)}):
-        raise BadInput(f"lacks some of the weights in {part}/ ({len(files)} files of {max(shards)}); fetch them again")
+        raise ModelError(
+            f"lacks some of the weights in {part}/ ({len(files)} files of {max(shards)}); fetch them again"
+        )
     if shards and chosen:
-        raise BadInput(f"has weights in {part}/ as variant {chosen} in {len(files)} files; save them as one file")
+        raise ModelError(f"has weights in {part}/ as variant {chosen} in {len(files)} files; save them as one file")
     return Weights(tuple(files), chosen)
 
 
@@ -264,7 +372,7 @@ def _check_weights(model: Path, layout: Layout, configs: Configs, variant: str) 
             tensors: dict[str, TensorFacts] = {}
             for path in weights.files:
                 tensors |= read_header(path)
-        except BadInput as error:
+        except ModelError as error:
             yield str(error).replace(f"{model}/", "holds a file that cannot be used: ", 1)
             continue
         for end, shape in promised[part].items():
@@ -290,11 +398,11 @@ def model_problems(model: str | Path, variant: str = "", *, weights: bool = True
         absent = [part for part in layout.parts if not (model / part).is_dir()]
         if absent:
             return [f"has no {', no '.join(absent)}"]
-        configs = {part: _read_config(model, part) for part in layout.parts if part != "tokenizer"}
+        configs = {part: read_config(model, part) for part in layout.parts if part != "tokenizer"}
         found = [*_check_index(model, layout), *layout.check(configs), *_check_tokenizer(model, configs)]
         if weights and not found:
             found += _check_weights(model, layout, configs, variant)
-    except BadInput as error:
+    except ModelError as error:
         return [str(error)]
     return found
 
@@ -306,7 +414,7 @@ def used_files(model: str | Path, variant: str = "") -> dict[str, str]:
     formats, single-file copies, the safety checker.
 
     Raises:
-        BadInput: the folder is no supported pipeline.
+        ModelError: the folder is no supported pipeline.
     """
     model = Path(model)
     layout = layout_of(model)
@@ -321,7 +429,7 @@ def used_files(model: str | Path, variant: str = "") -> dict[str, str]:
                 names.append(f"{part}/{layout.weights[part]}.safetensors.index.json")
             if weights.variant:
                 found[f"{part}/{layout.weights[part]}.safetensors"] = f"{part}/{weights.files[0].name}"
-        found |= dict(zip(names, names, strict=True))
+        found |= {name: name for name in names}
     return dict(sorted(found.items()))
 
 
@@ -329,11 +437,11 @@ def size_multiple(model: str | Path) -> int:
     """What the sides of pictures have to be multiples of: the VAE's factor times the UNet's halvings.
 
     Raises:
-        BadInput: a configuration cannot be read.
+        ModelError: a configuration cannot be read.
     """
     model, multiple = Path(model), 1
     for part in ("vae", "unet"):  # each stage but the last halves the side
-        multiple *= 2 ** (len(_read_config(model, part)["block_out_channels"]) - 1)
+        multiple *= 2 ** (len(read_config(model, part)["block_out_channels"]) - 1)
     return multiple
 
 
@@ -344,3 +452,37 @@ def side_problem(name: str, side: int, multiple: int) -> str:
     lower = side // multiple * multiple
     fitting = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
     return f"{name}: {side} is not a multiple of {multiple}, which this model's VAE and UNet need; take {fitting}"
+
+
+# --- on a host -------------------------------------------------------------------------------------------------------
+
+
+def keep_used(model: Path, variant: str) -> None:
+    """Remove all files but those that are used, and give the weights of a variant their plain names."""
+    used = used_files(model, variant)
+    for name, source in used.items():
+        if name != source:
+            (model / source).replace(model / name)
+    for path in sorted(model.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif not path.is_dir() and path.relative_to(model).as_posix() not in used:
+            path.unlink()
+
+
+def main() -> None:
+    """Print the problems of a folder as a JSON list; with ``--keep-used``, and if there are none, tidy it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--variant", default="", help="of the weights, such as fp16")
+    parser.add_argument("--configurations", action="store_true", help="look at the configurations only")
+    parser.add_argument("--keep-used", action="store_true", help="remove what is not used")
+    options = parser.parse_args()
+    found = model_problems(options.folder, options.variant, weights=not options.configurations)
+    if options.keep_used and not found:
+        keep_used(options.folder, options.variant)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
