@@ -1,7 +1,7 @@
 """What a model folder is, and what is wrong with it: from its configurations and the headers of its weights.
 
-Needs Python 3.9 or newer and nothing else: the control node asks before it copies a model, and has no torch; a host asks
-after it has fetched one from a hub. Ansible sends this file to the host on standard input, so it is one file and
+Needs Python 3.9 or newer and nothing else: the control node asks before it copies a model, and has no torch; a host
+asks after it has fetched one from a hub. Ansible sends this file to the host on standard input, so it is one file and
 imports nothing of sdtune. For the arguments: ``model_folder.py --help``.
 
 A supported kind of pipeline is one :class:`Layout` in :data:`LAYOUTS`.
@@ -333,9 +333,7 @@ def find_weights(model: Path, part: str, stem: str, variant: str = "") -> Weight
     files = variants[chosen]
     shards = {int(found[2]) for path in files if (found := name.fullmatch(path.name)) and found[2]}
     if shards and (len(shards) > 1 or shards != {len(files)}):
-        raise ModelError(
-            f"lacks some of the weights in {part}/ ({len(files)} files of {max(shards)}); fetch them again"
-        )
+        raise ModelError(f"lacks some of the weights in {part}/ ({len(files)} of {max(shards)} files); fetch it again")
     if shards and chosen:
         raise ModelError(f"has weights in {part}/ as variant {chosen} in {len(files)} files; save them as one file")
     return Weights(tuple(files), chosen)
