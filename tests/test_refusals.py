@@ -253,11 +253,12 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
                 "image_generation_guidance_stop": 2, "image_generation_width": 100,
             },
             [
-                "image_generation_num_inference_steps: 0 is less than 1", "image_generation_width: 100 is not a multiple",
+                "image_generation_num_inference_steps: 0 is less than 1",
+                "image_generation_width: 100 is not a multiple of 8",
             ],
         ),
         ("generate.yml", {"image_generation_prompts_file": "/nowhere"}, ["file of prompts /nowhere does not exist"]),
-        ("generate.yml", {"image_generation_scheduler": "magic"}, ["image_generation_scheduler: 'magic' is not one of"]),
+        ("generate.yml", {"image_generation_scheduler": "magic"}, ["scheduler: 'magic' is not one of"]),
     ],
     ids=["export", "int8", "generation", "prompts", "scheduler"],
 )  # fmt: skip
