@@ -1,14 +1,15 @@
-"""Type what users type wrongly, and print what is said: a table of inputs, and whether each is refused, warned of or used.
+"""Type what users type wrongly, and print a table of what is said: each is refused, warned of, or used.
 
 ``make hostile`` runs it. With ``--before CHECKOUT`` a column shows what an older version says of the same inputs.
 
-Job files go to the entry points themselves, each in a process that is forked from one that has imported torch; so 200 of
-them take a minute. What the playbooks refuse is asked of ansible-playbook. It fails if an answer is a traceback, or
+Job files go to the entry points themselves, each in a process that is forked from one that has imported torch; so 200
+of them take a minute. What the playbooks refuse is asked of ansible-playbook. It fails if an answer is a traceback, or
 nothing where something has to be said.
 """
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -28,6 +29,10 @@ if TYPE_CHECKING:  # a server imports sdtune of its own checkout only
     from tests.hostile_inputs import Input
 
 REPOSITORY = Path(__file__).parents[2]
+_LOADED = (
+    "torch", "diffusers", "transformers", "sdtune.training.trainer", "sdtune.inference.plan", "sdtune.methods.formats",
+    "sdtune.trainer", "sdtune.checks", "sdtune.generation", "sdtune.pipelines",
+)  # fmt: skip
 _SAID = re.compile(r"^(error|warning): (.*)$", re.MULTILINE)
 
 
@@ -86,9 +91,9 @@ def serve(checkout: Path) -> None:
     sys.path.insert(0, str(checkout / "python"))
     os.chdir(tempfile.mkdtemp())
     with contextlib.redirect_stdout(io.StringIO()):
-        import diffusers  # noqa: F401 - loaded once, for all forks
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
+        for name in _LOADED:  # once, for all forks; other versions have other modules
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
     for line in sys.stdin:
         program, arguments = json.loads(line)
         answer = forked(checkout / "python" / program, arguments)

@@ -17,6 +17,9 @@ from sdtune.settings.fields import sections_of, settings_of
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = REPOSITORY / "toyworld/model"
+PROVISION = "provision.yml --tags base_model,training_data"
+TRAIN = "train.yml --tags training"
+GENERATE = "generate.yml --tags image_generation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,9 @@ def job(work: Path, **sections: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "run_name": "h", "run_dir": str(work / "run"), "model": {"path": str(MODEL)},
         "data": {"path": str(REPOSITORY / "toyworld/concept"), "resolution": 64, "placeholder_token": "<dicoo>"},
-        "training": {"max_train_steps": 3, "mixed_precision": "no", "report_to": "none", "save_as_full_pipeline": False},
+        "training": {
+            "max_train_steps": 3, "mixed_precision": "no", "report_to": "none", "save_as_full_pipeline": False
+        },
         "validation": {"steps": 0},
     }  # fmt: skip
     base["model"]["weights_cache"] = str(work / "cache")
@@ -111,7 +116,8 @@ def _settings(work: Path) -> Iterator[Input]:
 
 def _job_files() -> Iterator[Input]:
     for name, raw in (
-        ("empty", b""), ("a list", b"[1]"), ("not YAML", b"a: [1"), ("a tab", b"a:\n\tb: 1"), ("UTF-16", "a: 1".encode("utf-16")),
+        ("empty", b""), ("a list", b"[1]"), ("not YAML", b"a: [1"), ("a tab", b"a:\n\tb: 1"),
+        ("UTF-16", "a: 1".encode("utf-16")),
         ("Latin-1", "run_name: tür".encode("latin-1")), ("NUL bytes", b"a: 1\0"), ("a recursive alias", b"a: &a [*a]"),
         ("a Python object", b"!!python/object/apply:os.system ['true']"), ("an unknown key", b"run_nam: x"),
         ("a key that is a list", b"[1]: 2"), ("deep nesting", b"[" * 20000), ("text", b"hello"),
@@ -298,8 +304,10 @@ def _models(work: Path) -> Iterator[Input]:
     single = work / "single"
     single.mkdir()
     shutil.copy(MODEL / unet, single / "v1-5-pruned.safetensors")
-    for name, path in (("a single-file checkpoint in a folder", single), ("a single file", single / "v1-5-pruned.safetensors"),
-                       ("a folder that does not exist", work / "none"), ("an empty folder", work / "e")):  # fmt: skip
+    for name, path in (
+        ("a single-file checkpoint in a folder", single), ("a single file", single / "v1-5-pruned.safetensors"),
+        ("a folder that does not exist", work / "none"), ("an empty folder", work / "e"),
+    ):  # fmt: skip
         yield Input(group="models", name=name, expected="refused", values=job(work, model={"path": str(path)}))
     for side, expected in ((72, "refused"), (65, "refused"), (8, "refused"), (48, "used")):
         yield Input(group="resolution", name=str(side), expected=expected, values=job(work, data={"resolution": side}))
@@ -361,24 +369,26 @@ def playbook_inputs(work: Path) -> Iterator[Input]:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
     latin = work / "prompts.txt"
     latin.write_bytes("für <dicoo>".encode("latin-1"))
-    urls = ["https://huggingface.co/a/b/blob/main/0.jpeg", "https://h.test/a", "0.jpg"]
+    prompts = {"image_generation_prompts_file": str(latin)}
+    pages = ["https://huggingface.co/a/b/blob/main/0.jpeg", "https://h.test/a", "0.jpg"]
+    urls = {"training_data_source": "", "training_data_urls": pages}
     for playbook, group, values, said in (
-        ("provision.yml --tags base_model,training_data", "folders", {"training_data_source": str(photos)}, "more in the picture folder"),
-        ("provision.yml --tags base_model,training_data", "folders", {}, "has a name with a line break"),
-        ("provision.yml --tags base_model,training_data", "folders", {"base_model_source": str(inpainting)}, "takes 9 channels"),
-        ("provision.yml --tags base_model,training_data", "home", {"training_data_source": "~/no-such-folder"}, f"{Path.home()}/no-such-folder does not"),
-        ("provision.yml --tags base_model,training_data", "home", {"base_model_source": "no/such/model"}, f"{REPOSITORY}/no/such/model does not exist"),
-        ("provision.yml --tags base_model,training_data", "sizes", {"training_resolution": 72}, "training_resolution: 72 is not a multiple of 16"),
-        ("provision.yml --tags base_model,training_data", "sizes", {"training_data_source": "", "training_data_urls": urls}, "is the page of a file"),
-        ("provision.yml --tags base_model,training_data", "sizes", {}, "https://h.test/a of training_data_urls is no picture"),
-        ("provision.yml --tags base_model,training_data", "sizes", {}, "'0.jpg' of training_data_urls is no URL"),
-        ("train.yml --tags training", "rates", {"training_learning_rate": "abc"}, "learning_rate: 'abc' is not a number"),
-        ("train.yml --tags training", "rates", {"training_seed": "x"}, "training_seed: 'x' is not a whole number"),
-        ("train.yml --tags training", "rates", {"training_adam_beta1": "inf"}, "adam_beta1: inf is no finite number"),
-        ("train.yml --tags training", "rates", {"training_scale_lr": "perhaps"}, "'perhaps' is not true or false"),
-        ("train.yml --tags training", "rates", {"run_name": "a" * 300}, "is no folder name"),
-        ("generate.yml --tags image_generation", "prompts", {"image_generation_prompts_file": str(latin)}, "is not encoded in UTF-8"),
-        ("generate.yml --tags image_generation", "prompts", {"image_generation_seeds": [-1]}, "image_generation_seeds: -1 is not between"),
+        (PROVISION, "folders", {"training_data_source": str(photos)}, "more in the picture folder"),
+        (PROVISION, "folders", {}, "has a name with a line break"),
+        (PROVISION, "folders", {"base_model_source": str(inpainting)}, "takes 9 channels"),
+        (PROVISION, "home", {"training_data_source": "~/no-such-folder"}, "no-such-folder does not"),
+        (PROVISION, "home", {"base_model_source": "no/such/model"}, "no/such/model does not exist"),
+        (PROVISION, "sizes", {"training_resolution": 72}, "resolution: 72 is not a multiple of 16"),
+        (PROVISION, "sizes", urls, "is the page of a file"),
+        (PROVISION, "sizes", {}, "https://h.test/a of training_data_urls is no picture"),
+        (PROVISION, "sizes", {}, "'0.jpg' of training_data_urls is no URL"),
+        (TRAIN, "rates", {"training_learning_rate": "abc"}, "learning_rate: 'abc' is not a number"),
+        (TRAIN, "rates", {"training_seed": "x"}, "training_seed: 'x' is not a whole number"),
+        (TRAIN, "rates", {"training_adam_beta1": "inf"}, "adam_beta1: inf is no finite number"),
+        (TRAIN, "rates", {"training_scale_lr": "perhaps"}, "'perhaps' is not true or false"),
+        (TRAIN, "rates", {"run_name": "a" * 300}, "is no folder name"),
+        (GENERATE, "prompts", prompts, "is not encoded in UTF-8"),
+        (GENERATE, "prompts", {"image_generation_seeds": [-1]}, "generation_seeds: -1 is not between"),
     ):  # fmt: skip
         yield Input(
             group=f"{playbook.split()[0]}: {group}", name=said, expected="refused", values=values, said=said,

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdtune.errors import BadInput
+from standalone.model_folder import ModelError, read_header
 
 
 def save_embeddings(path: Path, placeholder: str, embeddings: torch.Tensor) -> None:
@@ -28,8 +29,12 @@ def load_embeddings(path: Path) -> tuple[str, torch.Tensor]:
         The placeholder token and its embeddings [num_vectors, dim].
 
     Raises:
-        BadInput: the file does not hold exactly one tensor.
+        BadInput: the file is damaged, or does not hold exactly one tensor.
     """
+    try:
+        read_header(path)
+    except ModelError as error:
+        raise BadInput(str(error)) from None
     tensors = load_file(path)
     if len(tensors) != 1:
         raise BadInput(f"{path} holds {len(tensors)} tensors; learned embeddings are one tensor")
