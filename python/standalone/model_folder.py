@@ -71,8 +71,8 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if right else None
 
 
-def _tensor(name: str, entry: Any, room: int) -> TensorFacts:
-    """One entry of the header.
+def _tensor(name: str, entry: Any) -> tuple[int, int, TensorFacts]:
+    """Where the tensor of one entry of the header begins and ends, and what it is.
 
     Raises:
         ValueError: it is not as the format demands.
@@ -84,11 +84,26 @@ def _tensor(name: str, entry: Any, room: int) -> TensorFacts:
         raise ValueError(f"{shown(name)} has the type {shown(dtype)}")
     if shape is None or offsets is None:
         raise ValueError(f"{shown(name)} has no shape or place")
-    if len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:
-        raise ValueError(f"{shown(name)} lies outside of the file, which is cut off")
-    if len(shape) > 16 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * _BITS[dtype]:
+    if len(offsets) != 2 or len(shape) > 16 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * _BITS[dtype]:
         raise ValueError(f"{shown(name)} has a size that its shape contradicts")
-    return TensorFacts(dtype, shape)
+    return offsets[0], offsets[1], TensorFacts(dtype, shape)
+
+
+def _tensors(header: dict[str, Any], room: int) -> dict[str, TensorFacts]:
+    """The tensors of a header, which lie one after the other in ``room`` bytes.
+
+    Raises:
+        ValueError: they do not.
+    """
+    found = {name: _tensor(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    end = 0
+    for begin, after, _ in sorted(found.values(), key=lambda one: one[:2]):
+        if begin != end:
+            raise ValueError("its tensors overlap, or leave a hole")
+        end = after
+    if end != room:
+        raise ValueError(f"its tensors take {end} bytes, and {room} are there: it is cut off, or more was added")
+    return {name: facts for name, (_, _, facts) in found.items()}
 
 
 def read_header(path: Path) -> dict[str, TensorFacts]:
@@ -114,8 +129,7 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
         header = json.loads(text)
         if not isinstance(header, dict):
             raise ValueError("its header is no object")  # noqa: TRY004, TRY301 - as json does
-        room = size - 8 - length
-        return {name: _tensor(name, entry, room) for name, entry in header.items() if name != "__metadata__"}
+        return _tensors(header, size - 8 - length)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is a damaged safetensors file ({error}); fetch it again") from None
 

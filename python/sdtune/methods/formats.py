@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sdtune.errors import BadInput
@@ -33,9 +34,9 @@ def load_embeddings(path: Path) -> tuple[str, torch.Tensor]:
     """
     try:
         read_header(path)
-    except ModelError as error:
-        raise BadInput(str(error)) from None
-    tensors = load_file(path)
+        tensors = load_file(path)
+    except (ModelError, SafetensorError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())}); train the run again") from None
     if len(tensors) != 1:
         raise BadInput(f"{path} holds {len(tensors)} tensors; learned embeddings are one tensor")
     placeholder, embeddings = next(iter(tensors.items()))

@@ -63,7 +63,7 @@ def lost_words(tokenizer: Any, limit: int, text: str) -> str:
     """The end of ``text`` that a text encoder does not see, because it reads no more than ``limit`` tokens.
 
     Args:
-        tokenizer: a ``Tokenizer`` of the library tokenizers, without truncation.
+        tokenizer: a ``Tokenizer`` of the library tokenizers, without truncation and padding.
         limit: tokens that the encoder reads, with those of start and end.
         text: as the encoder gets it, with all tokens of the placeholder.
     """
@@ -78,6 +78,7 @@ class TextLimit:
     def __init__(self, tokenizer: Any, limit: int, placeholder: str, num_vectors: int) -> None:
         """Take a tokenizer of the library tokenizers that knows the placeholder's tokens; see :func:`lost_words`."""
         tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer, self.limit = tokenizer, limit
         self._placeholder, self._num_vectors = placeholder, num_vectors
 

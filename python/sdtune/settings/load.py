@@ -62,7 +62,7 @@ def build(cls: type[T], mapping: Any, where: str = "") -> T:
         if name not in settings:
             near = difflib.get_close_matches(str(key), settings, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(settings)}"
-            raise BadInput(f"unknown job key {prefix}{key if isinstance(key, str) else shown(key)}{hint}")
+            raise BadInput(f"unknown job key {prefix}{key if str(key).isidentifier() else shown(key)}{hint}")
         values[name] = value
     for name, setting in settings.items():
         if name not in values and setting.default is MISSING:
