@@ -32,9 +32,9 @@ def test_a_folder_of_pictures(tmp_path):
     folder = tmp_path / "photos [2024]"
     (folder / "more").mkdir(parents=True)
     for name, content in {
-        "0.jpg": b"\xff\xd8\xff", "a b.PNG": b"\x89PNG\r\n\x1a\n", ".hidden": b"", "page.png": b"<html>", "x.gif": b"GIF8",
-        "c\nd.png": b"\x89PNG\r\n\x1a\n", "lfs.png": b"version https://git-lfs", "e.webp": b"RIFF\0\0\0\0WEBP", "n.bmp": b"x",
-        "i.jpg": b"\0\0\0\x18ftypheic",
+        "0.jpg": b"\xff\xd8\xff", "a b.PNG": b"\x89PNG\r\n\x1a\n", ".hidden": b"", "page.png": b"<html>",
+        "x.gif": b"GIF8", "c\nd.png": b"\x89PNG\r\n\x1a\n", "lfs.png": b"version https://git-lfs",
+        "e.webp": b"RIFF\0\0\0\0WEBP", "n.bmp": b"x", "i.jpg": b"\0\0\0\x18ftypheic",
     }.items():  # fmt: skip
         (folder / name).write_bytes(content)
     found = folder_problems(str(folder))
@@ -86,4 +86,4 @@ def test_sizes_for_a_model():
 
 
 def test_problems_become_rules():
-    assert as_rules(["a is b; do c; or d"], "x ") == [{"holds": False, "wrong": "x a is b; do c", "remedy": "or d"}]
+    assert as_rules(["a is b; do c; or d"], "x ") == [{"holds": False, "wrong": "x a is b", "remedy": "do c; or d"}]

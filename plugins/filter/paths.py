@@ -90,8 +90,8 @@ def as_rules(problems: Iterable[str], prefix: str = "") -> list[dict[str, Any]]:
     """Problems of the form ``<what is wrong>; <what to do>`` as rules of preflight, which do not hold."""
     rules = []
     for problem in problems:
-        wrong, _, remedy = problem.rpartition("; ")
-        rules.append({"holds": False, "wrong": prefix + (wrong or remedy), "remedy": remedy if wrong else "correct it"})
+        wrong, _, remedy = problem.partition("; ")
+        rules.append({"holds": False, "wrong": prefix + wrong, "remedy": remedy or "correct it"})
     return rules
 
 

@@ -484,7 +484,7 @@ def keep_used(model: Path, variant: str) -> None:
 
 def main() -> None:
     """Print the problems of a folder as a JSON list; with ``--keep-used``, and if there are none, tidy it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="model_folder.py", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--variant", default="", help="of the weights, such as fp16")
     parser.add_argument("--configurations", action="store_true", help="look at the configurations only")

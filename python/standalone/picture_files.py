@@ -6,8 +6,8 @@ the problems of a folder as JSON: ``picture_files.py FOLDER``.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,8 +67,10 @@ def problems(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print ``[[name, problem], ...]``."""
-    print(json.dumps(list(problems(Path(sys.argv[1])))))
+    """Print the problems of a folder as JSON: ``[[name, problem], ...]``."""
+    parser = argparse.ArgumentParser(prog="picture_files.py", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    print(json.dumps(list(problems(parser.parse_args().folder))))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_what_is_warned_of(tmp_path):
     for name, image in {"fits.png": halves(64, 64), "same.png": halves(64, 64), "small.png": halves(40, 30)}.items():
         image.save(tmp_path / name)
     halves(300, 100).save(tmp_path / "wide.png")
-    halves(65, 65).save(tmp_path / "moves.webp", save_all=True, append_images=[halves(65, 64).resize((65, 65))] * 2)
+    halves(65, 65).save(tmp_path / "moves.webp", save_all=True, append_images=[halves(65, 65).rotate(90)])
     found = picture_warnings(list_pictures(tmp_path), 64, False)
     assert [line.split(",")[0].split(" ")[0] for line in found] == ["moves.webp", "same.png", "small.png", "wide.png"]
     assert "shows the same as fits.png" in found[1]

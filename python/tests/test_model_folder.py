@@ -32,10 +32,10 @@ def test_a_good_model(model):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "(Stable Diffusion XL, with two text encoders)"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "(Stable Diffusion XL, with two text"),
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "(an inpainting model; take the model"),
         ("model_index.json", {"_class_name": None}, "is a None, which is not supported"),
-        ("model_index.json", {"text_encoder": ["transformers", "T5"]}, "names 'T5' as its text_encoder, which is not CLIP"),
+        ("model_index.json", {"text_encoder": ["transformers", "T5"]}, "names 'T5' as its text_encoder"),
         ("unet/config.json", {"in_channels": 9}, "is an inpainting model: its UNet takes 9 channels"),
         ("unet/config.json", {"in_channels": 8}, "has a UNet of 8 input and 4 output channels, and a VAE of 4"),
         ("unet/config.json", {"cross_attention_dim": 768}, "text encoder of width 128, and a UNet for width 768"),
