@@ -6,9 +6,11 @@ python export_openvino.py --job runs/demo/job.yaml
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 
 from sdtune import cli
 from sdtune.errors import BadInput
+from sdtune.files import follow_mode
 from sdtune.settings import Job, OpenVINOArgs, build, read_yaml
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     job = read_yaml(args.job, Job)
     if args.openvino is not None:
         job = dataclasses.replace(job, openvino=_openvino(args.openvino))
+    follow_mode(Path(job.run_dir))
     from sdtune.inference.export import export
 
     done = export(job)

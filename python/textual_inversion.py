@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 from sdtune.settings import training_job
 
 # Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
@@ -36,10 +37,11 @@ def main() -> None:
             Path(flags.warnings).write_text(json.dumps(warnings) + "\n", encoding="utf-8")
         print(f"the job {job.run_name} can run")
         return
+    follow_mode(Path(job.run_dir))
     from sdtune.training.trainer import train  # after the flags: importing torch takes seconds
 
     train(job)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, preload=True)

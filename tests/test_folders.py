@@ -66,6 +66,9 @@ def test_pictures_from_the_web(playbook, tmp_path, web):
         assert provision(training_data_urls=[f"{hub.url}/files/0.png"]).returncode == 0
         assert [p.name for p in pictures.iterdir()] == ["00-0.png"]
 
+        far = "http://pictures.invalid/files/1.png"
+        assert provision(training_data_urls=[far], cluster_proxy=hub.url).returncode == 0
+        assert f"GET {far}" in hub.seen
         record.unlink()
         done = provision(training_data_urls=[f"{hub.url}/files/page.png"])
         assert "00-page.png is a page (HTML or XML) in place of the picture" in said(done)
