@@ -366,7 +366,7 @@ def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_pa
     shutil.copytree(untrained_model, folder)
     weights = next((folder / "unet").glob("*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(BadInput, match=r"unet holds no \.safetensors file"):
+    with pytest.raises(BadInput, match=r"has no weights in unet/"):
         check_job(changed(mapping, model={"path": str(folder)}))
     shutil.rmtree(folder / "unet")
     with pytest.raises(BadInput, match="has no unet/"):
