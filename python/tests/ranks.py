@@ -24,7 +24,7 @@ _FORKS.set_forkserver_preload(["textual_inversion", "sdtune.training.trainer"])
 
 
 def free_port() -> int:
-    """One that nobody has, nor gets from the kernel for the asking while a rank still imports torch."""
+    """One that nobody has, nor gets from the Linux kernel for the asking while a rank still imports torch."""
     while True:
         with socket.socket() as s, contextlib.suppress(OSError):
             port = random.SystemRandom().randrange(20_000, 29_000)  # the port where ranks usually meet is above
@@ -37,7 +37,7 @@ def _run(argv: list[str], env: dict[str, str], output: str) -> None:
     with Path(output).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.clear()
+    os.environ.clear()  # of what the server was started with; what libraries read when imported, they have read
     os.environ.update(env)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
