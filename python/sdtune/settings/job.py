@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from sdtune.settings.bounds import Between, Pattern
+from sdtune.settings.bounds import Between, PathText, Pattern
 from sdtune.settings.data import DataArgs
 from sdtune.settings.fields import Derived, Flag, Settings, Variable
 from sdtune.settings.model import ModelArgs
@@ -29,7 +29,7 @@ class Job(Settings):
         Derived("launch_config_run_name"),
     ]
     """Name of the run."""
-    run_dir: Annotated[str, Flag("output_dir"), Derived("launch_config_run_dir")]
+    run_dir: Annotated[str, PathText(), Flag("output_dir"), Derived("launch_config_run_dir")]
     """Run folder, which receives everything that the run produces."""
     overwrite: Annotated[bool, Variable(in_job=False)] = False
     """Replace a finished run in the run folder."""
