@@ -25,7 +25,7 @@ def _openvino(text: str) -> OpenVINOArgs:
 def main() -> None:
     """Export; print the shape, the peak memory and the similarity to the float32 pipeline's images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="the run's job file")
+    parser.add_argument("--job", required=True, help="the run's job file (required)")
     parser.add_argument("--openvino", metavar="JSON", help="settings in place of the section openvino of the job file")
     args = parser.parse_args()
     job = read_yaml(args.job, Job)

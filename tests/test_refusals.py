@@ -30,7 +30,10 @@ BAD_SETTINGS = {
     "unknown values": {
         "software_stack": ("cuda", ["software_stack 'cuda' is unknown", "set it to native"]),
         "python_env_manager": ("poetry", ["python_env_manager 'poetry' is unknown", "set it to venv"]),
-        "training_backend": ("nccl", ["training_backend 'nccl' is unknown", "set it to gloo"]),
+        "training_backend": (
+            "mpi",
+            ["training_backend 'mpi' is not in the torch of any stack", "set it to gloo or ccl"],
+        ),
         "run_name": ("../demo", ["run_name '../demo' is no folder name"]),
         "work_dir": ("here", ["work_dir 'here' is no absolute path"]),
         "launch_config_ranks_per_node": (-1, ["launch_config_ranks_per_node is -1", "set it to 1 or more"]),

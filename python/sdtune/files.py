@@ -92,7 +92,8 @@ def replace_folder(new: Path, target: Path) -> None:
 def hold_lock(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file, which is created when it does not exist and is not removed.
 
-    The kernel releases the lock when this process ends, however it ends. Processes that it starts do not inherit it.
+    The Linux kernel releases the lock when this process ends, however it ends. Processes that this one starts do not
+    inherit it.
     Other users cannot open the file, and so cannot hold the lock.
 
     Args:

@@ -42,7 +42,7 @@ _WINDOW = 20  # steps over which the speed is averaged
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a file lock, which the kernel releases when the last holder ends, however it ends."""
+    """Whether a process holds a file lock. The Linux kernel releases it when the last holder ends, however it ends."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

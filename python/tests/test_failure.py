@@ -135,6 +135,15 @@ def test_signals_are_read_from_hydras_report():
     assert killed_ranks(HYDRA.splitlines()) == [(1, 9)]
 
 
+def test_a_record_of_what_is_raised_on_purpose_has_its_traceback_and_a_report_shows_its_message():
+    for exception in (TrainingFailed("the loss is nan"), BadInput("no such folder")):
+        recorded = error(exception, 0)
+        assert recorded.traceback.startswith("Traceback (most recent call last):")
+        assert recorded.traceback.endswith(f"{exception}\n")
+        assert recorded.lines == [f"error: {exception}"]
+    assert error(SURPRISE, 0).lines[-1] == "KeyError: 'surprise'"
+
+
 def test_a_record_survives_the_wire_and_bounds_its_size():
     long = error(KeyError("x" * 100_000 + "\U0001f600"), 3)
     line = long.to_json()

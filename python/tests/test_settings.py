@@ -178,6 +178,7 @@ def test_run_names_that_python_and_the_playbooks_refuse(name):
         build(Job, {**MINIMAL, "run_name": name})
     constants = yaml.safe_load((REPOSITORY / "roles/cluster/vars/main.yml").read_text(encoding="utf-8"))
     assert re.match(constants["cluster_name_pattern"], name) is None
+    assert constants["cluster_name_rule"].startswith("1 to 100 letters")
 
 
 # --- declarations --------------------------------------------------------------------------------------------------
