@@ -19,7 +19,7 @@ from sdtune.settings.fields import sections_of, settings_of
 REPOSITORY = Path(__file__).parents[2]
 MODEL = REPOSITORY / "toyworld/model"
 PROVISION = "provision.yml --tags base_model,training_data"
-TRAIN = "train.yml --tags training"
+TRAIN = "train.yml --tags training,openvino_export"
 GENERATE = "generate.yml --tags image_generation"
 
 
@@ -102,12 +102,12 @@ def _settings(work: Path) -> Iterator[Input]:
         ("NUL", "/a\0b"),
     ):
         yield Input(group="run_dir", name=name, expected="refused", values=job(work) | {"run_dir": value})
-    for token in ("two words", "toy", "", " ", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "a\tb"):
-        expected = "used" if len(token) == 3 and token != "toy" else "refused"
-        yield Input(
-            group="tokens", name=f"placeholder {token!r}", expected="refused" if "\t" in token else expected,
-            values=job(work, data={"placeholder_token": token}),
-        )  # fmt: skip
+    for token in ("two words", "toy", "", " ", "a\tb", "a\0b", "no\u00a0break"):
+        values = job(work, data={"placeholder_token": token})
+        yield Input(group="tokens", name=f"placeholder {token!r}", expected="refused", values=values)
+    for token in ("{}", "<ö>", "<x|y>"):
+        values = job(work, data={"placeholder_token": token})
+        yield Input(group="tokens", name=f"placeholder {token!r}", expected="used", values=values)
     for token in ("yellow robot", "", "zzzqqq", "😀"):
         yield Input(
             group="tokens", name=f"initializer {token!r}", expected="refused",
@@ -409,11 +409,16 @@ def playbook_inputs(work: Path) -> Iterator[Input]:
         (PROVISION, "sizes", urls, "is the page of a file"),
         (PROVISION, "sizes", {}, "https://h.test/a of training_data_urls is no picture"),
         (PROVISION, "sizes", {}, "'0.jpg' of training_data_urls is no URL"),
-        (TRAIN, "rates", {"training_learning_rate": "abc"}, "learning_rate: 'abc' is not a number"),
-        (TRAIN, "rates", {"training_seed": "x"}, "training_seed: 'x' is not a whole number"),
-        (TRAIN, "rates", {"training_adam_beta1": "inf"}, "adam_beta1: inf is no finite number"),
-        (TRAIN, "rates", {"training_scale_lr": "perhaps"}, "'perhaps' is not true or false"),
-        (TRAIN, "rates", {"run_name": "a" * 300}, "is no folder name"),
+        (TRAIN, "types", {"training_learning_rate": "abc"}, "learning_rate is 'abc', and has to be a number"),
+        (TRAIN, "types", {"training_seed": "x"}, "training_seed is 'x', and has to be a whole number"),
+        (TRAIN, "types", {"training_scale_lr": "perhaps"}, "scale_lr is 'perhaps', and has to be true or false"),
+        (TRAIN, "types", {"training_max_train_steps": [1]}, "steps is [1], and has to be a whole number"),
+        (TRAIN, "borders", {"training_adam_beta1": "inf"}, "adam_beta1: inf is no finite number"),
+        (TRAIN, "borders", {"training_learning_rate": "nan"}, "learning_rate: nan is no finite number"),
+        (TRAIN, "borders", {"training_seed": -1}, "training_seed: -1 is not between 0 and 2^63-1"),
+        (TRAIN, "borders", {"openvino_export_batch_size": 0}, "export_batch_size: 0 is less than 1"),
+        (TRAIN, "borders", {"run_name": "a" * 300}, "is no folder name"),
+        (TRAIN, "name", {"run_name": "a\nb"}, "is no folder name"),
         (GENERATE, "prompts", prompts, "is not encoded in UTF-8"),
         (GENERATE, "prompts", {"image_generation_seeds": [-1]}, "generation_seeds: -1 is not between"),
     ):  # fmt: skip
