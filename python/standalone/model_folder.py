@@ -266,7 +266,7 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
     """
     name = path.relative_to(model)
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"has no {name}; fetch the model again") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -396,13 +396,23 @@ def _check_weights(model: Path, layout: Layout, configs: Configs, variant: str) 
                 yield f"has weights of type {found.dtype} in {part}/; take them in float32, float16 or bfloat16"
 
 
-def model_problems(model: str | Path, variant: str = "", *, weights: bool = True) -> list[str]:
+def _check_names(model: Path, layout: Layout) -> Iterator[str]:
+    for part, stem in layout.weights.items():
+        if variant := find_weights(model, part, stem).variant:
+            yield (
+                f"has its weights in {part}/ only as the variant {variant}; rename the file to {stem}.safetensors, as "
+                f"provision.yml does"
+            )
+
+
+def model_problems(model: str | Path, variant: str = "", *, weights: bool = True, installed: bool = False) -> list[str]:
     """What is wrong with a model folder, each after the words "the model folder X": empty if it can be used.
 
     Args:
         model: the folder.
         variant: of the weights, such as ``fp16``; empty: the plain ones, or the only variant.
         weights: False looks at the configurations only, before weights are downloaded.
+        installed: the model is used as it is there, so its weights need their plain names.
     """
     model = Path(model)
     try:
@@ -414,6 +424,8 @@ def model_problems(model: str | Path, variant: str = "", *, weights: bool = True
         found = [*_check_index(model, layout), *layout.check(configs), *_check_tokenizer(model, configs)]
         if weights and not found:
             found += _check_weights(model, layout, configs, variant)
+        if installed and not found:
+            found += _check_names(model, layout)
     except ModelError as error:
         return [str(error)]
     return found

@@ -90,6 +90,8 @@ def serve(checkout: Path) -> None:
     """Answer the jobs of standard input with a checkout's entry points: a line of JSON each."""
     sys.path.insert(0, str(checkout / "python"))
     os.chdir(tempfile.mkdtemp())
+    for name in ("scipy", "sklearn"):  # as textual_inversion.py does
+        sys.modules[name] = None  # type: ignore[assignment]
     with contextlib.redirect_stdout(io.StringIO()):
         for name in _LOADED:  # once, for all forks; other versions have other modules
             with contextlib.suppress(ImportError):
@@ -143,11 +145,11 @@ def play(variables: dict[str, Any], playbook: str, work: Path) -> str:
     return done.stdout + done.stderr
 
 
-def judge_playbooks(work: Path) -> "Iterator[tuple[Input, Answer]]":
+def judge_playbooks(work: Path, only: str) -> "Iterator[tuple[Input, Answer]]":
     """All inputs of one playbook in one call: everything that is wrong is said at once."""
     from tests.hostile_inputs import playbook_inputs
 
-    inputs = list(playbook_inputs(work))
+    inputs = [one for one in playbook_inputs(work) if only in one.group]
     for playbook, group in dict.fromkeys((i.program, i.group) for i in inputs):
         together = [i for i in inputs if (i.program, i.group) == (playbook, group)]
         variables: dict[str, Any] = {}
@@ -161,7 +163,7 @@ def judge_playbooks(work: Path) -> "Iterator[tuple[Input, Answer]]":
             yield one, Answer(kind=kind, text=found[0][-200:].strip() if found else "")
 
 
-def rows(work: Path, before: Path | None) -> "Iterator[tuple[Input, Answer, Answer | None]]":
+def rows(work: Path, before: Path | None, only: str) -> "Iterator[tuple[Input, Answer, Answer | None]]":
     """Every input with its answer, and with that of the older version where it was asked."""
     from tests.hostile_inputs import generation_inputs, job_inputs
 
@@ -171,12 +173,14 @@ def rows(work: Path, before: Path | None) -> "Iterator[tuple[Input, Answer, Answ
         (generation_inputs, "generate_images.py", ["--check"]),
     ):  # fmt: skip
         for one in make(work, servers[0].ask):
+            if only not in one.group:
+                continue
             file = work / "input.yaml"
             file.write_bytes(one.raw if one.raw is not None else yaml.safe_dump(one.values).encode())
             arguments = ["--job", str(file), *([] if one.train else flags)]
             answers = [server.ask(program, *arguments) for server in servers]
             yield one, answers[0], answers[1] if before else None
-    for one, answer in judge_playbooks(work):
+    for one, answer in judge_playbooks(work, only):
         yield one, answer, None
     for server in servers:
         server.close()
@@ -190,6 +194,7 @@ def main() -> int:
     """Print the table; 1 if an answer is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="an older version, for another column")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the groups whose names contain it")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -199,7 +204,7 @@ def main() -> int:
     print("| group | input | " + ("before | " if options.before else "") + "said |")
     print("|---|---|" + ("---|" if options.before else "") + "---|")
     with tempfile.TemporaryDirectory(prefix="sdtune-hostile-") as folder:
-        for one, answer, earlier in rows(Path(folder), options.before):
+        for one, answer, earlier in rows(Path(folder), options.before, options.only):
             count += 1
             right = answer.kind == one.expected
             wrong += not right

@@ -6,6 +6,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sdtune.settings.fields import sections_of, settings_of
 REPOSITORY = Path(__file__).parents[2]
 MODEL = REPOSITORY / "toyworld/model"
 PROVISION = "provision.yml --tags base_model,training_data"
-TRAIN = "train.yml --tags training"
+TRAIN = "train.yml --tags training,openvino_export"
 GENERATE = "generate.yml --tags image_generation"
 
 
@@ -101,12 +102,12 @@ def _settings(work: Path) -> Iterator[Input]:
         ("NUL", "/a\0b"),
     ):
         yield Input(group="run_dir", name=name, expected="refused", values=job(work) | {"run_dir": value})
-    for token in ("two words", "toy", "", " ", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "a\tb"):
-        expected = "used" if len(token) == 3 and token != "toy" else "refused"
-        yield Input(
-            group="tokens", name=f"placeholder {token!r}", expected="refused" if "\t" in token else expected,
-            values=job(work, data={"placeholder_token": token}),
-        )  # fmt: skip
+    for token in ("two words", "toy", "", " ", "a\tb", "a\0b", "no\u00a0break"):
+        values = job(work, data={"placeholder_token": token})
+        yield Input(group="tokens", name=f"placeholder {token!r}", expected="refused", values=values)
+    for token in ("{}", "<ö>", "<x|y>"):
+        values = job(work, data={"placeholder_token": token})
+        yield Input(group="tokens", name=f"placeholder {token!r}", expected="used", values=values)
     for token in ("yellow robot", "", "zzzqqq", "😀"):
         yield Input(
             group="tokens", name=f"initializer {token!r}", expected="refused",
@@ -168,21 +169,26 @@ def _words(work: Path) -> Iterator[Input]:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
+def _folder(work: Path, name: str, save: Callable[[Path], object], expected: str, **data: Any) -> Input:
+    path = work / f"pictures-{name.replace(' ', '-').replace('/', '-')}"
+    path.mkdir()
+    noise(96, 96).save(path / "0.png")
+    save(path)
+    return Input(group="pictures", name=name, expected=expected, values=job(work, data={"path": str(path), **data}))
+
+
+def raw(name: str, data: bytes) -> Callable[[Path], object]:
+    """Writes a file."""
+    return lambda path: (path / name).write_bytes(data)
+
+
+def image(picture: Image.Image, name: str = "1.png", **options: Any) -> Callable[[Path], object]:
+    """Saves a picture."""
+    return lambda path: picture.save(path / name, **options)
+
+
 def _pictures(work: Path) -> Iterator[Input]:
-    def folder(name: str, save: Callable[[Path], object], expected: str, **data: Any) -> Input:
-        path = work / f"pictures-{name.replace(' ', '-').replace('/', '-')}"
-        path.mkdir()
-        noise(96, 96).save(path / "0.png")
-        save(path)
-        return Input(group="pictures", name=name, expected=expected, values=job(work, data={"path": str(path), **data}))
-
-    def raw(name: str, data: bytes) -> Callable[[Path], object]:
-        return lambda path: (path / name).write_bytes(data)
-
-    def image(picture: Image.Image, name: str = "1.png", **options: Any) -> Callable[[Path], object]:
-        return lambda path: picture.save(path / name, **options)
-
-    jpeg = (REPOSITORY / "toyworld/concept/0.jpg").read_bytes()
+    folder = partial(_folder, work)
     frames = [noise(96, 96, i) for i in range(3)]
     transparent = noise(96, 96, 1).convert("RGBA")
     transparent.putalpha(0)
@@ -203,6 +209,16 @@ def _pictures(work: Path) -> Iterator[Input]:
     yield folder("a duplicate", image(noise(96, 96)), "warned")
     yield folder("6000 x 6000", image(Image.new("RGB", (6000, 6000), "red"), "1.jpg"), "used")
     yield folder("20000 x 20000", image(Image.new("1", (20000, 20000))), "refused")
+    for color, expected in (("red", "refused"), ("#123", "refused"), ("#12fF90", "used"), (3, "refused")):
+        yield Input(
+            group="pictures", name=f"background: {color}", expected=expected,
+            values=job(work, data={"background": color}),
+        )  # fmt: skip
+
+
+def _picture_files(work: Path) -> Iterator[Input]:
+    folder = partial(_folder, work)
+    jpeg = (REPOSITORY / "toyworld/concept/0.jpg").read_bytes()
     yield folder("empty file", raw("1.png", b""), "refused")
     yield folder("cut off", raw("1.jpg", jpeg[:-3000]), "refused")
     yield folder("text named png", raw("1.png", b"hello"), "refused")
@@ -228,38 +244,38 @@ def _pictures(work: Path) -> Iterator[Input]:
         yield Input(
             group="pictures", name=f"folder {name}", expected="refused", values=job(work, data={"path": str(path)})
         )
-    for color, expected in (("red", "refused"), ("#123", "refused"), ("#12fF90", "used"), (3, "refused")):
-        yield Input(
-            group="pictures", name=f"background: {color}", expected=expected,
-            values=job(work, data={"background": color}),
-        )  # fmt: skip
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
+UNET, TEXT_ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+def _model(work: Path, name: str, change: Callable[[Path], object], expected: str = "refused") -> Input:
+    path = work / f"model-{name.replace(' ', '-').replace('/', '-')}"
+    shutil.copytree(MODEL, path)
+    change(path)
+    return Input(group="models", name=name, expected=expected, values=job(work, model={"path": str(path)}))
+
+
+def edit(file: str, **values: Any) -> Callable[[Path], object]:
+    """Changes keys of a JSON file."""
+
+    def change(path: Path) -> None:
+        target = path / file
+        target.write_text(json.dumps(json.loads(target.read_text()) | values))
+
+    return change
+
+
+def rename(file: str, new: str) -> Callable[[Path], object]:
+    """Gives a file another name."""
+    return lambda path: (path / file).rename(path / new)
+
+
 def _models(work: Path) -> Iterator[Input]:
-    def model(name: str, change: Callable[[Path], object], expected: str = "refused") -> Input:
-        path = work / f"model-{name.replace(' ', '-').replace('/', '-')}"
-        shutil.copytree(MODEL, path)
-        change(path)
-        return Input(group="models", name=name, expected=expected, values=job(work, model={"path": str(path)}))
-
-    def edit(file: str, **values: Any) -> Callable[[Path], object]:
-        def change(path: Path) -> None:
-            target = path / file
-            target.write_text(json.dumps(json.loads(target.read_text()) | values))
-
-        return change
-
-    def write(file: str, data: bytes) -> Callable[[Path], object]:
-        return lambda path: (path / file).write_bytes(data)
-
-    def rename(file: str, new: str) -> Callable[[Path], object]:
-        return lambda path: (path / file).rename(path / new)
-
-    unet, text = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
-    header = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+    model = partial(_model, work)
     for name in (
         "StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", "FluxPipeline", "StableDiffusion3Pipeline",
         "LatentConsistencyModelPipeline", "StableDiffusionUpscalePipeline", "Nonsense",
@@ -276,39 +292,6 @@ def _models(work: Path) -> Iterator[Input]:
     yield model("prediction type sample", edit("scheduler/scheduler_config.json", prediction_type="sample"))
     yield model("in_channels: x", edit("unet/config.json", in_channels="x"))
     yield model("block_out_channels: []", edit("unet/config.json", block_out_channels=[]))
-    yield model("LFS pointer as weights", write(unet, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))
-    yield model("HTML as weights", write(unet, b"<!doctype html><html>"))
-    yield model("weights cut off", lambda path: (path / unet).write_bytes((MODEL / unet).read_bytes()[:-100000]))
-    yield model("empty weights", write(unet, b""))
-    yield model("header of 2^60 bytes", write(unet, struct.pack("<Q", 2**60) + b"{}"))
-    yield model("header that is no JSON", write(unet, struct.pack("<Q", 3) + b"abc"))
-    yield model("weights of something else", write(unet, struct.pack("<Q", len(header)) + header + b"\0" * 8))
-    yield model("pickle named safetensors", write(unet, b"PK\3\4" + b"\0" * 100))
-    yield model("fp16 variant only", rename(unet, "unet/diffusion_pytorch_model.fp16.safetensors"))
-    yield model(".bin only", rename(text, "text_encoder/pytorch_model.bin"))
-    yield model("no weights", lambda path: (path / text).unlink())
-    yield model("a fp16 variant beside the weights", lambda path: shutil.copy(
-        path / unet, path / "unet/diffusion_pytorch_model.fp16.safetensors"), "used")  # fmt: skip
-    yield model("a .ckpt beside the parts", write("model.ckpt", b"x"), "used")
-    yield model("one shard of two", rename(unet, "unet/diffusion_pytorch_model-00001-of-00002.safetensors"))
-    yield model("no unet/", lambda path: shutil.rmtree(path / "unet"))
-    yield model("no tokenizer/ and no vae/", lambda path: [shutil.rmtree(path / p) for p in ("tokenizer", "vae")])
-    yield model("no model_index.json", lambda path: (path / "model_index.json").unlink())
-    yield model("model_index.json is HTML", write("model_index.json", b"<html>"))
-    yield model("model_index.json is a list", write("model_index.json", b"[]"))
-    yield model("config.json in UTF-16", write("unet/config.json", "{}".encode("utf-16")))
-    yield model("config.json with a byte order mark", lambda path: (path / "vae/config.json").write_bytes(
-        b"\xef\xbb\xbf" + (MODEL / "vae/config.json").read_bytes()), "used")  # fmt: skip
-    yield model("vocab.json is missing, and tokenizer.json", lambda path: [
-        (path / "tokenizer" / n).unlink() for n in ("vocab.json", "tokenizer.json")])  # fmt: skip
-    single = work / "single"
-    single.mkdir()
-    shutil.copy(MODEL / unet, single / "v1-5-pruned.safetensors")
-    for name, path in (
-        ("a single-file checkpoint in a folder", single), ("a single file", single / "v1-5-pruned.safetensors"),
-        ("a folder that does not exist", work / "none"), ("an empty folder", work / "e"),
-    ):  # fmt: skip
-        yield Input(group="models", name=name, expected="refused", values=job(work, model={"path": str(path)}))
     for side, expected in ((72, "refused"), (65, "refused"), (8, "refused"), (48, "used")):
         yield Input(group="resolution", name=str(side), expected=expected, values=job(work, data={"resolution": side}))
     yield Input(
@@ -316,11 +299,55 @@ def _models(work: Path) -> Iterator[Input]:
     )
 
 
+def _weights(work: Path) -> Iterator[Input]:
+    model = partial(_model, work)
+    header = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+    yield model("LFS pointer as weights", raw(UNET, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))
+    yield model("HTML as weights", raw(UNET, b"<!doctype html><html>"))
+    yield model("weights cut off", lambda path: (path / UNET).write_bytes((MODEL / UNET).read_bytes()[:-100000]))
+    yield model("empty weights", raw(UNET, b""))
+    yield model("header of 2^60 bytes", raw(UNET, struct.pack("<Q", 2**60) + b"{}"))
+    yield model("header that is no JSON", raw(UNET, struct.pack("<Q", 3) + b"abc"))
+    yield model("weights of something else", raw(UNET, struct.pack("<Q", len(header)) + header + b"\0" * 8))
+    yield model("pickle named safetensors", raw(UNET, b"PK\3\4" + b"\0" * 100))
+    yield model("fp16 variant only", rename(UNET, "unet/diffusion_pytorch_model.fp16.safetensors"))
+    yield model(".bin only", rename(TEXT_ENCODER, "text_encoder/pytorch_model.bin"))
+    yield model("no weights", lambda path: (path / TEXT_ENCODER).unlink())
+    yield model("a fp16 variant beside the weights", lambda path: shutil.copy(
+        path / UNET, path / "unet/diffusion_pytorch_model.fp16.safetensors"), "used")  # fmt: skip
+    yield model("a .ckpt beside the parts", raw("model.ckpt", b"x"), "used")
+    yield model("one shard of two", rename(UNET, "unet/diffusion_pytorch_model-00001-of-00002.safetensors"))
+
+
+def _model_files(work: Path) -> Iterator[Input]:
+    model = partial(_model, work)
+    yield model("no unet/", lambda path: shutil.rmtree(path / "unet"))
+    yield model("no tokenizer/ and no vae/", lambda path: [shutil.rmtree(path / p) for p in ("tokenizer", "vae")])
+    yield model("no model_index.json", lambda path: (path / "model_index.json").unlink())
+    yield model("model_index.json is HTML", raw("model_index.json", b"<html>"))
+    yield model("model_index.json is a list", raw("model_index.json", b"[]"))
+    yield model("config.json in UTF-16", raw("unet/config.json", "{}".encode("utf-16")))
+    yield model("config.json with a byte order mark", lambda path: (path / "vae/config.json").write_bytes(
+        b"\xef\xbb\xbf" + (MODEL / "vae/config.json").read_bytes()), "used")  # fmt: skip
+    yield model("vocab.json is missing, and tokenizer.json", lambda path: [
+        (path / "tokenizer" / n).unlink() for n in ("vocab.json", "tokenizer.json")])  # fmt: skip
+    single = work / "single"
+    single.mkdir()
+    shutil.copy(MODEL / UNET, single / "v1-5-pruned.safetensors")
+    for name, path in (
+        ("a single-file checkpoint in a folder", single), ("a single file", single / "v1-5-pruned.safetensors"),
+        ("a folder that does not exist", work / "none"), ("an empty folder", work / "e"),
+    ):  # fmt: skip
+        yield Input(group="models", name=name, expected="refused", values=job(work, model={"path": str(path)}))
+
+
 def job_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]:
     """Inputs of ``textual_inversion.py``."""
     yield Input(group="control", name="a good job", expected="used", values=job(work))
-    for inputs in (_settings(work), _job_files(), _words(work), _pictures(work), _models(work)):
+    for inputs in (_settings(work), _job_files(), _words(work)):
         yield from inputs
+    for some in (_pictures, _picture_files, _models, _weights, _model_files):
+        yield from some(work)
     for rate, steps in ((1e9, 3), (1e30, 1), (1e5, 3)):
         values = job(work, training={"learning_rate": rate, "max_train_steps": steps})
         values["run_dir"] = str(work / f"run-{rate}")
@@ -382,11 +409,16 @@ def playbook_inputs(work: Path) -> Iterator[Input]:
         (PROVISION, "sizes", urls, "is the page of a file"),
         (PROVISION, "sizes", {}, "https://h.test/a of training_data_urls is no picture"),
         (PROVISION, "sizes", {}, "'0.jpg' of training_data_urls is no URL"),
-        (TRAIN, "rates", {"training_learning_rate": "abc"}, "learning_rate: 'abc' is not a number"),
-        (TRAIN, "rates", {"training_seed": "x"}, "training_seed: 'x' is not a whole number"),
-        (TRAIN, "rates", {"training_adam_beta1": "inf"}, "adam_beta1: inf is no finite number"),
-        (TRAIN, "rates", {"training_scale_lr": "perhaps"}, "'perhaps' is not true or false"),
-        (TRAIN, "rates", {"run_name": "a" * 300}, "is no folder name"),
+        (TRAIN, "types", {"training_learning_rate": "abc"}, "learning_rate is 'abc', and has to be a number"),
+        (TRAIN, "types", {"training_seed": "x"}, "training_seed is 'x', and has to be a whole number"),
+        (TRAIN, "types", {"training_scale_lr": "perhaps"}, "scale_lr is 'perhaps', and has to be true or false"),
+        (TRAIN, "types", {"training_max_train_steps": [1]}, "steps is [1], and has to be a whole number"),
+        (TRAIN, "borders", {"training_adam_beta1": "inf"}, "adam_beta1: inf is no finite number"),
+        (TRAIN, "borders", {"training_learning_rate": "nan"}, "learning_rate: nan is no finite number"),
+        (TRAIN, "borders", {"training_seed": -1}, "training_seed: -1 is not between 0 and 2^63-1"),
+        (TRAIN, "borders", {"openvino_export_batch_size": 0}, "export_batch_size: 0 is less than 1"),
+        (TRAIN, "borders", {"run_name": "a" * 300}, "is no folder name"),
+        (TRAIN, "name", {"run_name": "a\nb"}, "is no folder name"),
         (GENERATE, "prompts", prompts, "is not encoded in UTF-8"),
         (GENERATE, "prompts", {"image_generation_seeds": [-1]}, "generation_seeds: -1 is not between"),
     ):  # fmt: skip

@@ -57,12 +57,12 @@ SURPRISE = KeyError("surprise")
         ({"ended": [0, 1], "errors": {0: error(CLOSED, 0)}}, f"rank 0 on node1: RuntimeError: {CLOSED}"),
         # a lost agent proves nothing about its rank
         (
-            {"ended": [1], "lost_agents": {1}},
+            {"ranks_per_node": 2, "ended": [3, 2], "lost_agents": {3, 2}},
             "all agents on node2 ended at once, as when all processes of a host are killed",
         ),
         (
             {"ranks_per_node": 2, "ended": [3], "lost_agents": {3}},
-            "the agent of rank 3 on node2 ended without a report, as when it is killed",
+            "the agent of rank 3 on node2 ended without a report, as when it or all of its host is killed",
         ),
         (
             {"ended": [1, 0], "lost_agents": {1}, "errors": {0: error(SURPRISE, 0)}},

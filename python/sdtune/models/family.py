@@ -106,7 +106,7 @@ class Family(ABC):
         Raises:
             BadInput: names everything that is wrong, with the remedy.
         """
-        problems = [f"model.path: {model} {problem}" for problem in model_problems(model)]
+        problems = [f"model.path: {model} {problem}" for problem in model_problems(model, installed=True)]
         if not problems:
             multiple = size_multiple(model)
             problems = [p for name, side in sides.items() if (p := side_problem(name, side, multiple))]
