@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ RANK = "SDTUNE_RANK"
 """Environment variable of the processes of a rank: its number."""
 
 STATE = "state.json"
+FINISHED = "finished.json"
 STOP = "stop"
 COLLECTED = ".collected"
 EXPORTED = "openvino"
@@ -71,6 +73,29 @@ def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
         return []
     lines = text.split("\n")
     return [json.loads(line) for line in lines[1 if start else 0 : -1] if line]
+
+
+def why_unproven(run: Path) -> str:
+    """Why ``finished.json`` does not prove that the run has finished; empty when it does.
+
+    It has to name every rank of one attempt, and what was learned has to have the checksum that it states.
+    """
+    try:
+        facts = json.loads((run / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "finished.json is missing or damaged"
+    if "learned" not in facts or "ranks" not in facts:
+        return "finished.json does not say which ranks finished; an earlier version wrote it"
+    if sorted(rank["rank"] for rank in facts["ranks"]) != list(range(facts["world_size"])):
+        return f"finished.json names {len(facts['ranks'])} of {facts['world_size']} ranks"
+    for name, expected in facts["learned"].items():
+        try:
+            found = hashlib.sha256((run / name).read_bytes()).hexdigest()
+        except OSError:
+            return f"{name} is missing"
+        if found != expected:
+            return f"{name} is not what its ranks learned: it has another checksum"
+    return ""
 
 
 def newest_checkpoint(run: Path) -> int | None:
@@ -123,6 +148,7 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
 
     Returns:
         ``supervised``: a supervisor is running; ``unsupervised``: the run is going on without one; ``finished``;
+        ``unproven``: why what its finished.json says is not believed, empty where it is or there is none;
         ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy,
         a report; ``lost``: the supervisor died before the run ended; ``state``: see :func:`read_state`; ``progress``:
         see :func:`progress`; ``now``.
@@ -134,11 +160,12 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         if not (supervised or unsupervised) or time.monotonic() >= end:
             break
         time.sleep(min(0.2, max(0.0, end - time.monotonic())))
-    state = read_state(run)
+    state, unproven = read_state(run), why_unproven(run)
     return {
         "supervised": supervised,
         "unsupervised": unsupervised,
-        "finished": (run / "finished.json").exists(),
+        "finished": (run / FINISHED).exists() and not unproven,
+        "unproven": unproven if (run / FINISHED).exists() else "",
         "collected": (run / COLLECTED).exists(),
         "exported": (run / EXPORTED).exists(),
         "reported": (run / REPORT).exists(),

@@ -46,6 +46,7 @@ cli.run(main)
 """
 ENVIRONMENT = f"""
 export PATH={PREFIX / "bin"}:$PATH PYTHONPATH={PYTHON} LD_PRELOAD=
+export MASTER_ADDR=127.0.0.1 SDTUNE_PORTS=21000-21099
 export I_MPI_ROOT={PREFIX} FI_PROVIDER_PATH={PREFIX / "lib"} FI_PROVIDER=tcp
 """
 
@@ -71,6 +72,7 @@ def launch(tmp_path):
                 _launch_config_ranks=2,
                 launch_config_world_size=2,
                 launch_config_ranks=2,
+                launch_config_backend="gloo",
             )
             (run / name).write_text(text)
             (run / name).chmod(0o755)

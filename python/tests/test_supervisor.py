@@ -47,14 +47,25 @@ wait -n -p ended "$first" "$second" || code=$?
 wait "$first" "$second"
 """
 RANK = """
-import json, os, signal, sys, time
+import hashlib, json, os, signal, sys, time
 from sdtune import cli, errors
+from sdtune.launch.meeting import Attempt
 rank, arguments = int(sys.argv[1]), sys.argv[2:]
 def step(n):
     if rank == 0:
         with open("metrics.jsonl", "a") as f:
             line = {"kind": "step", "step": n, "time": time.time(), "loss": 1.0, "step_s": 0.1, "images_per_s": 1}
             f.write(json.dumps(line) + chr(10))
+def finish():
+    write(".finished", b"learned", "learned_embeds.safetensors")
+    facts = {"world_size": 2, "ranks": [{"rank": 0}, {"rank": 1}], "token_sha256": Attempt.of(os.environ).digest}
+    learned = {"learned_embeds.safetensors": hashlib.sha256(b"learned").hexdigest()}
+    write(".json", json.dumps({**facts, "learned": learned}).encode(), "finished.json")
+def write(temporary, content, name):
+    if rank == 0:
+        with open(temporary, "wb") as f:
+            f.write(content)
+        os.replace(temporary, name)
 def main():
     exec(compile(open("what.py").read(), "what.py", "exec"), globals())
 cli.run(main)
@@ -148,7 +159,7 @@ def nothing_left(run, seconds=15):
 
 
 def test_a_run_that_finishes(run):
-    plan(run, "step(1); open('finished.json', 'w').close()")
+    plan(run, "step(1); finish()")
     assert start(run).wait(30) == 0
     seen = run_state.look(run)
     assert (seen["state"]["state"], seen["supervised"], seen["finished"]) == ("finished", False, True)
@@ -224,7 +235,7 @@ def test_a_rank_for_which_the_others_wait(run):
 
 
 def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
-    plan(run, "step(1)\nif '--resume_from_checkpoint' not in arguments: time.sleep(60)", max_restarts=1)
+    plan(run, "step(1)\nif '--resume_from_checkpoint' not in arguments: time.sleep(60)\nfinish()", max_restarts=1)
     process = start(run, "--overwrite")
     wait_for(lambda: (run / "metrics.jsonl").exists())
     pid = pid_of(run, 1)

@@ -5,8 +5,9 @@ send lines to each other every few seconds. The end that receives nothing for ``
 lost, so a host that was cut off ends its own ranks. An agent needs a few megabytes and almost no processor time.
 
 Lines from the agent are JSON objects: ``hello`` (the token) with ``rank``; ``beat`` (state letter of the rank);
-``stack`` (a piece of the rank's stack); ``gone``, with the rank's ``error`` if it recorded one. The supervisor answers
-each line with ``beat``. Its orders are ``dump`` (report the rank's stack) and ``end``.
+``stack`` (a piece of the rank's stack); ``gone``, with the rank's ``error`` if it recorded one, its ``exit`` code if
+it left because its work was done, and whether the Linux kernel killed something here for want of ``memory``. The
+supervisor answers each line with ``beat``. Its orders are ``dump`` (report the rank's stack) and ``end``.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from sdtune.launch import processes
 from sdtune.launch.processes import send_signal, state_and_parent
 
 WHERE = "SDTUNE_SUPERVISOR"
@@ -49,11 +51,16 @@ class RankPipe:
     def __init__(self, descriptor: int) -> None:
         self.descriptor: int | None = descriptor
         self.error: object = None
+        self.exit: object = None
         self._pending = b""
         os.set_blocking(descriptor, False)
 
     def read(self) -> str:
-        """Read what is there: an error is kept in ``error``, anything else is returned (a piece of a stack)."""
+        """Read what is there: an error is kept in ``error``, the code of a rank that left in ``exit``.
+
+        Returns:
+            Anything else: a piece of a stack.
+        """
         pieces = []
         while self.descriptor is not None:
             try:
@@ -70,7 +77,11 @@ class RankPipe:
         for line in lines:
             if line.startswith(b"{"):
                 with contextlib.suppress(ValueError):
-                    self.error = json.loads(line)
+                    said = json.loads(line)
+                    if set(said) == {"exit"}:
+                        self.exit = said["exit"]
+                    else:
+                        self.error = said
             else:
                 stack.append(line.decode(errors="replace") + "\n")
         return "".join(stack)
@@ -83,6 +94,7 @@ class Agent:
         self.rank, self.pid, self.pipe, self.log = rank, pid, pipe, log
         self.timeout = float(where["timeout"])
         self.launchers = _launchers(launcher)
+        self.killed_for_memory = processes.killed_for_memory()
         try:
             self.rank_end: int | None = os.pidfd_open(pid)
         except ProcessLookupError:  # the rank was faster than this process
@@ -96,6 +108,12 @@ class Agent:
     def send(self, **what: object) -> None:
         """Send one line."""
         self.connection.sendall(json.dumps(what).encode() + b"\n")
+
+    def report_end(self) -> None:
+        """Tell the supervisor how the rank ended."""
+        self.pipe.read()
+        memory = processes.killed_for_memory() > self.killed_for_memory
+        self.send(gone=True, error=self.pipe.error, exit=self.pipe.exit, memory=memory)
 
     def end_rank(self, why: str) -> None:
         """Kill the rank and its launchers on this host, and write the reason to the rank's log."""
@@ -128,8 +146,7 @@ class Agent:
                     break
                 if not self.connection.recv(4096):
                     return
-            self.pipe.read()
-            self.send(gone=True, error=self.pipe.error)
+            self.report_end()
 
     def _step(self) -> str | None:
         """Wait for the next event and handle it.
@@ -144,8 +161,7 @@ class Agent:
         if self.rank_end is None or self.rank_end in readable:
             if connected and not self.connection.recv(1, socket.MSG_PEEK):
                 return "the supervisor is gone"  # it ended first, and with it the rank's launcher
-            self.pipe.read()
-            self.send(gone=True, error=self.pipe.error)
+            self.report_end()
             return None
         if self.pipe.descriptor in readable and (stack := self.pipe.read()):
             append_to_log(self.log, stack)

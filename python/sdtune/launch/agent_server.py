@@ -55,6 +55,12 @@ class AgentServer:
         """Ranks that have ended, in the order in which it was reported."""
         self.lost: set[int] = set()
         """Those of them whose agent closed the connection without reporting the end."""
+        self.left: set[int] = set()
+        """Those of them whose work was done: they finished, or stopped on request."""
+        self.out_of_memory: set[int] = set()
+        """Those of them on whose host the Linux kernel killed a process for want of memory meanwhile."""
+        self.last_joined = time.monotonic()
+        """Monotonic time at which the last agent connected."""
         self.errors: dict[int, RankError] = {}
         self.stacks: dict[int, str] = {}
         self._world_size, self._selector, self._on_error = world_size, selector, on_error
@@ -101,6 +107,10 @@ class AgentServer:
                 self._on_error(self.errors[rank])
             connection.ended = True
             self.ended.append(rank)
+            if message.get("exit") is not None:
+                self.left.add(rank)
+            if message.get("memory"):
+                self.out_of_memory.add(rank)
 
     def _authenticate(self, connection: Connection, message: dict[str, Any]) -> None:
         rank = int(message["rank"])
@@ -110,6 +120,7 @@ class AgentServer:
             raise ValueError(f"rank {rank} is not expected")
         connection.rank = rank
         self.connections[rank] = connection
+        self.last_joined = time.monotonic()
         self.unauthenticated.remove(connection)
 
     def _drop(self, connection: Connection) -> None:

@@ -40,8 +40,14 @@ def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Po
         )
 
 
-def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
+def start(run: Path, arguments: list[str], staged: str | None = None, *, seconds: float = 60) -> str:
     """Start a supervisor in the background, unless there is one, and wait until it has written its first state.
+
+    Args:
+        run: the run folder.
+        arguments: of launch.sh.
+        staged: the launch files that are put in place first, see :mod:`standalone.launch_files`; None: those of before.
+        seconds: to wait.
 
     Returns:
         ``started``, or ``attached`` when the run was going on already.
@@ -54,7 +60,8 @@ def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):
         raise BadInput(f"{run}: this run is going on already, without a supervisor; wait for it, or stop its mpirun")
     log, began = run / "logs" / "supervisor.log", time.time()
-    supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", str(run), *arguments]
+    place = [] if staged is None else ["--staged", staged]
+    supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", *place, str(run), *arguments]
     process = _spawn(supervise, f"sdtune-{run.name}", run, log)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -94,6 +101,6 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None
     raise BadInput(output[-800:].removeprefix("error: "))
 
 
-def report(run: Path, arguments: list[str]) -> None:
+def report(run: Path, arguments: list[str], staged: str | None) -> None:
     """Start the supervisor, and print what was done, as JSON."""
-    print(json.dumps({"run": str(run), "did": start(run, arguments)}))
+    print(json.dumps({"run": str(run), "did": start(run, arguments, staged)}))

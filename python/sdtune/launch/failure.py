@@ -30,8 +30,12 @@ class Evidence:
     """The rank that the decision is about."""
     ended: Sequence[int] = ()
     """Ranks that have ended, in the order in which their agents reported it."""
+    left: Collection[int] = ()
+    """Those of them whose work was done."""
     lost_agents: Collection[int] = ()
     """Those of them whose agents ended without a report, together with the rank."""
+    out_of_memory: Collection[int] = ()
+    """Those of them on whose host the Linux kernel killed a process for want of memory meanwhile."""
     errors: Mapping[int, RankError] = field(default_factory=dict)
     """What the ranks recorded themselves."""
     killed: Sequence[tuple[int, int]] = ()
@@ -78,6 +82,8 @@ class Outcome:
     """The rank that failed first."""
     host: str | None = None
     """Name of its host."""
+    busy: bool = False
+    """Whether it did not start because another run uses a host."""
     unconfirmed: list[str] = field(default_factory=list)
     """Hosts that did not confirm the end of their ranks. They were cut off, and their agents end the ranks."""
 
@@ -103,6 +109,7 @@ def judge(evidence: Evidence) -> Outcome:
     rank = final[0] if final else first_cause(evidence)
     outcome = _outcome(evidence, code, rank, describe(evidence, rank))
     outcome.retry = not final
+    outcome.busy = any(evidence.errors[one].is_busy for one in final)
     return outcome
 
 
@@ -124,11 +131,17 @@ def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outco
     )
 
 
+def is_consequence(evidence: Evidence, rank: int) -> bool:
+    """Whether a rank says of its end that another has left, of which more may be on its way."""
+    return rank in evidence.errors and evidence.errors[rank].is_consequence
+
+
 def first_cause(evidence: Evidence) -> int | None:
     """The rank that ended first, unless its error only says that another rank has left; None when nothing is known."""
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
-    if evidence.ended:
-        first = evidence.ended[0]
+    early = [rank for rank in evidence.ended if rank not in evidence.left]
+    if early:
+        first = early[0]
         return causes[0] if causes and first in evidence.errors and first not in causes else first
     killed = [rank for rank, _ in evidence.killed if rank not in evidence.errors]
     return next(iter(causes + killed), None)
@@ -143,8 +156,11 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     if rank in evidence.lost_agents:
         return f"all processes on {evidence.host_of(rank)} ended at once"
     number = dict(evidence.killed).get(rank)
+    memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
     if number is not None:
-        return f"{evidence.place_of(rank)} was killed by signal {number}"
+        return f"{evidence.place_of(rank)} was killed by signal {number}{memory}"
+    if memory:
+        return f"{evidence.place_of(rank)} was killed{memory}"
     return f"{evidence.place_of(rank)} ended without an error message"
 
 
