@@ -17,7 +17,8 @@ _AFTER_TRAINING = {
 
 def roles_after_training(run_tags: Collection[str], skip_tags: Collection[str]) -> list[str]:
     """The roles from the end of the training on that a call of train.yml with these tags plays."""
-    return [role for role in _AFTER_TRAINING if role not in skip_tags and ("all" in run_tags or role in run_tags)]
+    everything = not {"all", "sweep"}.isdisjoint(run_tags)  # role sweep plays these roles for each of its runs
+    return [role for role in _AFTER_TRAINING if role not in skip_tags and (everything or role in run_tags)]
 
 
 def run_plan(seen: Mapping[str, Any], roles: Collection[str], overwrite: bool = False) -> dict[str, Any]:

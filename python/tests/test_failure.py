@@ -57,6 +57,12 @@ SURPRISE = KeyError("surprise")
         ({"ended": [1], "lost_agents": {1}}, "all processes on node2 ended at once"),
         ({"ended": [1]}, "rank 1 on node2 ended without an error message"),
         ({"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1]}, "rank 1 on node2 ended without an error message"),
+        # a rank whose work was done is no cause
+        ({"ended": [0, 1], "left": {0}, "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        (
+            {"exit_code": None, "ended": [1], "killed": [(1, 9)], "out_of_memory": {1}},
+            "rank 1 on node2 was killed by signal 9, for want of memory: the Linux kernel did it",
+        ),
         # without agents, Hydra's report and the records remain
         ({"killed": [(1, 11)], "errors": {0: error(CLOSED, 0)}}, "rank 1 on node2 was killed by signal 11"),
         # what sdtune refuses counts, whoever ended first

@@ -69,8 +69,9 @@ def test_cores_are_claimed_by_one_run_whose_name_the_other_reads():
 def test_of_two_that_claim_at_once_one_has_its_cores():
     code = (
         "import os\nstart = float(sys.argv[1])\nwhile time.time() < start: pass\n"
-        "try: held = host_claims.claim_cores(f'r{os.getpid()}', range(9000, 9064)); print('had', flush=True); time.sleep(1)\n"
-        "except host_claims.CoresTaken as taken: print(taken, flush=True)"
+        "try: held = host_claims.claim_cores(f'r{os.getpid()}', range(9000, 9064)); print('had', flush=True)\n"
+        "except host_claims.CoresTaken as taken: print(taken, flush=True)\n"
+        "time.sleep(1)"
     )
     script = f"import sys, time\nfrom standalone import host_claims\n{code}"
     for _ in range(3):
