@@ -15,6 +15,7 @@ import pytest
 from sdtune.launch import processes, rank_error, supervisor
 from sdtune.launch.state import StateFile
 from standalone import host_claims, launch_files, run_state
+from tests.conftest import FINISH
 
 PYTHON = Path(__file__).parents[1]
 SUPERVISE = ("-P", "-m", "sdtune.launch")
@@ -47,25 +48,14 @@ wait -n -p ended "$first" "$second" || code=$?
 wait "$first" "$second"
 """
 RANK = """
-import hashlib, json, os, signal, sys, time
+import json, os, signal, sys, time
 from sdtune import cli, errors
-from sdtune.launch.meeting import Attempt
 rank, arguments = int(sys.argv[1]), sys.argv[2:]
 def step(n):
     if rank == 0:
         with open("metrics.jsonl", "a") as f:
             line = {"kind": "step", "step": n, "time": time.time(), "loss": 1.0, "step_s": 0.1, "images_per_s": 1}
             f.write(json.dumps(line) + chr(10))
-def finish():
-    write(".finished", b"learned", "learned_embeds.safetensors")
-    facts = {"world_size": 2, "ranks": [{"rank": 0}, {"rank": 1}], "token_sha256": Attempt.of(os.environ).digest}
-    learned = {"learned_embeds.safetensors": hashlib.sha256(b"learned").hexdigest()}
-    write(".json", json.dumps({**facts, "learned": learned}).encode(), "finished.json")
-def write(temporary, content, name):
-    if rank == 0:
-        with open(temporary, "wb") as f:
-            f.write(content)
-        os.replace(temporary, name)
 def main():
     exec(compile(open("what.py").read(), "what.py", "exec"), globals())
 cli.run(main)
@@ -99,7 +89,7 @@ def plan(run, rank, **settings):
         "on_host_loss": "fail",
     }
     (run / "supervisor.json").write_text(json.dumps(facts | settings))
-    (run / "rank.py").write_text(RANK)
+    (run / "rank.py").write_text(FINISH + RANK)
     (run / "what.py").write_text(rank)
 
 
