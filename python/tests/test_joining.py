@@ -35,7 +35,7 @@ def rank(run, number, port, token, attempt=1):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_strangers_at_the_port_cost_a_run_nothing():
+def test_other_processes_at_the_port_cost_a_run_nothing():
     """A rank of another run, one of an earlier attempt, a second rank 0, and garbage; then the run's own rank."""
     port = free_port()
     first = rank("day", 0, port, "secret")
@@ -46,9 +46,9 @@ def test_strangers_at_the_port_cost_a_run_nothing():
         except OSError:
             assert first.poll() is None, first.communicate()
     garbage.sendall(b"GET / HTTP/1.0\r\n\r\n" + os.urandom(4096))
-    strangers = [rank("night", 1, port, "other"), rank("day", 1, port, "old", 2), rank("night", 0, port, "other")]
-    said = [stranger.communicate(timeout=PATIENCE) for stranger in strangers]
-    assert [stranger.returncode for stranger in strangers] == [2, 2, 2], said
+    others = [rank("night", 1, port, "other"), rank("day", 1, port, "old", 2), rank("night", 0, port, "other")]
+    said = [other.communicate(timeout=PATIENCE) for other in others]
+    assert [other.returncode for other in others] == [2, 2, 2], said
     refusal = f"error: port {port} on 127.0.0.1 belongs to run day (attempt 1), not to this one, run"
     assert f"{refusal} night (attempt 1)" in said[0][1]
     assert f"{refusal} day (attempt 2)" in said[1][1]
