@@ -222,7 +222,7 @@ def processes_by_run(runs: Path) -> dict[str, list[Process]]:
     for process in scan_processes():
         run = process.environment.get(RUN)
         if run is None and "sdtune.launch" in process.command and "run" in process.command[:-1]:  # a supervisor
-            run = process.command[process.command.index("run") + 1]
+            run = next((word for word in process.command[process.command.index("run") :] if word.startswith("/")), None)
         if run is not None and Path(run).parent == runs:
             found.setdefault(Path(run).name, []).append(process)
     return found

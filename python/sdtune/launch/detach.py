@@ -40,7 +40,7 @@ def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Po
         )
 
 
-def start(run: Path, arguments: list[str], staged: str | None = None, *, seconds: float = 60) -> str:
+def start(run: Path, arguments: list[str], staged: str | None = None, *, seconds: float = 90) -> str:
     """Start a supervisor in the background, unless there is one, and wait until it has written its first state.
 
     Args:
