@@ -116,12 +116,16 @@ class Agent:
         self.send(gone=True, error=self.pipe.error, exit=self.pipe.exit, memory=memory)
 
     def end_rank(self, why: str) -> None:
-        """Kill the rank and its launchers on this host, and write the reason to the rank's log."""
+        """Kill the rank, and write the reason to the rank's log.
+
+        Also kill its launchers on this host, unless the supervisor ordered it: they report how each rank ended, first.
+        """
         append_to_log(self.log, f"agent: {why}; this rank is ended\n")
         if self.rank_end is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.rank_end, signal.SIGKILL)
-        send_signal(self.launchers, signal.SIGKILL)
+        if why != _ORDERED:
+            send_signal(self.launchers, signal.SIGKILL)
 
     def watch(self) -> None:
         """Exchange lines with the supervisor until the rank ends, or has to be ended."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sdtune.launch import rank_error
 from sdtune.launch.rank_error import RankError
 
 BAD_INPUT = 2
@@ -109,6 +110,8 @@ def judge(evidence: Evidence) -> Outcome:
     rank = final[0] if final else first_cause(evidence)
     outcome = _outcome(evidence, code, rank, describe(evidence, rank))
     outcome.retry = not final
+    if code < 0 and any(evidence.errors[one].kind == rank_error.BAD_INPUT for one in final):
+        outcome.code = BAD_INPUT  # as launch.sh itself ends, unless ranks still wait for the one that refused
     outcome.busy = any(evidence.errors[one].is_busy for one in final)
     return outcome
 
