@@ -299,7 +299,7 @@ def test_of_two_calls_at_once_the_second_follows_and_changes_nothing(run):
     plan(run, "step(1); time.sleep(60)")
     stage(run, "a", steps=250)
     stage(run, "b", steps=7)
-    command = [sys.executable, *SUPERVISE, "start", "--staged"]
+    command = [sys.executable, *SUPERVISE, "start", "--call"]
     two = {x: subprocess.Popen([*command, x, run], stdout=subprocess.PIPE, text=True) for x in "ab"}
     did = {x: json.loads(process.communicate(timeout=60)[0])["did"] for x, process in two.items()}
     assert sorted(did.values()) == ["attached", "started"]

@@ -26,9 +26,7 @@ def parser() -> argparse.ArgumentParser:
                 "2 cannot work, 3 stopped on request"),
     ):  # fmt: skip
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "--staged", metavar="ID", help="first put the launch files in place that Ansible has staged"
-        )
+        command.add_argument("--call", metavar="ID", help="name of this call; files staged under it are put in place")
         command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
         command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of launch.sh")
     text = "kill the processes that a run has left on this host"
@@ -67,7 +65,7 @@ def main() -> None:
     elif options.command == "start":
         from sdtune.launch import detach
 
-        detach.report(options.run, options.arguments, options.staged)
+        detach.report(options.run, options.arguments, options.call)
     elif options.command == "meet":
         from sdtune.launch import meeting
 
@@ -81,10 +79,10 @@ def main() -> None:
 
         print(json.dumps(shared_hosts.others_here(str(options.run), options.cores)))
     else:
-        _supervise(options.run, options.arguments, options.staged)
+        _supervise(options.run, options.arguments, options.call)
 
 
-def _supervise(run: Path, arguments: list[str], staged: str | None) -> None:
+def _supervise(run: Path, arguments: list[str], call: str | None) -> None:
     from sdtune.files import hold_lock
     from sdtune.launch import staging, supervisor
     from standalone import run_state
@@ -94,9 +92,9 @@ def _supervise(run: Path, arguments: list[str], staged: str | None) -> None:
             stack.enter_context(hold_lock(run / run_state.SUPERVISOR_LOCK, timeout=1))
         except BlockingIOError:
             sys.exit(f"error: {run}: another supervisor is at work")
-        if staged is not None:
-            staging.place_on_all_hosts(run, staged)
-        sys.exit(supervisor.Supervisor(run, arguments).supervise())
+        if call is not None:
+            staging.place_on_all_hosts(run, call)
+        sys.exit(supervisor.Supervisor(run, arguments, call).supervise())
 
 
 if __name__ == "__main__":

@@ -31,11 +31,13 @@ def _place_on(run: Path, call: str, address: str) -> str:
 
 
 def place_on_all_hosts(run: Path, call: str) -> None:
-    """Put the staged files in place on this host and on the others.
+    """Put the staged files in place on this host and on the others, if there are any.
 
     Raises:
         BadInput: a host cannot do it, or the run is going on without a supervisor; with the remedy.
     """
+    if not launch_files.staged(run, call).is_dir():
+        return
     hosts = json.loads((launch_files.staged(run, call) / "supervisor.json").read_text(encoding="utf-8"))["hosts"]
     others = dict(list(hosts.items())[1:])
     try:

@@ -28,7 +28,7 @@ FINISHED, FAILED, STOPPED = 0, 1, 3
 class Supervisor:
     """All attempts of one run."""
 
-    def __init__(self, run: Path, arguments: list[str]) -> None:
+    def __init__(self, run: Path, arguments: list[str], call: str | None = None) -> None:
         self.run, self.arguments, self.plan = run, arguments, Plan.read(run)
         self.began = time.time()
         self.ended_by: str | None = None
@@ -37,6 +37,7 @@ class Supervisor:
             run,
             state="running",
             run_name=run.name,
+            call=call,
             pid=os.getpid(),
             host=os.uname().nodename,
             started=self.began,
