@@ -19,6 +19,8 @@ from pathlib import Path
 
 SUPERVISOR_LOCK = ".supervisor.lock"
 LAUNCH_LOCK = ".lock"
+PLACED = ".placed"
+"""File of the run folder: the call whose files are in place."""
 _OLD = 86_400  # seconds after which what a call has left behind, because it was killed, is removed
 
 
@@ -30,13 +32,19 @@ def staged(run: Path, call: str) -> Path:
 def place(run: Path, call: str) -> list[str]:
     """Replace the launch files by those that a call has staged, each as a whole, and remove the logs of earlier ranks.
 
+    Done once for each run folder, which hosts may share.
+
     Returns:
         Names of the files that are different now.
 
     Raises:
         FileNotFoundError: nothing is staged under this name.
     """
-    folder = staged(run, call)
+    folder, placed = staged(run, call), run / PLACED
+    if not folder.exists() and placed.exists() and placed.read_text(encoding="utf-8") == call:
+        return []
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: nothing was staged under this name")
     changed = []
     for source in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = source.relative_to(folder)
@@ -50,6 +58,7 @@ def place(run: Path, call: str) -> list[str]:
     logs.mkdir(exist_ok=True)
     for log in (*logs.glob("rank-*.log"), *logs.glob("error-*.json")):
         log.unlink()
+    placed.write_text(call, encoding="utf-8")
     shutil.rmtree(folder)
     for other in run.glob(".staged-*"):
         if time.time() - other.stat().st_mtime > _OLD:
