@@ -244,7 +244,14 @@ def parse() -> argparse.Namespace:
         return sub
 
     make = command("up", "create a lab, or change its number of hosts", "name")
-    make.add_argument("--hosts", type=int, default=2, choices=range(1, MOST_HOSTS + 1), metavar="N")
+    make.add_argument(
+        "--hosts",
+        type=int,
+        default=2,
+        choices=range(1, MOST_HOSTS + 1),
+        metavar="N",
+        help="number of hosts (default 2)",
+    )
     make.add_argument("--mirror", action="store_true", help="serve apt and pip on the bridge address")
     make.add_argument("--packages", nargs="*", default=[], metavar="P", help="packages beyond the plain image")
     make.add_argument("--user", default="root", choices=["root", "admin"], help="user that Ansible logs in as")
@@ -252,7 +259,7 @@ def parse() -> argparse.Namespace:
     gone = command("down", "remove a lab completely")
     which = gone.add_mutually_exclusive_group(required=True)
     which.add_argument("name", nargs="?")
-    which.add_argument("--all", action="store_true")
+    which.add_argument("--all", action="store_true", help="every lab of this machine")
     command("list", "show the labs and their hosts")
     command("exec", "run a command on a host as root", "name", "host").add_argument("argv", nargs="+")
     command("kill-host", "power off a host without shutdown", "name", "host")
@@ -268,8 +275,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Execute the command line."""
     options = parse()
-    if isinstance(getattr(options, "name", None), str) and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", options.name):
-        raise LabError(f"'{options.name}' is no name for a lab; take up to 40 of a-z, 0-9 and -")
+    if isinstance(getattr(options, "name", None), str) and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", options.name):
+        raise LabError(f"'{options.name}' is no name for a lab; take up to 40 of a-z, 0-9, - and _")
     if os.geteuid() != 0:
         raise LabError("a lab needs namespaces and mounts; run this as root")
     if options.command == "exec":

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 
 
 def _run_folder(text: str) -> Path:
@@ -63,6 +64,7 @@ def main() -> None:
 
         processes.sweep(str(options.run))
     elif options.command == "start":
+        follow_mode(options.run)
         from sdtune.launch import detach
 
         detach.report(options.run, options.arguments, options.call)
@@ -79,6 +81,7 @@ def main() -> None:
 
         print(json.dumps(shared_hosts.others_here(str(options.run), options.cores)))
     else:
+        follow_mode(options.run)
         _supervise(options.run, options.arguments, options.call)
 
 

@@ -53,7 +53,7 @@ class RankError:
     message: str
     """Its text."""
     traceback: str
-    """The traceback as Python prints it; empty unless the kind is :data:`UNEXPECTED`."""
+    """The traceback as Python prints it."""
 
     @classmethod
     def of(cls, error: Exception, rank: int) -> "RankError":
@@ -66,7 +66,7 @@ class RankError:
         name = type(error).__qualname__
         if type(error).__module__ not in ("builtins", "__main__"):
             name = f"{type(error).__module__}.{name}"
-        text = "".join(traceback.format_exception(error)) if kind == UNEXPECTED else ""
+        text = "".join(traceback.format_exception(error))
         return cls(
             rank=rank,
             host=os.uname().nodename,
@@ -85,10 +85,13 @@ class RankError:
             ValueError: a field is missing, unknown, or of another type.
         """
         fields = cls.__dataclass_fields__
-        if set(values) != set(fields):
-            raise ValueError(f"an error of a rank has the fields {', '.join(fields)}, not {', '.join(values)}")
-        numbers = {"rank": int(values["rank"]), "time": float(values["time"])}
-        return cls(**{name: str(value) for name, value in values.items() if name not in numbers}, **numbers)  # type: ignore[arg-type]
+        if not isinstance(values, Mapping) or set(values) != set(fields):
+            raise ValueError(f"an error of a rank is an object with the fields {', '.join(fields)}")
+        numbers = {"rank": int, "time": float}
+        wrong = [name for name, value in values.items() if type(value) is not numbers.get(name, str)]
+        if wrong:
+            raise ValueError(f"an error of a rank has values of another type: {', '.join(wrong)}")
+        return cls(**values)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -119,8 +122,9 @@ class RankError:
 
     @property
     def lines(self) -> list[str]:
-        """The traceback, or else the message, in lines."""
-        return (self.traceback or f"error: {self.message}").rstrip("\n").split("\n")
+        """What a report shows, in lines: of what sdtune raises on purpose the message, else the traceback."""
+        text = self.traceback if self.kind == UNEXPECTED else f"error: {self.message}"
+        return text.rstrip("\n").split("\n")
 
 
 def path_of(run: Path, rank: int) -> Path:

@@ -24,6 +24,8 @@ class Learned:
     """In float32."""
     learning_rate: float
     """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
+    largest: float | None = None
+    """Largest norm, over the last dimension, that a useful result can have; None: any finite one."""
 
 
 class Method(ABC):
@@ -38,8 +40,11 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, job: Job, family: Family) -> None:
+    def check(cls, job: Job, family: Family) -> list[str]:
         """Check the job's settings for this method, without loading networks.
+
+        Returns:
+            Warnings for the user.
 
         Raises:
             BadInput: names the setting that is wrong, with the remedy.

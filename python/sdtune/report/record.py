@@ -176,7 +176,7 @@ def read_run(folder: str | Path) -> RunRecord:
         hosts=hosts,
         finished=None if unproven else run.facts(),
         unproven=unproven if run.finished.is_file() else "",
-        concept=sorted(run.concept.glob("*.jpg")),
+        concept=sorted((*run.concept.glob("*.jpg"), *run.concept.glob("*.png"))),
         validation=_validation(run.validation),
         images=[_read_image(p) for p in sorted(run.images.glob("*.png")) if p.name != "contact_sheet.png"],
         packages={
