@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.launch import hydra
 from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 
@@ -62,11 +63,13 @@ def run(main: Callable[[], None], *, preload: bool = False) -> None:
     except Stopped as stopped:
         print(stopped, flush=True)
         code = 3
+        _leave(reporter, code)
     except Exception as error:  # noqa: BLE001 - shown in full, and the process ends
         reporter.report(error)
         traceback.print_exc()
         code = 1
     else:
+        _leave(reporter, 0)
         if _ONECCL_BINDINGS not in sys.modules:
             return
         # Their thread releases the last tensor while Python finalizes, and aborts the process then.
@@ -76,3 +79,9 @@ def run(main: Callable[[], None], *, preload: bool = False) -> None:
     # At once, without any clean-up: Hydra does not end the other ranks when one leaves, but closing this rank's
     # connections ends the collective operation in which they wait.
     os._exit(code)
+
+
+def _leave(reporter: Reporter, code: int) -> None:
+    """Tell who watches this rank that its end is none to worry about."""
+    reporter.leave(code)
+    hydra.finalize()

@@ -25,6 +25,7 @@ from sdtune.training.drawing import ValidationPictures
 from sdtune.training.exchange import exchange
 from sdtune.training.finite import check_gradients, check_learned, check_losses
 from sdtune.training.optimizer import make_optimizer, make_schedule
+from sdtune.training.ranks import sign
 from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
 from sdtune.training.validation import Validator, make_triples
@@ -92,6 +93,7 @@ class Trainer:
         self._schedule = make_schedule(self._optimizer, settings)
 
         self.progress = Progress()
+        self._samples = 0  # of this rank, in this attempt
         self._validator: Validator | None = None
         self._stop_requested = self._stopped_early = False
 
@@ -176,6 +178,7 @@ class Trainer:
             check_losses(losses, samples, self._batches.pictures, f"step {self.progress.step + 1}, rank {rank}")
             forward = time.perf_counter()
             micro_loss = losses.mean() / settings.gradient_accumulation_steps
+            self._samples += len(samples)
             micro_loss.backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.item()
             forward_s, backward_s = forward_s + forward - began, backward_s + time.perf_counter() - forward
@@ -297,13 +300,14 @@ class Trainer:
             "validation_loss": validator.latest if validator else None,
             "initializer_loss": validator.baseline if validator else None,
             "reference_loss": validator.reference if validator else None,
+            **sign(self._accelerator, self._samples),
         }
         self._recorder.close()
         if self._is_main:
             self._method.save(self._run)
             if self._job.training.save_as_full_pipeline:
                 self._method.save_pipeline(Path(self._job.model.path), self._run.pipeline)
-            self._run.finish(facts)
+            facts = self._run.finish(facts)
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
         return facts
