@@ -67,8 +67,12 @@ class Method(ABC):
         """A user's prompt as the networks need it to show the learned concept."""
 
     @abstractmethod
-    def save(self, run: Run) -> None:
-        """Write the learned parameters to the run folder, in the formats that other tools read."""
+    def save(self, run: Run) -> list[Path]:
+        """Write the learned parameters to the run folder, in the formats that other tools read.
+
+        Returns:
+            The files, of which ``finished.json`` keeps the SHA-256.
+        """
 
     @abstractmethod
     def save_pipeline(self, model: Path, target: Path) -> None:

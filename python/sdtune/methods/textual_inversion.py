@@ -77,9 +77,10 @@ class TextualInversion(Method):
         """See :meth:`Method.expand_prompt`."""
         return expand_placeholder(prompt, self._placeholder, self._num_vectors)
 
-    def save(self, run: Run) -> None:
+    def save(self, run: Run) -> list[Path]:
         """Write ``learned_embeds.safetensors``."""
         save_embeddings(run.learned, self._placeholder, self._embeddings)
+        return [run.learned]
 
     def save_pipeline(self, model: Path, target: Path) -> None:
         """See :meth:`Method.save_pipeline`."""
