@@ -25,6 +25,7 @@ for _name in ("scipy", "sklearn"):
 def main() -> None:
     """Parse, check, train."""
     job, flags = training_job(None, __doc__ or "")
+    follow_mode(Path(job.run_dir))
     if flags.check:
         from sdtune.data.pictures import list_pictures, picture_warnings
         from sdtune.training.checks import check_job
@@ -37,7 +38,6 @@ def main() -> None:
             Path(flags.warnings).write_text(json.dumps(warnings) + "\n", encoding="utf-8")
         print(f"the job {job.run_name} can run")
         return
-    follow_mode(Path(job.run_dir))
     from sdtune.training.trainer import train  # after the flags: importing torch takes seconds
 
     train(job)

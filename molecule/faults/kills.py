@@ -91,9 +91,9 @@ def main() -> None:
     """Kill, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lab", help="name of the lab")
-    parser.add_argument("--inventory", type=Path, help="inventory folder (default: inventory/lab-LAB)")
+    parser.add_argument("--inventory", type=Path, help="inventory (default: inventory/lab-NAME)")
     parser.add_argument("--kills", type=int, default=30, help="of each rank")
-    parser.add_argument("--seed", type=int, default=1, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
     options = parser.parse_args()
     cluster = Cluster(options.lab, options.inventory or REPOSITORY / "inventory" / f"lab-{options.lab}")
     cluster.prepare(**SMALL)
