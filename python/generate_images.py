@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 from sdtune.inference import pool
 from sdtune.inference.plan import Plan, make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock
@@ -23,7 +24,7 @@ from sdtune.settings import GenerationJob, read_yaml
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="generation job file (YAML)")
+    parser.add_argument("--job", required=True, metavar="FILE", help="generation job file (YAML; required)")
     parser.add_argument("--check", action="store_true", help="check the job and its inputs; print the plan as JSON")
     parser.add_argument(
         "--host",
@@ -60,6 +61,7 @@ def main() -> None:
     """Check, detach, serve as a worker, or generate, as the flags say."""
     args = _parser().parse_args()
     job = read_yaml(args.job, GenerationJob)
+    follow_mode(Path(job.run_dir))
     plan = make_plan(job, check_memory=args.worker is None)
     if args.check:
         found = {"fingerprint": plan.fingerprint, "processes": len(plan.cores), "warnings": plan.warnings}

@@ -8,9 +8,12 @@
 The flags are those of diffusers' script of this name. A job file contains the same settings in YAML.
 """
 
+import json
 import sys
+from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 from sdtune.settings import training_job
 
 # Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
@@ -22,10 +25,17 @@ for _name in ("scipy", "sklearn"):
 def main() -> None:
     """Parse, check, train."""
     job, flags = training_job(None, __doc__ or "")
+    follow_mode(Path(job.run_dir))
     if flags.check:
+        from sdtune.data.pictures import list_pictures, picture_warnings
         from sdtune.training.checks import check_job
 
-        check_job(job)
+        warnings = check_job(job)
+        warnings += picture_warnings(list_pictures(job.data.path), job.data.resolution, job.data.center_crop)
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+        if flags.warnings:
+            Path(flags.warnings).write_text(json.dumps(warnings) + "\n", encoding="utf-8")
         print(f"the job {job.run_name} can run")
         return
     from sdtune.training.trainer import train  # after the flags: importing torch takes seconds
@@ -34,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, preload=True)

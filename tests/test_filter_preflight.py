@@ -68,6 +68,10 @@ def test_a_problem_of_several_hosts_is_one_line():
             "The module interpreter '/no/python' was not found.",
             "install python3 there as root, or set ansible_python_interpreter",
         ),
+        (
+            'MODULE FAILURE\nPlease login as the user "debian" rather than the user "root".\nbye',
+            '(Please login as the user "debian" rather than the user "root".); set ansible_user: debian in the',
+        ),
         ("", "does not answer Ansible (no reason given); check ansible_host"),
     ],
 )
@@ -77,20 +81,6 @@ def test_remedies_of_a_host_that_does_not_answer(message, expected):
 
 def test_a_login_without_a_user_is_that_of_the_control_node():
     assert "ssh-copy-id node1," in preflight.preflight_unreachable("Permission denied", "node1", "node1")
-
-
-def test_free_disk_is_that_of_the_longest_mount():
-    mounts = [
-        {"mount": "/", "size_available": 10 * 2**20},
-        {"mount": "/srv", "size_available": 20 * 2**20},
-        {"mount": "/srv/data", "size_available": 30 * 2**20},
-        {"mount": "/srv/data/x"},  # a mount that does not tell its size
-    ]
-    assert preflight.free_disk_mb(mounts, "/srv/data", 7) == 30
-    assert preflight.free_disk_mb(mounts, "/srv/data/x", 7) == 30
-    assert preflight.free_disk_mb(mounts, "/srv/database", 7) == 20
-    assert preflight.free_disk_mb(mounts, "/home", 7) == 10
-    assert preflight.free_disk_mb([], "/home", 7) == 7
 
 
 @pytest.mark.parametrize(
@@ -115,6 +105,7 @@ def test_only_hosts_that_listen_are_asked():
 def test_answers_of_other_hosts():
     answers = {"b": {"skew": -12.5}, "c": {"skew": 5.1}, "d": {"skew": 5.0}, "e": {"error": "timed out"}}
     assert preflight.peers_unreachable(answers) == "e (timed out)"
+    assert preflight.peers_losing_packets({**answers, "f": {"skew": 0, "packets": "timed out"}}) == "f (timed out)"
     assert preflight.clock_differences(answers, 5) == "12.5 s from b, 5.1 s from c"
     assert preflight.largest_clock_difference(answers) == 12.5
     assert preflight.clock_differences({}, 5) == preflight.peers_unreachable({}) == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,22 +17,58 @@ def normalized_pin(pin: str) -> str:
     return f"{re.sub('[-_.]+', '_', name.strip()).lower()}=={version.strip().lower().partition('+')[0]}"
 
 
-def missing_wheels(wanted: Iterable[str], files: Iterable[str]) -> list[str]:
-    """Those of ``wanted`` (``name==version``) of which there is no wheel among ``files`` (names or paths)."""
-    parts = [PurePath(file).name.split("-") for file in files]
+def _runs_on(wheel: str, minor: str) -> bool:
+    """Whether the tags of a wheel's file name allow a CPython of this minor version (``3.11``)."""
+    interpreters, abi = PurePath(wheel).stem.split("-")[-3:-1]
+    major, _, number = minor.partition(".")
+    for tag in interpreters.split("."):
+        if tag in (f"cp{major}{number}", f"py{major}", f"py{major}{number}"):
+            return True
+        if "abi3" in abi and (found := re.fullmatch(rf"cp{major}([0-9]+)", tag)) and int(found[1]) <= int(number):
+            return True
+    return False
+
+
+def missing_wheels(wanted: Iterable[str], files: Iterable[str], python: str = "") -> list[str]:
+    """Those of ``wanted`` (``name==version``) of which there is no wheel among ``files`` (names or paths).
+
+    ``python`` is the minor version of the Python that has to be able to use it; empty where it is not known yet.
+    """
+    parts = [PurePath(file).name.split("-") for file in files if not python or _runs_on(file, python)]
     present = {normalized_pin(f"{part[0]}=={part[1]}") for part in parts if len(part) > 2}
     return [pin for pin in wanted if normalized_pin(pin) not in present]
 
 
-def fitting_wheels(files: Iterable[str], pin: str) -> list[str]:
-    """The wheels among ``files`` that are of a pinned package, whatever their local version."""
-    return [file for file in files if not missing_wheels([pin], [file])]
+def fitting_wheels(files: Iterable[str], pin: str, python: str = "") -> list[str]:
+    """The wheels among ``files`` (names or paths) that a host can use for a pinned package.
+
+    Args:
+        files: wheels.
+        pin: ``name==version``. Without a local version, any counts but one for other devices: only those for CPUs
+            where there are any, else those that name none.
+        python: minor version of the host's Python; empty where it is not known yet.
+    """
+    found = [file for file in files if not missing_wheels([pin], [file], python)]
+    by_device = {file: PurePath(file).name.split("-")[1].partition("+")[2] for file in found}
+    return [file for file in found if by_device[file] == "cpu"] or [file for file in found if not by_device[file]]
 
 
 def python_minor(text: str | None) -> str:
     """``3.11`` of ``Python 3.11.2`` or of ``python=3.11.13``; empty where no version is named."""
     found = re.search(r"^python *=* *([0-9]+\.[0-9]+)", text or "", re.IGNORECASE)
     return found.group(1) if found else ""
+
+
+def venv_package(python: str, family: str) -> str:
+    """The distribution's package with ``venv`` and ``ensurepip`` of a Python.
+
+    Args:
+        python: Name of its command; ``python3.12`` has a package of its own on Debian, as from deadsnakes.
+        family: ``ansible_facts['os_family']``.
+    """
+    if family != "Debian":
+        return "python3"
+    return f"{python}-venv" if re.fullmatch(r"python3\.\d+", python) else "python3-venv"
 
 
 def conda_python(packages: Iterable[str]) -> str:
@@ -47,11 +83,37 @@ def pinned_version(lines: Sequence[str], name: str) -> str:
     return next((version.strip() for other, _, version in pins if normalized_pin(other) == f"{wanted}=="), "")
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is a URL that pip reads."""
+    return re.match(r"(file|https?)://.", text) is not None
+
+
+def environment_state(inspected: Sequence[str], problems: Mapping[str, str]) -> list[str]:
+    """The state of an environment, and the reason where it is broken.
+
+    Args:
+        inspected: the lines of environment.sh.
+        problems: of module installed_packages; they count where names and sizes are right.
+    """
+    if inspected[0] != "intact" or not problems:
+        return list(inspected)
+    named = [f"{pin.partition('==')[0]} {problem}" for pin, problem in problems.items()]
+    return ["broken", ", ".join(named[:_SHOWN]) + (" and more" if len(named) > _SHOWN else "")]
+
+
 def pip_index_args(url: str) -> list[str]:
     """Arguments of pip for an index: none for its own, and plain HTTP has to be trusted by name."""
     if not url:
         return []
     return ["--index-url", url, *(["--trusted-host", urlsplit(url).netloc] if url.startswith("http:") else [])]
+
+
+def pip_links_args(source: str, folder: str) -> list[str]:
+    """Arguments of pip for wheels that are on no index: those of a page or file URL, else those of ``folder``."""
+    if not is_url(source):
+        return ["--no-index", "--find-links", folder]
+    trusted = ["--trusted-host", urlsplit(source).netloc] if source.startswith("http:") else []
+    return ["--no-index", "--find-links", source, *trusted]
 
 
 def torch_source(source: str, index: str) -> str:
@@ -91,12 +153,16 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """{name: function}."""
         return {
+            "environment_state": environment_state,
             "missing_wheels": missing_wheels,
             "fitting_wheels": fitting_wheels,
             "python_minor": python_minor,
+            "venv_package": venv_package,
             "conda_python": conda_python,
             "pinned_version": pinned_version,
+            "is_url": is_url,
             "pip_index_args": pip_index_args,
+            "pip_links_args": pip_links_args,
             "torch_source": torch_source,
             "package_differences": package_differences,
         }

@@ -36,9 +36,16 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
     if run is None:
         return "cannot be told, the primary does not answer"
     state = run["state"]
+    if not run["exists"]:
+        left = ", ".join(map(str, run["left"]))
+        return f"has lost its folder, while processes work for it: {left}" if left else "has no folder"
+    if run["standstill"]:
+        return f"stands still: {run['standstill']}"
     if run["supervised"]:
         if state.get("stopping"):
             return "is stopping"
+        if state.get("state") == "waiting" and "used_by" in state:
+            return "waits for " + ", ".join(f"{host}, used by {others}" for host, others in state["used_by"].items())
         if state.get("state") == "waiting":
             return f"waits for {', '.join(state['waiting_for'])}"
         return "is going on"
@@ -48,6 +55,8 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
         return "died with its supervisor"
     if run["finished"]:
         return "is finished"
+    if run.get("unproven"):
+        return f"is not known to have finished: {run['unproven']}"
     return f"{state['state']}: {state['reason']}" if "reason" in state else "is not going on"
 
 
@@ -73,6 +82,8 @@ def _run_lines(run: Mapping[str, Any] | None, drawing: Mapping[str, Any], name: 
     """The lines about the run."""
     yield f"run {name} {run_state_words(run)}"
     if run is None:
+        return
+    if not run["exists"]:
         return
     progress, state = run["progress"], run["state"]
     if "step" in progress:
@@ -150,6 +161,8 @@ def stop_summary(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
         after: the same, after the end of the run.
     """
     state = after["state"].get("state", "stopped")
+    if not after["exists"]:
+        return f"{name} {run_state_words(after)}"
     if not run_is_active(before):
         words = "is not going on"
     elif state == "stopped":
@@ -166,9 +179,26 @@ def stop_summary(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
     return f"{name} {words}; {rest}"
 
 
+def stop_obstacle(run: Mapping[str, Any], seconds: float = 0) -> str:
+    """Why a run does not stop, and what to do; empty if nothing is in the way.
+
+    Args:
+        run: what ``run_state.py look`` says of a run.
+        seconds: how long it was waited for, after the request to stop.
+    """
+    if run["standstill"]:
+        return f"{run['standstill']}; then type the same again"
+    if not seconds or not run_is_active(run):
+        return ""
+    if run["supervised"]:
+        return f"its supervisor has not ended it within {seconds:.0f} s; what it does is in logs/supervisor.log"
+    return f"it made no step for {seconds:.0f} s and has no supervisor that could end it; end its mpirun yourself"
+
+
 class FilterModule:
     """Make the functions filters."""
 
     def filters(self) -> dict[str, Any]:
         """``{name: function}``."""
-        return {function.__name__: function for function in (status_answer, status_table, run_is_active, stop_summary)}
+        functions = (status_answer, status_table, run_is_active, stop_summary, stop_obstacle)
+        return {function.__name__: function for function in functions}

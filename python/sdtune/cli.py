@@ -3,6 +3,11 @@
 An error that the user can correct becomes one line; any other becomes a traceback. A rank of a run also records its
 error, see :mod:`sdtune.launch.rank_error`.
 """
+# ruff: noqa: E402
+
+from sdtune.host import environment
+
+environment.isolate()  # first: what is imported below could come from another environment
 
 import faulthandler
 import os
@@ -13,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.launch import hydra
+from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 
 # The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
@@ -30,12 +37,19 @@ os.environ.setdefault(
 _ONECCL_BINDINGS = "oneccl_bindings_for_pytorch"
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, preload: bool = False) -> None:
     """Call ``main``, and turn what it raises into a message and an exit code.
+
+    Args:
+        main: the program.
+        preload: whether the program may run with LD_PRELOAD, as ranks do; else it is started again without.
 
     Exit codes: 0, 2 for bad input, 1 for a failure, 3 when it was stopped on request. On SIGUSR1 the process writes its
     stack: to the rank's agent if it has one, else to standard error.
     """
+    if not preload:
+        environment.leave_preload()
+    raise_descriptor_limit()
     reporter = Reporter()
     faulthandler.register(signal.SIGUSR1, file=2 if reporter.pipe is None else reporter.pipe, all_threads=False)
     try:
@@ -49,11 +63,13 @@ def run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         print(stopped, flush=True)
         code = 3
+        _leave(reporter, code)
     except Exception as error:  # noqa: BLE001 - shown in full, and the process ends
         reporter.report(error)
         traceback.print_exc()
         code = 1
     else:
+        _leave(reporter, 0)
         if _ONECCL_BINDINGS not in sys.modules:
             return
         # Their thread releases the last tensor while Python finalizes, and aborts the process then.
@@ -63,3 +79,9 @@ def run(main: Callable[[], None]) -> None:
     # At once, without any clean-up: Hydra does not end the other ranks when one leaves, but closing this rank's
     # connections ends the collective operation in which they wait.
     os._exit(code)
+
+
+def _leave(reporter: Reporter, code: int) -> None:
+    """Tell who watches this rank that its end is none to worry about."""
+    reporter.leave(code)
+    hydra.finalize()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ RANK = "SDTUNE_RANK"
 """Environment variable of the processes of a rank: its number."""
 
 STATE = "state.json"
+FINISHED = "finished.json"
 STOP = "stop"
 COLLECTED = ".collected"
 EXPORTED = "openvino"
@@ -36,11 +38,13 @@ DRAWING = "drawing.json"
 DRAWING_LOCK = ".drawing.lock"
 DRAWING_LOG = "logs/drawing.log"
 _TAIL = 262_144  # bytes at the end of metrics.jsonl that are read: hundreds of steps
+_SILENCE = 120  # seconds without a sign of a supervisor after which it counts as standing still
+_STANDSTILL = 5  # seconds for which that has to last before a call that waits for the end returns
 _WINDOW = 20  # steps over which the speed is averaged
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a file lock, which the kernel releases when the last holder ends, however it ends."""
+    """Whether a process holds a file lock. The Linux kernel releases it when the last holder ends, however it ends."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -51,13 +55,22 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def _object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object; empty where the text is none: a disk or an editor has damaged it."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_state(run: Path) -> dict[str, Any]:
     """What the supervisor wrote last; empty when none has written anything."""
     try:
-        state: dict[str, Any] = json.loads((run / STATE).read_text(encoding="utf-8"))
+        text = (run / STATE).read_bytes()
     except FileNotFoundError:
         return {}
-    return state
+    return _object(text) or {"state": "unknown", "reason": f"{STATE} is damaged"}
 
 
 def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
@@ -70,7 +83,34 @@ def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     lines = text.split("\n")
-    return [json.loads(line) for line in lines[1 if start else 0 : -1] if line]
+    return [found for line in lines[1 if start else 0 : -1] if (found := _object(line))]
+
+
+def why_unproven(run: Path) -> str:
+    """Why ``finished.json`` does not prove that the run has finished; empty when it does.
+
+    It has to name every rank of one attempt, and what was learned has to have the checksum that it states.
+    """
+    facts = _object(_read(run / FINISHED))
+    if not facts:
+        return f"{FINISHED} is missing or damaged"
+    if "learned" not in facts or "ranks" not in facts:
+        return f"{FINISHED} does not say which ranks finished; an earlier version wrote it"
+    try:
+        named, expected = sorted(rank["rank"] for rank in facts["ranks"]), list(range(facts["world_size"]))
+        learned = {str(name): str(checksum) for name, checksum in facts["learned"].items()}
+    except (AttributeError, KeyError, TypeError):
+        return f"{FINISHED} is damaged"
+    if named != expected:
+        return f"{FINISHED} names {len(named)} of {len(expected)} ranks"
+    for name, checksum in learned.items():
+        try:
+            found = hashlib.sha256((run / name).read_bytes()).hexdigest()
+        except (OSError, ValueError):
+            return f"{name} is missing"
+        if found != checksum:
+            return f"{name} is not what its ranks learned: it has another checksum"
+    return ""
 
 
 def newest_checkpoint(run: Path) -> int | None:
@@ -82,9 +122,10 @@ def newest_checkpoint(run: Path) -> int | None:
 def asked_steps(run: Path) -> int | None:
     """``max_train_steps`` of the job, read without a YAML library: launch_config has written the file."""
     try:
-        found = re.search(r"^\s*max_train_steps:\s*(\d+)", (run / "job.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        text = (run / "job.yaml").read_text("utf-8", "replace")
     except FileNotFoundError:
         return None
+    found = re.search(r"^\s*max_train_steps:\s*(\d{1,18})\b", text, re.MULTILINE)
     return int(found.group(1)) if found else None
 
 
@@ -114,31 +155,61 @@ def progress(run: Path, since: float) -> dict[str, Any]:
     return found
 
 
+def standstill(run: Path, state: dict[str, Any]) -> str:
+    """Why the supervisor, which holds its lock, does nothing; empty while it works.
+
+    It sets the time of its lock file every second, and every half minute while it ends a job or waits for hosts.
+    """
+    pid = state.get("pid", 0)
+    letter = _cpu_seconds(pid)[1]
+    if letter in "Tt":
+        return f"its supervisor, process {pid}, is stopped, as by SIGSTOP or a debugger; kill -CONT {pid} continues it"
+    try:
+        silent = time.time() - (run / SUPERVISOR_LOCK).stat().st_mtime
+    except FileNotFoundError:  # deleted since it was seen
+        return ""
+    if state.get("heartbeat") and silent > _SILENCE:
+        return f"its supervisor, process {pid} in state {letter}, has done nothing for {silent:.0f} s"
+    return ""
+
+
 def look(run: Path, wait: float = 0) -> dict[str, Any]:
     """The state of a run.
 
     Args:
         run: its folder.
-        wait: seconds to wait for the end of the run, at most.
+        wait: seconds to wait for the end of the run, at most; shorter when its supervisor does nothing.
 
     Returns:
-        ``supervised``: a supervisor is running; ``unsupervised``: the run is going on without one; ``finished``;
-        ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy,
-        a report; ``lost``: the supervisor died before the run ended; ``state``: see :func:`read_state`; ``progress``:
-        see :func:`progress`; ``now``.
+        ``exists``: there is such a folder; ``left``: if not, processes that work for it all the same;
+        ``supervised``: a supervisor is running; ``standstill``: see :func:`standstill`; ``unsupervised``: the run is
+        going on without one; ``finished``; ``unproven``: why what its finished.json says is not believed, empty where
+        it is or there is none; ``collected``: its results were brought to a control node; ``exported``, ``reported``:
+        it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended; ``state``: see
+        :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
+    patience = end
     while True:
         supervised = is_locked(run / SUPERVISOR_LOCK)
         unsupervised = not supervised and is_locked(run / LAUNCH_LOCK)
-        if not (supervised or unsupervised) or time.monotonic() >= end:
+        state = read_state(run)
+        still = standstill(run, state) if supervised else ""
+        now = time.monotonic()
+        if not still:
+            patience = now + _STANDSTILL
+        if not (supervised or unsupervised) or now >= min(end, patience):
             break
-        time.sleep(min(0.2, max(0.0, end - time.monotonic())))
-    state = read_state(run)
+        time.sleep(min(0.2, max(0.0, end - now)))
+    exists, unproven = run.is_dir(), why_unproven(run)
     return {
+        "exists": exists,
+        "left": [] if exists else [p.pid for p in processes_by_run(run.parent).get(run.name, [])],
+        "standstill": still,
         "supervised": supervised,
         "unsupervised": unsupervised,
-        "finished": (run / "finished.json").exists(),
+        "finished": (run / FINISHED).exists() and not unproven,
+        "unproven": unproven if (run / FINISHED).exists() else "",
         "collected": (run / COLLECTED).exists(),
         "exported": (run / EXPORTED).exists(),
         "reported": (run / REPORT).exists(),
@@ -195,7 +266,7 @@ def processes_by_run(runs: Path) -> dict[str, list[Process]]:
     for process in scan_processes():
         run = process.environment.get(RUN)
         if run is None and "sdtune.launch" in process.command and "run" in process.command[:-1]:  # a supervisor
-            run = process.command[process.command.index("run") + 1]
+            run = next((word for word in process.command[process.command.index("run") :] if word.startswith("/")), None)
         if run is not None and Path(run).parent == runs:
             found.setdefault(Path(run).name, []).append(process)
     return found

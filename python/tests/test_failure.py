@@ -1,10 +1,11 @@
 """Which rank failed first, decided from what was recorded."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from sdtune.errors import BadInput, TrainingFailed
+from sdtune.errors import BadInput, HostBusy, TrainingFailed
 from sdtune.launch.failure import Evidence, hung_rank, is_explained, judge
 from sdtune.launch.launcher_output import killed_ranks
 from sdtune.launch.rank_error import RankError, Reporter
@@ -54,9 +55,32 @@ SURPRISE = KeyError("surprise")
             "rank 1 on node2 was killed by signal 9",
         ),
         ({"ended": [0, 1], "errors": {0: error(CLOSED, 0)}}, f"rank 0 on node1: RuntimeError: {CLOSED}"),
-        ({"ended": [1], "lost_agents": {1}}, "all processes on node2 ended at once"),
+        # a lost agent proves nothing about its rank
+        (
+            {"ranks_per_node": 2, "ended": [3, 2], "lost_agents": {3, 2}},
+            "all agents on node2 ended at once, as when all processes of a host are killed",
+        ),
+        (
+            {"ranks_per_node": 2, "ended": [3], "lost_agents": {3}},
+            "the agent of rank 3 on node2 ended without a report, as when it or all of its host is killed",
+        ),
+        (
+            {"ended": [1, 0], "lost_agents": {1}, "errors": {0: error(SURPRISE, 0)}},
+            "rank 0 on node1: KeyError: 'surprise'",
+        ),
+        (
+            {"ended": [0, 1], "ended_by_agent": {1: "nothing was received"}, "stood_still": 41.2},
+            "rank 1 on node2 was ended by its agent: nothing was received; the supervisor itself did not run for 41 s, "
+            "as after SIGSTOP",
+        ),
         ({"ended": [1]}, "rank 1 on node2 ended without an error message"),
         ({"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1]}, "rank 1 on node2 ended without an error message"),
+        # a rank whose work was done is no cause
+        ({"ended": [0, 1], "left": {0}, "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        (
+            {"exit_code": None, "ended": [1], "killed": [(1, 9)], "out_of_memory": {1}},
+            "rank 1 on node2 was killed by signal 9, for want of memory: the Linux kernel did it",
+        ),
         # without agents, Hydra's report and the records remain
         ({"killed": [(1, 11)], "errors": {0: error(CLOSED, 0)}}, "rank 1 on node2 was killed by signal 11"),
         # what sdtune refuses counts, whoever ended first
@@ -84,6 +108,13 @@ def test_what_is_tried_again():
     assert judge(evidence(ended=[1], killed=[(1, 9)])).retry
     assert not judge(evidence(ended=[1], errors={1: error(TrainingFailed("nan"), 1)})).retry
     assert not judge(evidence(exit_code=2, launcher_lines=["error: no"])).retry
+
+
+def test_a_host_that_another_run_uses_is_no_failure_of_the_run():
+    refused = judge(evidence(exit_code=None, ended=[1], errors={1: error(HostBusy("node2 is used by run a"), 1)}))
+    assert (refused.busy, refused.retry, refused.code) == (True, False, 2)
+    assert refused.why == "rank 1 on node2: error: node2 is used by run a"
+    assert not judge(evidence(ended=[1], errors={1: error(BadInput("no"), 1)})).busy
 
 
 def test_what_is_shown():
@@ -117,14 +148,24 @@ def test_signals_are_read_from_hydras_report():
     assert killed_ranks(HYDRA.splitlines()) == [(1, 9)]
 
 
+def test_a_record_of_what_is_raised_on_purpose_has_its_traceback_and_a_report_shows_its_message():
+    for exception in (TrainingFailed("the loss is nan"), BadInput("no such folder")):
+        recorded = error(exception, 0)
+        assert recorded.traceback.startswith("Traceback (most recent call last):")
+        assert recorded.traceback.endswith(f"{exception}\n")
+        assert recorded.lines == [f"error: {exception}"]
+    assert error(SURPRISE, 0).lines[-1] == "KeyError: 'surprise'"
+
+
 def test_a_record_survives_the_wire_and_bounds_its_size():
     long = error(KeyError("x" * 100_000 + "\U0001f600"), 3)
     line = long.to_json()
     assert "\n" not in line
     assert len(line.encode()) < 65_536, "a pipe takes it at once"
     assert RankError.from_mapping(json.loads(line)) == long
-    with pytest.raises(ValueError, match="traceback"):
-        RankError.from_mapping({"rank": 1})
+    for wrong in ({"rank": 1}, [], {**asdict(long), "message": None}, {**asdict(long), "rank": True}):
+        with pytest.raises(ValueError, match="an error of a rank"):
+            RankError.from_mapping(wrong)
 
 
 def test_a_process_that_is_no_rank_records_nothing(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ class LatentCache:
         resolution: int,
         center_crop: bool,
         *,
+        background: str = "white",
         rank: int = 0,
         world_size: int = 1,
         sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -59,7 +60,8 @@ class LatentCache:
             load_encoder: loads the VAE's encoder; called when the first picture is encoded.
             pictures: n files.
             resolution: side in pixels.
-            center_crop: see :func:`sdtune.data.pictures.load_picture`.
+            center_crop: see :func:`sdtune.data.pictures.fit_picture`.
+            background: see :func:`sdtune.data.pictures.open_picture`.
             rank: this rank.
             world_size: number of ranks.
             sum_over_ranks: all-reduce that sums a tensor; needed for more than one rank.
@@ -67,7 +69,7 @@ class LatentCache:
         if world_size > 1 and sum_over_ranks is None:
             raise ValueError("sum_over_ranks is needed for more than one rank")
         self._load_encoder, self._pictures = load_encoder, list(pictures)
-        self._resolution, self._center_crop = resolution, center_crop
+        self._resolution, self._center_crop, self._background = resolution, center_crop, background
         self._rank, self._world_size, self._sum = rank, world_size, sum_over_ranks
         self.shape = geometry.latent_shape(resolution)
         self.count = len(self._pictures)
@@ -95,7 +97,7 @@ class LatentCache:
         posteriors = torch.zeros(len(missing), 2, *self.shape)
         for i in range(self._rank, len(missing), self._world_size):
             picture, mirrored = missing[i]
-            pixels = load_picture(self._pictures[picture], self._resolution, self._center_crop)
+            pixels = load_picture(self._pictures[picture], self._resolution, self._center_crop, self._background)
             mean, logvar = self._encode((pixels.flip(-1) if mirrored else pixels)[None])
             posteriors[i, 0], posteriors[i, 1] = mean[0], logvar[0]
         if self._sum is not None and self._world_size > 1:

@@ -19,13 +19,15 @@ from sdtune.host.memory import available_bytes, lifetime_peak_rss_bytes
 from sdtune.inference.exported import ExportFacts, StaticShape, digest, digest_folder, requested_shape, write_facts
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.images import similarity
-from sdtune.inference.memory import predict_bytes, read_size
+from sdtune.inference.memory import PipelineSize, export_bytes, predict_bytes, read_size
 from sdtune.inference.openvino import load, make_static, static_shape
 from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_embeddings
 from sdtune.methods.placeholder import expand_placeholder, token_names
 from sdtune.settings import Job
+from sdtune.sizes import sizes
+from standalone.model_folder import side_problem, size_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,37 +44,40 @@ class Exported:
     """Of the networks in float32, the type that they were exported from."""
 
 
-def _size_multiple(model: Path) -> int:
-    """What heights and widths have to be multiples of: the UNet halves the latents at each level."""
-    unet = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))
-    return int(read_size(model).factor * 2 ** (len(unet["block_out_channels"]) - 1))
-
-
 def check(job: Job) -> None:
     """Refuse what cannot be exported, before anything is converted.
 
     Raises:
-        BadInput: the run has not learned, the shape does not fit the model, or memory is too small for one call.
+        BadInput: the run has not learned, the shape does not fit the model, or disk or memory are too small for it.
     """
     run, shape = Run(job.run_dir), requested_shape(job)
     run.require_learned()
-    multiple = _size_multiple(run.pipeline)
+    multiple = size_multiple(run.pipeline)
     for name, side in (("height", shape.height), ("width", shape.width)):
-        if side % multiple:
-            lower = side // multiple * multiple
-            raise BadInput(
-                f"openvino.{name}: {side} is not a multiple of {multiple}, which this model's UNet needs; "
-                f"take {lower or multiple} or {lower + multiple}"
-            )
+        if problem := side_problem(f"openvino.{name}", side, multiple):
+            raise BadInput(problem)
+    size = read_size(run.pipeline)
+    _check_disk_space(job, size)
     if job.openvino.dynamic_shapes:
         return
-    size = read_size(run.pipeline)
     needed = predict_bytes(size, shape.images, shape.height, shape.width, guided=True, bf16=False)
     if needed > (free := available_bytes()):
+        needed_text, free_text = sizes(needed, free)
         raise BadInput(
             f"openvino.batch_size: {shape.batch_size} x {shape.num_images_per_prompt} pictures of {shape.width} x "
-            f"{shape.height} pixels at once need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
-            f"free; lower batch_size or num_images_per_prompt"
+            f"{shape.height} pixels at once need about {needed_text} of memory, and {free_text} are free; lower "
+            f"batch_size or num_images_per_prompt"
+        )
+
+
+def _check_disk_space(job: Job, size: PipelineSize) -> None:
+    folder = Path(job.run_dir)
+    needed, free = export_bytes(job, size), shutil.disk_usage(folder).free
+    if needed > free:
+        needed_text, free_text = sizes(needed, free)
+        raise BadInput(
+            f"openvino: the export will write {needed_text} to {folder}, which has {free_text} free; make room, and "
+            f"export again"
         )
 
 
@@ -181,7 +186,7 @@ def _write(job: Job, target: Path, placeholder: str, num_vectors: int) -> Export
         resolution=job.data.resolution,
         weights=o.weights,
         shape=None if o.dynamic_shapes else shape,
-        step=_size_multiple(run.pipeline),
+        step=size_multiple(run.pipeline),
         size=read_size(run.pipeline),
         learned_sha256=digest(run.learned),
         model_sha256=digest_folder(target),
@@ -198,10 +203,19 @@ def export(job: Job) -> Exported:
         RuntimeError: the reloaded copy has another shape.
     """
     check(job)
-    run, shape, o = Run(job.run_dir), requested_shape(job), job.openvino
+    run, shape = Run(job.run_dir), requested_shape(job)
     placeholder, embeddings = load_embeddings(run.learned)
     temporary = run.openvino.with_name(f".{run.openvino.name}.tmp")
-    facts = _write(job, temporary, placeholder, len(embeddings))
+    try:
+        return _export_into(temporary, job, shape, placeholder, len(embeddings))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _export_into(temporary: Path, job: Job, shape: StaticShape, placeholder: str, num_vectors: int) -> Exported:
+    """Write the copy into ``temporary``, check it, and move it into place."""
+    run, o = Run(job.run_dir), job.openvino
+    facts = _write(job, temporary, placeholder, num_vectors)
     loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
     if not o.dynamic_shapes and (found := static_shape(loaded)) != shape:
         raise RuntimeError(f"the exported pipeline has the shape {found}, not {shape}")
@@ -210,6 +224,6 @@ def export(job: Job) -> Exported:
     if o.weights in ("int8", "hybrid") and o.similarity_images:
         if o.dynamic_shapes:
             shape = StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)
-        compared = _compare(job, loaded, shape, _concept_prompts(job, placeholder, len(embeddings)))
+        compared = _compare(job, loaded, shape, _concept_prompts(job, placeholder, num_vectors))
     replace_folder(temporary, run.openvino)
     return Exported(shape=facts.shape, similarity=compared, peak_bytes=peak, model_bytes=4 * facts.size.parameters)

@@ -1,11 +1,11 @@
 """How much memory generation needs, predicted from a pipeline's configuration before any of it is loaded."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from sdtune.settings import Job
+from standalone.model_folder import read_header
 
 _NETWORKS = ("text_encoder", "unet", "vae")
 # Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
@@ -30,11 +30,7 @@ class PipelineSize:
 
 
 def _parameters(folder: Path) -> int:
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
-            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    return total
+    return sum(t.parameters for path in folder.glob("*.safetensors") for t in read_header(path).values())
 
 
 def read_size(model: Path) -> PipelineSize:
@@ -48,6 +44,16 @@ def read_size(model: Path) -> PipelineSize:
         decoder_channels=channels[min(1, len(channels) - 1)],  # the output of the last upsampling
         factor=2 ** (len(channels) - 1),
     )
+
+
+def export_bytes(job: Job, size: PipelineSize) -> int:
+    """Bytes of disk that an export takes for a while: the copy, and what it is converted from.
+
+    The conversion keeps float32 weights only for a float32 copy; what it quantizes, it converts to fp16 first.
+    """
+    converted = 4 if job.openvino.weights == "fp32" else 2
+    copied = {"fp32": 4, "fp16": 2}.get(job.openvino.weights, 1)
+    return (converted + copied) * size.parameters
 
 
 def predict_bytes(size: PipelineSize, images: int, height: int, width: int, *, guided: bool, bf16: bool) -> int:

@@ -12,14 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
 from sdtune.host import memory
 from sdtune.host.numa import split_cores
 from sdtune.host.processor import has_bf16
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
+from sdtune.methods.placeholder import TextLimit
+from sdtune.models.folder import read_config
 from sdtune.settings import GenerationJob
+from sdtune.sizes import sizes
+from standalone.model_folder import side_problem, size_multiple
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,19 @@ def _check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list
     ]
 
 
-def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int) -> StaticShape:
+def _cut_off(job: GenerationJob, folder: Path, placeholder: str, num_vectors: int) -> list[str]:
+    """Warnings of prompts that the text encoder does not read to their end."""
+    from tokenizers import Tokenizer
+
+    config = read_config(folder / "tokenizer" / "tokenizer_config.json")
+    reads = read_config(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    limit = TextLimit(tokenizer, min(reads, config.get("model_max_length", reads)), placeholder, num_vectors)
+    texts = {f"the prompt {shown(prompt)}": prompt for prompt in job.prompts}
+    return limit.warnings(texts | {f"the negative prompt {shown(job.negative_prompt)}": job.negative_prompt})
+
+
+def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int, multiple: int) -> StaticShape:
     """The shape of a batch: that of a static copy, else one image of the size that the job asks for."""
     if exported is not None and exported.shape is not None:
         for name in ("height", "width"):
@@ -126,10 +142,9 @@ def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int) ->
     shape = StaticShape(
         batch_size=1, num_images_per_prompt=1, height=job.height or resolution, width=job.width or resolution
     )
-    step = exported.step if exported is not None else 8
     for name in ("height", "width"):
-        if getattr(shape, name) % step:
-            raise BadInput(f"{name}: {getattr(shape, name)} is not a multiple of {step}, which this model's UNet needs")
+        if problem := side_problem(name, getattr(shape, name), multiple):
+            raise BadInput(problem)
     return shape
 
 
@@ -139,10 +154,11 @@ def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, pr
     one = predict_bytes(size, shape.images, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
     free = memory.available_bytes()
     if processes * one > free:
+        needed_text, free_text = sizes(processes * one, free)
         raise BadInput(
             f"{processes} process(es) that draw {shape.images} picture(s) of {shape.width} x {shape.height} pixels "
-            f"at once need about {processes * one / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; lower "
-            f"processes, or export the run again with a smaller openvino.batch_size"
+            f"at once need about {needed_text} of memory, and {free_text} are free; lower processes, or export the run "
+            f"again with a smaller openvino.batch_size"
         )
 
 
@@ -190,7 +206,8 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         vectors, resolution = len(embeddings), int(run.facts()["resolution"])
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_tokens(job, placeholder, added_tokens(folder))
-    shape = _shape(job, exported, resolution)
+    warnings += _cut_off(job, folder, placeholder, vectors)
+    shape = _shape(job, exported, resolution, exported.step if exported else size_multiple(folder))
     _check_precision(job)
     _check_tiny_autoencoder(job)
     warnings += _warn_of_scheduler(job, folder)

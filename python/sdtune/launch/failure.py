@@ -4,12 +4,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sdtune.launch import rank_error
 from sdtune.launch.rank_error import RankError
 
 BAD_INPUT = 2
 """Exit code of a launch that cannot work, now or later."""
 _SHOWN = 15  # lines of a rank's output that are shown when it recorded no error
 _SHOWN_OF_LAUNCHER = 30
+_STOOD_STILL = 5.0  # seconds; a supervisor looks several times in one
 # where a rank is that waits for others
 _WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
 
@@ -30,8 +32,16 @@ class Evidence:
     """The rank that the decision is about."""
     ended: Sequence[int] = ()
     """Ranks that have ended, in the order in which their agents reported it."""
+    left: Collection[int] = ()
+    """Those of them whose work was done."""
     lost_agents: Collection[int] = ()
-    """Those of them whose agents ended without a report, together with the rank."""
+    """Those of them whose agents were lost: they ended without a report. The rank may have lived."""
+    out_of_memory: Collection[int] = ()
+    """Those of them on whose host the Linux kernel killed a process for want of memory meanwhile."""
+    ended_by_agent: Mapping[int, str] = field(default_factory=dict)
+    """Those of them that their agents ended, and why."""
+    stood_still: float = 0.0
+    """The longest time for which the supervisor itself did nothing, in seconds."""
     errors: Mapping[int, RankError] = field(default_factory=dict)
     """What the ranks recorded themselves."""
     killed: Sequence[tuple[int, int]] = ()
@@ -78,6 +88,8 @@ class Outcome:
     """The rank that failed first."""
     host: str | None = None
     """Name of its host."""
+    busy: bool = False
+    """Whether it did not start because another run uses a host."""
     unconfirmed: list[str] = field(default_factory=list)
     """Hosts that did not confirm the end of their ranks. They were cut off, and their agents end the ranks."""
 
@@ -103,6 +115,9 @@ def judge(evidence: Evidence) -> Outcome:
     rank = final[0] if final else first_cause(evidence)
     outcome = _outcome(evidence, code, rank, describe(evidence, rank))
     outcome.retry = not final
+    if code < 0 and any(evidence.errors[one].kind == rank_error.BAD_INPUT for one in final):
+        outcome.code = BAD_INPUT  # as launch.sh itself ends, unless ranks still wait for the one that refused
+    outcome.busy = any(evidence.errors[one].is_busy for one in final)
     return outcome
 
 
@@ -124,12 +139,26 @@ def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outco
     )
 
 
+def is_consequence(evidence: Evidence, rank: int) -> bool:
+    """Whether a rank says of its end that another has left, of which more may be on its way."""
+    return rank in evidence.errors and evidence.errors[rank].is_consequence
+
+
 def first_cause(evidence: Evidence) -> int | None:
-    """The rank that ended first, unless its error only says that another rank has left; None when nothing is known."""
+    """The rank that ended first; None when nothing is known.
+
+    An error that says more than that another rank has left comes before a rank of which only such an error is known,
+    and before one whose agent was lost, which proves nothing about the rank. After a time in which the supervisor
+    itself did nothing, the order is not known: then a rank that its agent ended explains the others.
+    """
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
-    if evidence.ended:
-        first = evidence.ended[0]
-        return causes[0] if causes and first in evidence.errors and first not in causes else first
+    if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
+        return next(iter(causes or evidence.ended_by_agent))
+    early = [rank for rank in evidence.ended if rank not in evidence.left]
+    if early:
+        first = early[0]
+        weak = first in evidence.lost_agents or (first in evidence.errors and first not in causes)
+        return causes[0] if causes and weak else first
     killed = [rank for rank, _ in evidence.killed if rank not in evidence.errors]
     return next(iter(causes + killed), None)
 
@@ -141,11 +170,31 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     if rank in evidence.errors:
         return f"{evidence.place_of(rank)}: {evidence.errors[rank].summary}"
     if rank in evidence.lost_agents:
-        return f"all processes on {evidence.host_of(rank)} ended at once"
+        return describe_lost_agents(evidence, rank)
+    if rank in evidence.ended_by_agent:
+        return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
     number = dict(evidence.killed).get(rank)
+    memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
     if number is not None:
-        return f"{evidence.place_of(rank)} was killed by signal {number}"
+        return f"{evidence.place_of(rank)} was killed by signal {number}{memory}"
+    if memory:
+        return f"{evidence.place_of(rank)} was killed{memory}"
     return f"{evidence.place_of(rank)} ended without an error message"
+
+
+def describe_lost_agents(evidence: Evidence, rank: int) -> str:
+    """What is known when the agent of a rank was lost; nothing is known of the rank."""
+    host = evidence.host_of(rank)
+    on_host = {r for r in range(evidence.world_size) if evidence.host_of(r) == host}
+    if len(on_host) > 1 and on_host <= set(evidence.lost_agents):
+        return f"all agents on {host} ended at once, as when all processes of a host are killed"
+    return f"the agent of {evidence.place_of(rank)} ended without a report, as when it or all of its host is killed"
+
+
+def _pause(evidence: Evidence) -> str:
+    if evidence.stood_still < _STOOD_STILL:
+        return ""
+    return f"; the supervisor itself did not run for {evidence.stood_still:.0f} s, as after SIGSTOP"
 
 
 def hung_rank(

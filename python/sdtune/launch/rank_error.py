@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput, DrawingFailed, TrainingFailed
+from sdtune.errors import BadInput, DrawingFailed, HostBusy, TrainingFailed
 from sdtune.files import write_atomically
 from standalone import run_state
 
@@ -53,7 +53,7 @@ class RankError:
     message: str
     """Its text."""
     traceback: str
-    """The traceback as Python prints it; empty unless the kind is :data:`UNEXPECTED`."""
+    """The traceback as Python prints it."""
 
     @classmethod
     def of(cls, error: Exception, rank: int) -> "RankError":
@@ -66,7 +66,7 @@ class RankError:
         name = type(error).__qualname__
         if type(error).__module__ not in ("builtins", "__main__"):
             name = f"{type(error).__module__}.{name}"
-        text = "".join(traceback.format_exception(error)) if kind == UNEXPECTED else ""
+        text = "".join(traceback.format_exception(error))
         return cls(
             rank=rank,
             host=os.uname().nodename,
@@ -85,10 +85,13 @@ class RankError:
             ValueError: a field is missing, unknown, or of another type.
         """
         fields = cls.__dataclass_fields__
-        if set(values) != set(fields):
-            raise ValueError(f"an error of a rank has the fields {', '.join(fields)}, not {', '.join(values)}")
-        numbers = {"rank": int(values["rank"]), "time": float(values["time"])}
-        return cls(**{name: str(value) for name, value in values.items() if name not in numbers}, **numbers)  # type: ignore[arg-type]
+        if not isinstance(values, Mapping) or set(values) != set(fields):
+            raise ValueError(f"an error of a rank is an object with the fields {', '.join(fields)}")
+        numbers = {"rank": int, "time": float}
+        wrong = [name for name, value in values.items() if type(value) is not numbers.get(name, str)]
+        if wrong:
+            raise ValueError(f"an error of a rank has values of another type: {', '.join(wrong)}")
+        return cls(**values)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -108,14 +111,20 @@ class RankError:
         return self.kind != UNEXPECTED
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the rank did not start because another run uses its host."""
+        return self.exception == f"{HostBusy.__module__}.{HostBusy.__qualname__}"
+
+    @property
     def is_consequence(self) -> bool:
         """Whether it only says that another rank has left."""
         return self.kind == UNEXPECTED and _CONSEQUENCE.search(self.summary) is not None
 
     @property
     def lines(self) -> list[str]:
-        """The traceback, or else the message, in lines."""
-        return (self.traceback or f"error: {self.message}").rstrip("\n").split("\n")
+        """What a report shows, in lines: of what sdtune raises on purpose the message, else the traceback."""
+        text = self.traceback if self.kind == UNEXPECTED else f"error: {self.message}"
+        return text.rstrip("\n").split("\n")
 
 
 def path_of(run: Path, rank: int) -> Path:
@@ -144,6 +153,12 @@ class Reporter:
         rank, pipe = os.environ.pop(run_state.RANK, ""), os.environ.pop(AGENT_FD, "")
         self.rank = int(rank) if rank.isdigit() else None
         self.pipe = int(pipe) if pipe.isdigit() and self.rank is not None else None
+
+    def leave(self, code: int) -> None:
+        """Tell the agent that this rank ends because its work is done, with this exit code."""
+        if self.pipe is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.pipe, json.dumps({"exit": code}).encode() + b"\n")
 
     def report(self, error: Exception) -> None:
         """Send the error to the agent, and write its file; neither may hide the error itself."""

@@ -1,12 +1,14 @@
 """The run folder, on the primary: the one folder for everything that a run produces."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, TrainingFailed
 from sdtune.files import is_writable, nearest_folder, write_atomically
 
 _RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
@@ -55,6 +57,16 @@ class Run:
         if not is_writable(nearest):
             raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
 
+    def stop_requested(self) -> bool:
+        """Whether the run is to stop after its next step.
+
+        Raises:
+            TrainingFailed: the run folder is gone, and with it all that could be saved.
+        """
+        if not self.folder.is_dir():
+            raise TrainingFailed(f"the run folder {self.folder} was deleted while the run was going on")
+        return self.stop.exists()
+
     def clear(self, *, keep_progress: bool) -> None:
         """Remove an earlier run's results, ``finished.json`` first; the files that launch the run stay.
 
@@ -87,9 +99,19 @@ class Run:
         finally:
             probe.unlink(missing_ok=True)
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Write ``finished.json``, the last file that training writes."""
-        write_atomically(self.finished, json.dumps(facts, indent=2) + "\n")
+    def finish(self, facts: dict[str, Any], files: Iterable[Path]) -> dict[str, Any]:
+        """Write ``finished.json``, the last file that training writes: ``facts``, and the SHA-256 of what was learned.
+
+        Args:
+            facts: what else it says.
+            files: those of the run folder that hold what was learned.
+
+        Returns:
+            Its content.
+        """
+        learned = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        write_atomically(self.finished, json.dumps({**facts, "learned": learned}, indent=2) + "\n")
+        return {**facts, "learned": learned}
 
     def facts(self) -> dict[str, Any]:
         """The contents of ``finished.json``.

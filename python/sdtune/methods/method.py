@@ -24,6 +24,8 @@ class Learned:
     """In float32."""
     learning_rate: float
     """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
+    largest: float | None = None
+    """Largest norm, over the last dimension, that a useful result can have; None: any finite one."""
 
 
 class Method(ABC):
@@ -38,8 +40,11 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, job: Job, family: Family) -> None:
+    def check(cls, job: Job, family: Family) -> list[str]:
         """Check the job's settings for this method, without loading networks.
+
+        Returns:
+            Warnings for the user.
 
         Raises:
             BadInput: names the setting that is wrong, with the remedy.
@@ -62,8 +67,12 @@ class Method(ABC):
         """A user's prompt as the networks need it to show the learned concept."""
 
     @abstractmethod
-    def save(self, run: Run) -> None:
-        """Write the learned parameters to the run folder, in the formats that other tools read."""
+    def save(self, run: Run) -> list[Path]:
+        """Write the learned parameters to the run folder, in the formats that other tools read.
+
+        Returns:
+            The files, of which ``finished.json`` keeps the SHA-256.
+        """
 
     @abstractmethod
     def save_pipeline(self, model: Path, target: Path) -> None:

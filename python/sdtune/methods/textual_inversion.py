@@ -12,10 +12,14 @@ from sdtune.launch.run_folder import Run
 from sdtune.methods.embedding import install_embedding
 from sdtune.methods.formats import save_embeddings
 from sdtune.methods.method import Learned, Method
-from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids
+from sdtune.methods.placeholder import TextLimit, add_placeholder, expand_placeholder, initializer_ids
 from sdtune.models.family import Family, Networks
 from sdtune.models.pipelines import copy_pipeline
 from sdtune.settings import Job
+
+_SANE = 1000.0
+"""Norm of a learned embedding, as a multiple of the vocabulary's largest, beyond which training has diverged. Useful
+embeddings are larger than the vocabulary's: AdamW at 5e-3 can move each number by 5 in 1,000 steps."""
 
 
 class TextualInversion(Method):
@@ -28,9 +32,14 @@ class TextualInversion(Method):
         [(name, encoder)] = networks.text_encoders.items()
         start = initializer_ids(encoder.tokenizer, data.initializer_token, data.num_vectors)
         ids = add_placeholder(encoder.tokenizer, data.placeholder_token, data.num_vectors)
-        self._embeddings = install_embedding(encoder.model, ids, start).learned
+        embedding = install_embedding(encoder.model, ids, start)
+        self._embeddings = embedding.learned
         self.learned = {
-            f"{name}.embeddings": Learned(parameter=self._embeddings, learning_rate=job.training.learning_rate)
+            f"{name}.embeddings": Learned(
+                parameter=self._embeddings,
+                learning_rate=job.training.learning_rate,
+                largest=_SANE * float(embedding.weight.float().norm(dim=-1).max()),
+            )
         }
         self._templates = caption_templates(data.learnable_property, data.templates_file)
         self._expanded = self.expand_prompt(data.placeholder_token)
@@ -38,13 +47,23 @@ class TextualInversion(Method):
         self.validation_caption = self._templates[0].format(self._expanded)
 
     @classmethod
-    def check(cls, job: Job, family: Family) -> None:
-        """See :meth:`Method.check`: the caption templates, the placeholder token and the initializer token."""
-        data = job.data
-        caption_templates(data.learnable_property, data.templates_file)
+    def check(cls, job: Job, family: Family) -> list[str]:
+        """See :meth:`Method.check`: the placeholder and initializer tokens, and that captions are read to their end."""
+        data, validation = job.data, job.validation
+        templates = caption_templates(data.learnable_property, data.templates_file)
+        texts = {"validation.prompt": validation.prompt or ""}
+        if validation.reference_caption:
+            texts["validation.reference_caption"] = templates[0].format(validation.reference_caption)
+        warnings = []
         for tokenizer in family.load_tokenizers(Path(job.model.path)).values():
             initializer_ids(tokenizer, data.initializer_token, data.num_vectors)
             add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
+            limit = TextLimit(
+                tokenizer.backend_tokenizer, tokenizer.model_max_length, data.placeholder_token, data.num_vectors
+            )
+            limit.check_templates(templates, data.templates_file)
+            warnings += limit.warnings(texts)
+        return warnings
 
     def caption(self, sample: Sample) -> str:
         """See :meth:`Method.caption`."""
@@ -58,9 +77,10 @@ class TextualInversion(Method):
         """See :meth:`Method.expand_prompt`."""
         return expand_placeholder(prompt, self._placeholder, self._num_vectors)
 
-    def save(self, run: Run) -> None:
+    def save(self, run: Run) -> list[Path]:
         """Write ``learned_embeds.safetensors``."""
         save_embeddings(run.learned, self._placeholder, self._embeddings)
+        return [run.learned]
 
     def save_pipeline(self, model: Path, target: Path) -> None:
         """See :meth:`Method.save_pipeline`."""

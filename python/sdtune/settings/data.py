@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from sdtune.settings.bounds import Ge, Pattern
+from sdtune.settings.bounds import Ge, PathText, Pattern
 from sdtune.settings.fields import Derived, Flag, HostPath, Settings, Unit
 
 PLACEHOLDER = "<concept>"
@@ -16,7 +16,7 @@ class DataArgs(Settings):
 
     section: ClassVar[str] = "data"
 
-    path: Annotated[str, Flag("train_data_dir"), Derived("cluster_data_path")]
+    path: Annotated[str, PathText(), Flag("train_data_dir"), Derived("cluster_data_path")]
     """Folder of the training pictures; every file in it has to be a picture."""
     placeholder_token: Annotated[str, Pattern(r"\S+", f"be one word, such as {PLACEHOLDER}")] = PLACEHOLDER
     """The new token. The model's vocabulary must not contain it yet."""
@@ -27,9 +27,14 @@ class DataArgs(Settings):
     num_vectors: Annotated[int, Ge(1)] = 1
     """Embedding vectors of the placeholder token."""
     resolution: Annotated[int, Unit("pixels"), Ge(8)] = 512
-    """Side of the square training pictures; a multiple of the VAE's scale factor, which is 8 in most models."""
+    """Side of the square training pictures: a multiple of the VAE's scale factor times the UNet's halvings, which is
+    64 for Stable Diffusion 1.x and 2.x."""
     center_crop: bool = False
     """Crop the largest centered square before resizing. If false, a picture is resized to a square as it is."""
+    background: Annotated[
+        str, Pattern("white|grey|black|#[0-9A-Fa-f]{6}", "be white, grey, black, or a color such as #f0f0f0")
+    ] = "white"
+    """Color behind the transparent parts of pictures."""
     templates_file: HostPath | None = None
     """Text file on the hosts with caption templates, one per line, with ``{}`` for the token.
     Unset: the templates of textual inversion's authors."""

@@ -83,16 +83,19 @@ def job_from_flags(flags: argparse.Namespace) -> Job:
 
 
 def training_job(argv: Sequence[str] | None, description: str) -> tuple[Job, argparse.Namespace]:
-    """Parse the command line of ``textual_inversion.py``: ``--job FILE``, or flags, and ``--check``.
+    """Parse the command line of ``textual_inversion.py``: ``--job FILE``, or flags; ``--check`` and ``--warnings``.
 
     Raises:
         BadInput: the job file or a flag is wrong, or a flag contradicts --job.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--job", metavar="FILE", help=f"job file (YAML); only --check, --{', --'.join(_AT_START)} may be given with it"
+        "--job",
+        metavar="FILE",
+        help=f"job file (YAML); only --check, --warnings, --{', --'.join(_AT_START)} may be given with it",
     )
     parser.add_argument("--check", action="store_true", help="check the job and its inputs, then exit")
+    parser.add_argument("--warnings", metavar="FILE", help="with --check: also write the warnings to FILE, as JSON")
     add_job_flags(parser)
     flags = parser.parse_args(argv)
     if flags.job is None:

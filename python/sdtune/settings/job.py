@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from sdtune.settings.bounds import Between, Pattern
+from sdtune.settings.bounds import Between, PathText, Pattern
 from sdtune.settings.data import DataArgs
 from sdtune.settings.fields import Derived, Flag, Settings, Variable
 from sdtune.settings.model import ModelArgs
@@ -13,6 +13,8 @@ from sdtune.settings.validation import ValidationArgs
 
 RUN_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """Run names that are allowed; the run folder has the same name. The playbooks check the same expression."""
+RUN_NAME_RULE = "1 to 100 letters (A to Z), digits, dots, dashes and underscores, beginning with a letter or a digit"
+"""The same in words, for messages here and in the playbooks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +25,11 @@ class Job(Settings):
 
     run_name: Annotated[
         str,
-        Pattern(
-            RUN_NAME_PATTERN,
-            "be 1 to 100 letters (A to Z), digits, dots, dashes and underscores, and begin with a letter or a digit",
-        ),
+        Pattern(RUN_NAME_PATTERN, f"be {RUN_NAME_RULE}"),
         Derived("launch_config_run_name"),
     ]
     """Name of the run."""
-    run_dir: Annotated[str, Flag("output_dir"), Derived("launch_config_run_dir")]
+    run_dir: Annotated[str, PathText(), Flag("output_dir"), Derived("launch_config_run_dir")]
     """Run folder, which receives everything that the run produces."""
     overwrite: Annotated[bool, Variable(in_job=False)] = False
     """Replace a finished run in the run folder."""

@@ -31,6 +31,7 @@ class Batches:
             self.pictures,
             job.data.resolution,
             job.data.center_crop,
+            background=job.data.background,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             sum_over_ranks=lambda x: accelerator.reduce(x, "sum"),

@@ -1,4 +1,4 @@
-"""Checks before a job starts: model, pictures, method, disk, run folder, number of ranks. Nothing is changed."""
+"""Checks before a job starts: model, pictures, method, disk, memory, run folder, number of ranks. Changes nothing."""
 
 import os
 import shutil
@@ -7,27 +7,35 @@ from pathlib import Path
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.files import nearest_folder
+from sdtune.inference.memory import export_bytes, read_size
 from sdtune.launch.run_folder import Run
 from sdtune.methods.registry import method_of
 from sdtune.models.family import Family
 from sdtune.models.registry import family_of
 from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
+from sdtune.sizes import sizes
+from sdtune.training.memory import check_memory
 
 _SMALL_FILES = 10_000_000
 """Bytes of metrics, logs and learned parameters."""
 
 
 def _check_disk_space(job: Job, family: Family) -> None:
-    needed = _SMALL_FILES
+    needed, what, remedy = _SMALL_FILES, "", ""
     if job.training.save_as_full_pipeline:
-        needed += family.weight_bytes(Path(job.model.path))
+        pipeline, copy = family.weight_bytes(Path(job.model.path)), export_bytes(job, read_size(Path(job.model.path)))
+        needed += pipeline + copy
+        pipeline_text, copy_text = sizes(pipeline, copy)
+        what = f" (its pipeline {pipeline_text}, the OpenVINO copy and its conversion {copy_text})"
+        remedy = ", or leave both out with save_as_full_pipeline: false"
     folder = nearest_folder(Path(job.run_dir))
     free = shutil.disk_usage(folder).free
     if free < needed:
+        free_text, needed_text = sizes(free, needed)
         raise BadInput(
-            f"run_dir: {folder} has {free / 1e9:.2f} GB free, but the run will write {needed / 1e9:.2f} GB; make room, "
-            f"choose another folder, or leave the pipeline out with save_as_full_pipeline: false"
+            f"run_dir: {folder} has {free_text} free, but the run will write {needed_text}{what}; make room, choose "
+            f"another folder{remedy}"
         )
 
 
@@ -53,16 +61,28 @@ def check_world_size(job: Job) -> None:
         )
 
 
-def check_job(job: Job) -> None:
+def picture_sides(job: Job) -> dict[str, int]:
+    """The sizes of pictures that a job asks for: {setting: pixels}."""
+    sides = {"data.resolution": job.data.resolution}
+    asked = {"openvino.height": job.openvino.height, "openvino.width": job.openvino.width}
+    return sides | {name: side for name, side in asked.items() if side is not None}
+
+
+def check_job(job: Job) -> list[str]:
     """Check everything that can be checked on one host without loading networks.
+
+    Returns:
+        Warnings for the user.
 
     Raises:
         BadInput: the first problem, with the remedy.
     """
     family = family_of(job.model.path)
-    family.check(Path(job.model.path), job.data.resolution)
+    family.check(Path(job.model.path), picture_sides(job))
     list_pictures(job.data.path)
-    method_of(job).check(job, family)
+    warnings = method_of(job).check(job, family)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
+    check_memory(job, family)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)
+    return warnings

@@ -23,8 +23,9 @@ from sdtune.training.checkpoint import Progress, save_checkpoint
 from sdtune.training.distributed import check_on_all_ranks, start_accelerator
 from sdtune.training.drawing import ValidationPictures
 from sdtune.training.exchange import exchange
-from sdtune.training.finite import check_gradients, check_losses
+from sdtune.training.finite import check_gradients, check_learned, check_losses
 from sdtune.training.optimizer import make_optimizer, make_schedule
+from sdtune.training.ranks import sign
 from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
 from sdtune.training.validation import Validator, make_triples
@@ -92,6 +93,7 @@ class Trainer:
         self._schedule = make_schedule(self._optimizer, settings)
 
         self.progress = Progress()
+        self._samples = 0  # of this rank, in this attempt
         self._validator: Validator | None = None
         self._stop_requested = self._stopped_early = False
 
@@ -176,6 +178,7 @@ class Trainer:
             check_losses(losses, samples, self._batches.pictures, f"step {self.progress.step + 1}, rank {rank}")
             forward = time.perf_counter()
             micro_loss = losses.mean() / settings.gradient_accumulation_steps
+            self._samples += len(samples)
             micro_loss.backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.item()
             forward_s, backward_s = forward_s + forward - began, backward_s + time.perf_counter() - forward
@@ -187,7 +190,7 @@ class Trainer:
         Returns:
             The mean loss, and the bytes that were all-reduced.
         """
-        stop = self._is_main and self._run.stop.exists()
+        stop = self._is_main and self._run.stop_requested()
         exchanged = exchange(self.parameters.values(), loss, stop, self._accelerator)
         self._stop_requested = exchanged.stop
         return exchanged.loss, exchanged.bytes
@@ -199,6 +202,7 @@ class Trainer:
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
+        check_learned(self._method.learned, self.progress.step + 1)
         self.progress.step += 1
         self.progress.samples += self.global_batch
         return lr
@@ -212,7 +216,7 @@ class Trainer:
         self._accelerator.wait_for_everyone()
         pictures = self._batches.pictures
         if self._is_main:
-            save_thumbnails(pictures, self._run.concept)
+            save_thumbnails(pictures, self._run.concept, self._job.data)
         self._recorder = Recorder(self._run, self._accelerator, self.progress.step)
         self._recorder.start(
             self._job, self._networks, global_batch=self.global_batch, pictures=len(pictures), begun=self._begun
@@ -281,6 +285,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Draw the last pictures and write the results. Returns the content of ``finished.json``."""
         step, validator = self.progress.step, self._validator
+        check_learned(self._method.learned, step)  # a run that resumes after its last step made none
         self._pictures.draw(step)
         if self._is_main and self._stopped_early:
             print(f"stopped early at step {step}: {self.progress.stale} consecutive validations without improvement")
@@ -295,13 +300,14 @@ class Trainer:
             "validation_loss": validator.latest if validator else None,
             "initializer_loss": validator.baseline if validator else None,
             "reference_loss": validator.reference if validator else None,
+            **sign(self._accelerator, self._samples),
         }
         self._recorder.close()
         if self._is_main:
-            self._method.save(self._run)
+            files = self._method.save(self._run)
             if self._job.training.save_as_full_pipeline:
                 self._method.save_pipeline(Path(self._job.model.path), self._run.pipeline)
-            self._run.finish(facts)
+            facts = self._run.finish(facts, files)
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
         return facts
