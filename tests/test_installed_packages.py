@@ -20,6 +20,7 @@ def environment(tmp_path):
     """An environment with a package of two files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     files = {"tiny_ccl/__init__.py": "x = 1\n", "tiny_ccl/data.txt": "0123456789", "tiny_ccl/cacert.pem": "one"}
+    files |= {"tiny_ccl/old.pyc": "compiled", "bin/tool": "#!/prefix/bin/python\nrun()\n", "bin/start": "#!/bin/sh\nrun\n"}
     wheel = make_wheel(tmp_path, "tiny_ccl", "2.8.0+cpu", files)
     target = next((tmp_path / "env/lib").glob("python3*/site-packages"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, wheel]
@@ -78,6 +79,16 @@ def test_certificates_and_metadata_may_differ(environment):
         if file.name in ("cacert.pem", "METADATA"):
             file.write_text(f"{file.read_text()}more\n")
     assert problems(environment, "tiny-ccl==2.8.0") == ""
+
+
+def test_what_an_installer_or_python_rewrites_may_differ(environment):
+    """Compiled modules, and scripts that start the Python of the environment; other programs may not."""
+    site = next(environment.glob("lib/python3*/site-packages"))
+    (site / "tiny_ccl/old.pyc").write_text("compiled anew")
+    (site / "bin/tool").write_text("#!/elsewhere/bin/python\nrun()\n")
+    assert problems(environment, "tiny-ccl==2.8.0") == ""
+    (site / "bin/start").write_text("#!/bin/sh\nharm\n")
+    assert problems(environment, "tiny-ccl==2.8.0") == "is damaged (start)"
 
 
 def test_many_damaged_files_are_counted(environment):

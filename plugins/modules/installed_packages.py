@@ -90,13 +90,16 @@ def read_record(folder: Path) -> list[list[str]]:
     return rows if all(len(row) == 3 for row in rows) else []
 
 
-def may_differ(path: str) -> bool:
+def may_differ(path: str, content: bytes) -> bool:
     """Whether a whole package may have this file with other contents than RECORD says.
 
     Administrators add the certificates of their site to certifi's list. The wheel of IPEX 2.8.0 has a METADATA that its
-    own RECORD does not match; nothing runs what is in METADATA, and ``pip check`` judges its requirements.
+    own RECORD does not match; nothing runs what is in METADATA, and ``pip check`` judges its requirements. The wheel of
+    numpy 2.3.5 brings a compiled module, which Python compiles anew. Conda writes its prefix into the scripts that
+    start Python.
     """
-    return path.endswith((".dist-info/METADATA", "/cacert.pem"))
+    starts_python = "bin" in Path(path).parts and content.startswith(b"#!") and b"python" in b"".join(content.splitlines()[:2])
+    return path.endswith((".dist-info/METADATA", "/cacert.pem", ".pyc")) or starts_python
 
 
 def damaged_files(folder: Path) -> Iterator[str]:
@@ -109,11 +112,12 @@ def damaged_files(folder: Path) -> Iterator[str]:
             continue
         algorithm, _, wanted = checksum.partition("=")
         try:
-            digest = hashlib.new(algorithm, (folder.parent / path).read_bytes()).digest()
+            content = (folder.parent / path).read_bytes()
+            digest = hashlib.new(algorithm, content).digest()
         except (OSError, ValueError):  # ValueError: an algorithm that does not exist
             yield path
             continue
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted and not may_differ(path):
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted and not may_differ(path, content):
             yield path
 
 
