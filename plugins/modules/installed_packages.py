@@ -90,16 +90,20 @@ def read_record(folder: Path) -> list[list[str]]:
     return rows if all(len(row) == 3 for row in rows) else []
 
 
-def may_differ(path: str, content: bytes) -> bool:
+def may_differ(path: str) -> bool:
     """Whether a whole package may have this file with other contents than RECORD says.
 
     Administrators add the certificates of their site to certifi's list. The wheel of IPEX 2.8.0 has a METADATA that its
     own RECORD does not match; nothing runs what is in METADATA, and ``pip check`` judges its requirements. The wheel of
-    numpy 2.3.5 brings a compiled module, which Python compiles anew. Conda writes its prefix into the scripts that
-    start Python.
+    numpy 2.3.5 brings a compiled module, which Python compiles anew.
     """
-    starts_python = "bin" in Path(path).parts and content.startswith(b"#!") and b"python" in b"".join(content.splitlines()[:2])
-    return path.endswith((".dist-info/METADATA", "/cacert.pem", ".pyc")) or starts_python
+    return path.endswith((".dist-info/METADATA", "/cacert.pem", ".pyc"))
+
+
+def is_condas(path: str, folder: Path) -> bool:
+    """Whether conda made this file itself: the scripts in ``bin`` of a package that it installed, not all of RECORD's."""
+    installer = folder / "INSTALLER"
+    return Path(path).parent.name == "bin" and installer.is_file() and installer.read_text().strip() == "conda"
 
 
 def damaged_files(folder: Path) -> Iterator[str]:
@@ -108,16 +112,15 @@ def damaged_files(folder: Path) -> Iterator[str]:
     if not rows:
         yield f"{folder.name}/RECORD"
     for path, checksum, _ in rows:
-        if not checksum:  # RECORD itself, and what is compiled at the first import
+        if not checksum or is_condas(path, folder):  # without one: RECORD itself, and what is compiled at the first import
             continue
         algorithm, _, wanted = checksum.partition("=")
         try:
-            content = (folder.parent / path).read_bytes()
-            digest = hashlib.new(algorithm, content).digest()
+            digest = hashlib.new(algorithm, (folder.parent / path).read_bytes()).digest()
         except (OSError, ValueError):  # ValueError: an algorithm that does not exist
             yield path
             continue
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted and not may_differ(path, content):
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted and not may_differ(path):
             yield path
 
 
