@@ -112,7 +112,9 @@ def damaged_files(folder: Path) -> Iterator[str]:
     if not rows:
         yield f"{folder.name}/RECORD"
     for path, checksum, _ in rows:
-        if not checksum or is_condas(path, folder):  # without one: RECORD itself, and what is compiled at the first import
+        if not checksum or is_condas(
+            path, folder
+        ):  # without one: RECORD itself, and what is compiled at the first import
             continue
         algorithm, _, wanted = checksum.partition("=")
         try:
