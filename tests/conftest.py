@@ -44,6 +44,7 @@ def playbook(tmp_path):
             **settings,
         }
         done = play(*args, "--extra-vars", json.dumps(variables), timeout=900)
+        print(done.stdout)  # pytest shows it of a test that fails
         return SimpleNamespace(returncode=done.rc, stdout=done.stdout, stderr="", played=done)
 
     return run
