@@ -8,30 +8,7 @@
 The flags are those of diffusers' script of this name. A job file contains the same settings in YAML.
 """
 
-import sys
-
 from sdtune import cli
-from sdtune.settings import training_job
-
-# Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
-# never calls: almost a second and 75 MB on every rank. A module that is None counts as not installed.
-for _name in ("scipy", "sklearn"):
-    sys.modules[_name] = None  # type: ignore[assignment]
-
-
-def main() -> None:
-    """Parse, check, train."""
-    job, flags = training_job(None, __doc__ or "")
-    if flags.check:
-        from sdtune.training.checks import check_job
-
-        check_job(job)
-        print(f"the job {job.run_name} can run")
-        return
-    from sdtune.training.trainer import train  # after the flags: importing torch takes seconds
-
-    train(job)
-
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(lambda: cli.train(__doc__ or "", "textual_inversion"))

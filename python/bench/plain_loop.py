@@ -34,6 +34,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdtune.data.captions import caption_templates
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
+from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.training.validation import make_triples, validate
@@ -101,6 +102,7 @@ def make_validation(
     cache = LatentCache(
         networks.geometry,
         networks.load_image_encoder,
+        PosteriorFiles(args.out / "latents", networks.image_encoder_id),
         pictures,
         args.resolution,
         False,
@@ -109,7 +111,7 @@ def make_validation(
     )
     triples = make_triples(cache, args.validation_triples, networks.num_timesteps)
     caption = caption_templates("object", None)[0].format(args.placeholder)
-    return lambda: validate(networks, triples, caption, args.batch, accelerator)
+    return lambda: validate(networks, triples, lambda _: caption, args.batch, accelerator)
 
 
 def main() -> None:

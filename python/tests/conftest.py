@@ -14,6 +14,8 @@ import torch
 import yaml
 
 from sdtune.host.processor import has_bf16
+from sdtune.launch.run_folder import Run
+from sdtune.methods.lora_files import load_diffusers
 from sdtune.models.pipelines import assemble
 from sdtune.settings import Job, build
 from toyworld.captions import examples
@@ -26,6 +28,7 @@ PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
 # Seconds that a program of torch gets, however busy the machine: to fail sooner would prove nothing.
 PATIENCE = 600
+CLASS_PROMPT = "a photo of a toy"
 # As training_mixed_precision: auto: without such instructions, torch computes bf16 many times slower.
 PRECISION = "bf16" if has_bf16() else "no"
 
@@ -86,6 +89,28 @@ def job(mapping):
     return build(Job, mapping)
 
 
+@pytest.fixture
+def lora_job(mapping, tmp_path):
+    """Makes small LoRA jobs: ``lora_job(name, section={...})``."""
+
+    def make(name="run", **sections):
+        new = {**mapping, "method": "lora", "run_dir": str(tmp_path / name)}
+        training = {k: v for k, v in mapping["training"].items() if k != "learning_rate"}
+        defaults = {"data": {"instance_prompt": CLASS_PROMPT}, "lora": {"rank": 4, "learning_rate": 1e-2}}
+        for section in ("data", "training", "lora", "prior", "validation", "model"):
+            base = training if section == "training" else mapping.get(section, {})
+            new[section] = {**base, **defaults.get(section, {}), **sections.get(section, {})}
+        return build(Job, new)
+
+    return make
+
+
+def learned_adapters(job):
+    """All learned numbers of a LoRA run."""
+    lora = load_diffusers(Run(job.run_dir).lora)
+    return torch.cat([x.flatten() for factors in lora.networks.values() for pair in factors.values() for x in pair])
+
+
 def write_job(path: Path, job) -> Path:
     path.write_text(yaml.safe_dump(job if isinstance(job, dict) else asdict(job)), encoding="utf-8")
     return path
@@ -110,7 +135,11 @@ def start_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -
     ranks = []
     for rank in range(count):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}
-        env |= {"PYTHONPATH": str(PYTHON), "OMP_NUM_THREADS": "1", **where}
+        env |= {
+            "PYTHONPATH": os.pathsep.join([str(PYTHON), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+            "OMP_NUM_THREADS": "1",
+            **where,
+        }
         env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, str(PYTHON / "textual_inversion.py"), "--job", str(job_files[rank])]
         ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))

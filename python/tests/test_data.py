@@ -44,7 +44,7 @@ def halves(width, height):
 
 def test_range_and_shape(tmp_path):
     halves(40, 20).save(tmp_path / "x.png")
-    pixels = load_picture(tmp_path / "x.png", 16, center_crop=False)
+    pixels = load_picture(tmp_path / "x.png", (16, 16), center_crop=False)
     assert pixels.shape == (3, 16, 16)
     assert pixels.min() == -1
     assert pixels.max() == 1
@@ -55,7 +55,7 @@ def test_exif_orientation_is_respected(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: what is stored as left is shown on top
     image.save(tmp_path / "x.jpg", quality=95, exif=exif)
-    pixels = load_picture(tmp_path / "x.jpg", 32, center_crop=False)
+    pixels = load_picture(tmp_path / "x.jpg", (32, 32), center_crop=False)
     assert pixels[0, 4].mean() > 0.8
     assert pixels[0, -4].mean() < -0.8
 
@@ -64,17 +64,17 @@ def test_center_crop_cuts_and_no_crop_squeezes(tmp_path):
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, 20:40] = 255  # white exactly in the centred square
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    assert load_picture(tmp_path / "x.png", 20, center_crop=True).min() == 1
-    assert load_picture(tmp_path / "x.png", 60, center_crop=False).min() == -1
+    assert load_picture(tmp_path / "x.png", (20, 20), center_crop=True).min() == 1
+    assert load_picture(tmp_path / "x.png", (60, 60), center_crop=False).min() == -1
 
 
-SAMPLER = Sampler(seed=3, pictures=5, captions=7, timesteps=1000, shape=(4, 8, 8))
+SAMPLER = Sampler(seed=3, pictures=5, captions=7, timesteps=1000, shape_of=lambda _: (4, 8, 8))
 
 
 def test_a_sample_depends_on_its_number_only():
     first = SAMPLER(12)
     SAMPLER(99)
-    again = Sampler(3, 5, 7, 1000, (4, 8, 8))(12)
+    again = Sampler(3, 5, 7, 1000, lambda _: (4, 8, 8))(12)
     assert first.timestep == again.timestep
     assert torch.equal(first.noise, again.noise)
 
@@ -83,7 +83,7 @@ def test_no_two_samples_have_the_same_noise():
     noises = torch.stack([SAMPLER(n).noise.flatten() for n in range(64)])
     correlation = torch.corrcoef(noises) - torch.eye(64)
     assert correlation.abs().max() < 0.4  # 256 numbers each: 1/16 is one standard deviation
-    assert not torch.equal(SAMPLER(0).noise, Sampler(4, 5, 7, 1000, (4, 8, 8))(0).noise)
+    assert not torch.equal(SAMPLER(0).noise, Sampler(4, 5, 7, 1000, lambda _: (4, 8, 8))(0).noise)
     assert not torch.equal(SAMPLER(0).noise, SAMPLER(0).latent_noise)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sdtune.inference.concept import expand
 from sdtune.inference.images import encode_png
 from sdtune.inference.openvino import load, set_unet_batch
 from sdtune.inference.plan import Plan
@@ -42,9 +43,14 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
         from diffusers import StableDiffusionPipeline
 
         torch.set_num_threads(threads)
+        run = Run(job.run_dir)
         pipeline = StableDiffusionPipeline.from_pretrained(
-            Run(job.run_dir).pipeline, torch_dtype=torch.float32, use_safetensors=True
+            run.pipeline, torch_dtype=torch.float32, use_safetensors=True
         )
+        if plan.lora_weight not in (None, 1.0):
+            from sdtune.methods.baking import change_weight
+
+            change_weight(pipeline, run, plan.lora_weight - 1.0)  # the pipeline has weight 1
     return ImageGenerator(
         pipeline,
         steps=job.num_inference_steps,
@@ -63,10 +69,8 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
     Returns:
         {file name: PNG}, each with metadata that say how it was generated.
     """
-    from sdtune.methods.placeholder import expand_placeholder
-
     batch, per_prompt = plan.batches[number], plan.shape.num_images_per_prompt
-    prompts = [expand_placeholder(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
+    prompts = [expand(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
     images = generator.generate(prompts, [r.seed for r in batch], job.negative_prompt, per_prompt)
     files = {}
     for request, image in dict(zip(batch, images, strict=True)).items():
@@ -81,6 +85,7 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
             "scheduler": generator.scheduler,
             "precision": job.precision if plan.exported else "f32",
             "weights": plan.exported.weights if plan.exported else "fp32",
+            **({} if plan.lora_weight is None else {"lora_weight": plan.lora_weight}),
             "decoder": "tiny" if job.tiny_autoencoder else "full",
             "model_sha256": plan.model_sha256,
             "software": "sdtune",

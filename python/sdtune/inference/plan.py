@@ -16,6 +16,7 @@ from sdtune.errors import BadInput
 from sdtune.host import memory
 from sdtune.host.numa import split_cores
 from sdtune.host.processor import has_bf16
+from sdtune.inference.concept import read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
@@ -41,9 +42,11 @@ class Plan:
     shape: StaticShape
     """Of one batch."""
     placeholder: str
-    """The placeholder token that the run learned."""
+    """The placeholder token that the run learned; empty where it learned none."""
     num_vectors: int
     """Embedding vectors of the placeholder token."""
+    lora_weight: float | None
+    """Weight of the run's LoRA adapters; None: it has none."""
     exported: ExportFacts | None
     """None: the PyTorch pipeline generates."""
     model_sha256: str
@@ -103,13 +106,29 @@ def _check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list
         for word in re.findall(r"<[^<>\s]+>", text):
             if word not in known:
                 raise BadInput(
-                    f"prompts: the model of this run does not know {word} (in {text!r}); it has learned {placeholder}"
+                    f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
+                    f"{placeholder or 'no new word'}"
                 )
     return [
         f"the prompt {prompt!r} does not hold the learned word {placeholder}"
         for prompt in job.prompts
         if placeholder not in prompt
     ]
+
+
+def _lora_weight(job: GenerationJob, exported: ExportFacts | None, adapted: bool) -> float | None:
+    """The weight of LoRA adapters; None where the run has none."""
+    has = exported.lora_weight if exported is not None else 1.0 if adapted else None
+    if job.lora_weight is None or job.lora_weight == has:
+        return has
+    if has is None:
+        raise BadInput("lora_weight: this run has learned no LoRA; leave it out")
+    if exported is not None:
+        raise BadInput(
+            f"lora_weight: the OpenVINO copy of this run has its LoRA at {has}, not {job.lora_weight}; export again "
+            f"(openvino.lora_weight: {job.lora_weight}), or take the source pipeline"
+        )
+    return job.lora_weight
 
 
 def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int) -> StaticShape:
@@ -181,13 +200,11 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         exported = read_facts(run)
         placeholder, vectors, resolution = exported.placeholder, exported.num_vectors, exported.resolution
         size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
+        weight = _lora_weight(job, exported, adapted=False)
     else:
-        from sdtune.methods.formats import load_embeddings  # torch takes seconds to import
-
-        exported = None
-        run.require_learned()
-        placeholder, embeddings = load_embeddings(run.learned)
-        vectors, resolution = len(embeddings), int(run.facts()["resolution"])
+        exported, concept = None, read_concept(run)
+        placeholder, vectors = concept.placeholder, concept.num_vectors
+        resolution, weight = int(run.facts()["resolution"]), _lora_weight(job, None, concept.adapted)
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_tokens(job, placeholder, added_tokens(folder))
     shape = _shape(job, exported, resolution)
@@ -204,6 +221,7 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         shape=shape,
         placeholder=placeholder,
         num_vectors=vectors,
+        lora_weight=weight,
         exported=exported,
         model_sha256=model_sha256,
         requests=requests,

@@ -9,7 +9,7 @@ from typing import Any
 from sdtune.errors import BadInput
 from sdtune.files import is_writable, nearest_folder, write_atomically
 
-_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
+_RESULTS = ("*.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
 _PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
 
 
@@ -20,6 +20,7 @@ class Run:
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         self.learned = self.folder / "learned_embeds.safetensors"
+        self.lora = self.folder / "pytorch_lora_weights.safetensors"
         self.pipeline = self.folder / "pipeline"
         self.openvino = self.folder / "openvino"
         self.images = self.folder / "images"
@@ -62,12 +63,12 @@ class Run:
         pictures.
         """
         self.finished.unlink(missing_ok=True)
-        for name in _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS):
-            path = self.folder / name
+        names = _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS)
+        for path in [path for name in names for path in self.folder.glob(name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
 
     def prove_writable(self, size: int = 1 << 20) -> None:
         """Write ``size`` bytes and remove them: permissions do not show a full disk, and do not apply to root.
@@ -103,11 +104,12 @@ class Run:
         return facts
 
     def require_learned(self) -> None:
-        """Refuse a run that has no learned embeddings, or no pipeline.
+        """Refuse a run that has no learned parameters, or no pipeline.
 
         Raises:
             BadInput: names what is missing.
         """
-        if not self.learned.is_file() or not self.pipeline.is_dir():
-            missing = self.learned if not self.learned.is_file() else self.pipeline
+        learned = self.learned.is_file() or self.lora.is_file()
+        if not learned or not self.pipeline.is_dir():
+            missing = self.pipeline if learned else self.learned
             raise BadInput(f"{missing} does not exist; train the run first, with save_as_full_pipeline")

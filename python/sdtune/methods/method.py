@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class Learned:
     """In float32."""
     learning_rate: float
     """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
+    share_of_steps: float = 1.0
+    """It learns in this share of the steps, from the first on, and then keeps its value."""
 
 
 class Method(ABC):
@@ -33,8 +36,6 @@ class Method(ABC):
     """All parameters that training changes, by name. The order is the same on all ranks."""
     num_captions: int
     """How many captions a picture may be shown with; ``Sample.caption`` is less than this."""
-    validation_caption: str
-    """The caption that validation measures the learned concept with."""
 
     @classmethod
     @abstractmethod
@@ -45,6 +46,11 @@ class Method(ABC):
             BadInput: names the setting that is wrong, with the remedy.
         """
 
+    @classmethod
+    @abstractmethod
+    def example_prompts(cls, job: Job) -> list[str]:
+        """Captions of training, as the networks take them, for calibration and comparison of an export."""
+
     @abstractmethod
     def __init__(self, job: Job, networks: Networks) -> None:
         """Add the parameters to ``networks``, which still compute the same as before."""
@@ -52,6 +58,10 @@ class Method(ABC):
     @abstractmethod
     def caption(self, sample: Sample) -> str:
         """The caption of a training sample."""
+
+    @abstractmethod
+    def validation_caption(self, picture: int) -> str:
+        """The caption that validation measures what is learned with, on a picture of this number."""
 
     @abstractmethod
     def reference_caption(self, description: str) -> str:
@@ -62,9 +72,16 @@ class Method(ABC):
         """A user's prompt as the networks need it to show the learned concept."""
 
     @abstractmethod
-    def save(self, run: Run) -> None:
-        """Write the learned parameters to the run folder, in the formats that other tools read."""
+    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+        """Write the learned parameters to the run folder, in the formats that other tools read.
+
+        Args:
+            run: the run folder.
+            facts: the content of ``finished.json``.
+        """
 
     @abstractmethod
-    def save_pipeline(self, model: Path, target: Path) -> None:
-        """Write a copy of the pipeline ``model`` that contains the learned concept, completely or not at all."""
+    def save_pipeline(self, run: Run, model: Path) -> None:
+        """Write ``pipeline/`` of the run after :meth:`save`: a copy of the pipeline ``model`` that contains the learned
+        concept; completely or not at all.
+        """

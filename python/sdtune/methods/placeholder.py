@@ -3,6 +3,7 @@
 A placeholder of several vectors is several tokens. This module does not import torch.
 """
 
+import re
 from typing import Any
 
 from sdtune.errors import BadInput
@@ -11,6 +12,11 @@ from sdtune.errors import BadInput
 def token_names(placeholder: str, num_vectors: int) -> list[str]:
     """Tokens of a placeholder of ``num_vectors`` vectors, named as in diffusers' ``load_textual_inversion``."""
     return [placeholder, *(f"{placeholder}_{i}" for i in range(1, num_vectors))]
+
+
+def word_of(placeholder: str) -> str:
+    """The placeholder without angle brackets, as a file's name: what tools call an embedding in prompts."""
+    return re.sub(r"[^\w.-]", "_", placeholder.strip("<>")) or "embedding"
 
 
 def expand_placeholder(text: str, placeholder: str, num_vectors: int) -> str:

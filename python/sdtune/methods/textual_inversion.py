@@ -1,10 +1,13 @@
 """Method ``textual_inversion`` (Gal et al., arXiv 2208.01618): learn the embeddings of one placeholder token."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizerFast
 
+from sdtune.data.caption_files import refuse_caption_files
 from sdtune.data.captions import caption_templates
 from sdtune.data.samples import Sample
 from sdtune.files import replace_folder
@@ -12,7 +15,7 @@ from sdtune.launch.run_folder import Run
 from sdtune.methods.embedding import install_embedding
 from sdtune.methods.formats import save_embeddings
 from sdtune.methods.method import Learned, Method
-from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids
+from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids, word_of
 from sdtune.models.family import Family, Networks
 from sdtune.models.pipelines import copy_pipeline
 from sdtune.settings import Job
@@ -35,20 +38,45 @@ class TextualInversion(Method):
         self._templates = caption_templates(data.learnable_property, data.templates_file)
         self._expanded = self.expand_prompt(data.placeholder_token)
         self.num_captions = len(self._templates)
-        self.validation_caption = self._templates[0].format(self._expanded)
 
     @classmethod
     def check(cls, job: Job, family: Family) -> None:
         """See :meth:`Method.check`: the caption templates, the placeholder token and the initializer token."""
+        refuse_caption_files(Path(job.data.path))
+        cls.check_token(job, family)
+
+    @staticmethod
+    def check_token(job: Job, family: Family) -> dict[str, Any]:
+        """Check templates and tokens.
+
+        Returns:
+            The tokenizers, with the placeholder token.
+
+        Raises:
+            BadInput: names the setting.
+        """
         data = job.data
         caption_templates(data.learnable_property, data.templates_file)
-        for tokenizer in family.load_tokenizers(Path(job.model.path)).values():
+        tokenizers = family.load_tokenizers(Path(job.model.path))
+        for tokenizer in tokenizers.values():
             initializer_ids(tokenizer, data.initializer_token, data.num_vectors)
             add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
+        return tokenizers
+
+    @classmethod
+    def example_prompts(cls, job: Job) -> list[str]:
+        """See :meth:`Method.example_prompts`: the placeholder in every template."""
+        data = job.data
+        word = expand_placeholder(data.placeholder_token, data.placeholder_token, data.num_vectors)
+        return [t.format(word) for t in caption_templates(data.learnable_property, data.templates_file)]
 
     def caption(self, sample: Sample) -> str:
         """See :meth:`Method.caption`."""
         return self._templates[sample.caption].format(self._expanded)
+
+    def validation_caption(self, picture: int) -> str:
+        """See :meth:`Method.validation_caption`: the first template, for every picture."""
+        return self._templates[0].format(self._expanded)
 
     def reference_caption(self, description: str) -> str:
         """See :meth:`Method.reference_caption`: the validation caption with ``description`` as the placeholder."""
@@ -58,13 +86,14 @@ class TextualInversion(Method):
         """See :meth:`Method.expand_prompt`."""
         return expand_placeholder(prompt, self._placeholder, self._num_vectors)
 
-    def save(self, run: Run) -> None:
-        """Write ``learned_embeds.safetensors``."""
+    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+        """Write ``learned_embeds.safetensors`` for diffusers, and ``<word>.safetensors`` for other tools."""
         save_embeddings(run.learned, self._placeholder, self._embeddings)
+        save_embeddings(run.folder / f"{word_of(self._placeholder)}.safetensors", "emb_params", self._embeddings)
 
-    def save_pipeline(self, model: Path, target: Path) -> None:
+    def save_pipeline(self, run: Run, model: Path) -> None:
         """See :meth:`Method.save_pipeline`."""
-        save_full_pipeline(model, target, self._placeholder, self._embeddings)
+        save_full_pipeline(model, run.pipeline, self._placeholder, self._embeddings)
 
 
 def save_full_pipeline(model: Path, target: Path, placeholder: str, embeddings: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ A new family is one new module that implements :class:`Family` and :class:`Netwo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,8 @@ class Batch:
     """int64 [b]."""
     captions: Sequence[str]
     """One caption for each sample."""
+    numbers: Sequence[int] | None = None
+    """Numbers of the samples in the run, on which dropout depends; None: there is no dropout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,20 @@ class Networks(ABC):
     text_encoders: Mapping[str, TextEncoder]
     """By the name of the encoder's subfolder in the pipeline."""
 
+    on_batch: list[Callable[[Batch | None], None]]
+    """Called with each batch before its prediction, and with None before pictures are drawn."""
+    denoiser: nn.Module
+    """The denoising network, in evaluation mode. Methods may change it before the first sample."""
+    denoiser_name: str
+    """Its subfolder in the pipeline, such as ``unet``."""
+
+    @abstractmethod
+    def encode_captions(self, captions: Collection[str]) -> None:
+        """Encode all captions that will be used, once and for all. The text encoders leave memory.
+
+        For methods that leave the text encoders as they are.
+        """
+
     @abstractmethod
     def denoising_losses(self, batch: Batch, snr_gamma: float | None = None) -> torch.Tensor:
         """Mean squared error of the prediction for each sample.
@@ -68,6 +84,9 @@ class Networks(ABC):
         Returns:
             float32 [b], with gradients to the parameters that a method has added.
         """
+
+    image_encoder_id: str
+    """Fingerprint of the VAE's encoder, for posteriors that are kept."""
 
     @abstractmethod
     def load_image_encoder(self) -> ImageEncoder:
@@ -91,6 +110,8 @@ class Family(ABC):
     """Classes in ``model_index.json`` that belong to this family."""
     weight_parts: ClassVar[tuple[str, ...]]
     """Subfolders of a pipeline that hold weights."""
+    denoiser_name: ClassVar[str]
+    """Subfolder of the denoising network."""
     other_parts: ClassVar[tuple[str, ...]]
     """Subfolders of a pipeline that have to exist besides."""
 

@@ -24,24 +24,27 @@ def assemble(**parts: object) -> "StableDiffusionPipeline":
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _copy_part(source: Path, target: Path) -> None:
+def _copy_part(source: Path, target: Path, patterns: Collection[str]) -> None:
     target.mkdir(parents=True)
-    for path in sorted({p for pattern in _KEPT for p in source.glob(pattern)}):
+    for path in sorted({p for pattern in patterns for p in source.glob(pattern)}):
         shutil.copyfile(path, target / path.name)
 
 
-def copy_pipeline(model: Path, target: Path, leave_out: Collection[str]) -> None:
+def copy_pipeline(
+    model: Path, target: Path, leave_out: Collection[str] = (), without_weights: Collection[str] = ()
+) -> None:
     """Copy a pipeline folder file by file: bit-identical, without loading anything. An existing copy is replaced.
 
     Args:
         model: folder of the pipeline.
         target: folder of the copy.
         leave_out: subfolders that the caller writes itself.
+        without_weights: subfolders whose safetensors files the caller writes itself.
     """
     shutil.rmtree(target, ignore_errors=True)
     for part in sorted(p for p in model.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if part.name not in leave_out:
-            _copy_part(part, target / part.name)
+            _copy_part(part, target / part.name, _KEPT[:-1] if part.name in without_weights else _KEPT)
     # the index of the copy must not name parts that were not downloaded, usually the safety checker
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     for name, value in index.items():
@@ -52,8 +55,13 @@ def copy_pipeline(model: Path, target: Path, leave_out: Collection[str]) -> None
     write_atomically(target / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
-def draw(pipeline: "DiffusionPipeline", prompts: list[str], seeds: list[int], **options: object) -> list[Image.Image]:
-    """Draw one picture for each prompt. The noise of each has its own seed, so grouping does not change a picture."""
+def draw(
+    pipeline: "DiffusionPipeline", prompts: list[str] | None, seeds: list[int], **options: object
+) -> list[Image.Image]:
+    """Draw one picture for each prompt. The noise of each has its own seed, so grouping does not change a picture.
+
+    Without prompts, ``options`` hold ``prompt_embeds`` and ``negative_prompt_embeds``.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pictures: list[Image.Image] = pipeline(prompts, generator=generators, **options).images
     return pictures

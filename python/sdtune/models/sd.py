@@ -1,6 +1,7 @@
 """Model family ``sd``: Stable Diffusion 1.x and 2.x, one CLIP text encoder and a UNet in latent space."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +12,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from sdtune.errors import BadInput
+from sdtune.host.memory import release_free_memory
 from sdtune.host.processor import instruction_set
 from sdtune.models.denoising import PREDICTION_TYPES, denoising_losses
 from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEncoder
-from sdtune.models.folder import read_config
+from sdtune.models.folder import model_fingerprint, read_config
 from sdtune.models.geometry import Geometry, read_geometry
 from sdtune.models.pipelines import assemble, draw
 from sdtune.models.weights import cache_folder, load_converted, map_tensors
 from sdtune.ops.unet import optimize_unet
 from sdtune.settings import Job
 
+MapTensors = Callable[[str, Callable[[], dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 _INFERENCE_STEPS = 25
 
@@ -101,6 +104,7 @@ class StableDiffusionNetworks(Networks):
         scheduler: DDPMScheduler,
         dtype: torch.dtype,
         choices: dict[str, Any] | None = None,
+        map_captions: MapTensors | None = None,
     ) -> None:
         """Take the parts as they are.
 
@@ -112,14 +116,21 @@ class StableDiffusionNetworks(Networks):
             scheduler: the noise schedule of training.
             dtype: of the frozen weights.
             choices: what :meth:`describe` returns.
+            map_captions: maps what its second argument makes from a file, whose name begins with the first, that all
+                ranks of this host share; None: each process has its own.
         """
-        self.unet, self.text_encoder, self.tokenizer, self.scheduler = unet, text_encoder, tokenizer, scheduler
+        self.denoiser, self.denoiser_name = unet, StableDiffusion.denoiser_name
+        self.unet, self.tokenizer, self.scheduler = unet, tokenizer, scheduler
+        self.text_encoder: torch.nn.Module | None = text_encoder
         self.dtype = dtype
-        self.geometry = read_geometry(model)
+        self.geometry, self.image_encoder_id = read_geometry(model), model_fingerprint(model, ["vae"])
         self.num_timesteps = int(scheduler.config.num_train_timesteps)
         self.text_encoders = {"text_encoder": TextEncoder(model=text_encoder, tokenizer=tokenizer)}
         self._model, self._choices = model, choices or {}
         self._ids: dict[str, torch.Tensor] = {}
+        self.on_batch = []
+        self._encoded: dict[str, torch.Tensor] = {}
+        self._map_captions = map_captions or (lambda _, make: make())
 
     def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
         """int64 [len(captions), tokens], padded and cut to the text encoder's length; each caption is cached."""
@@ -134,14 +145,40 @@ class StableDiffusionNetworks(Networks):
                 ).input_ids[0]
         return torch.stack([self._ids[caption] for caption in captions])
 
+    @torch.no_grad()
+    def encode_captions(self, captions: Collection[str]) -> None:
+        """See :meth:`Networks.encode_captions`."""
+        ordered, encoder = sorted(set(captions)), self.text_encoder
+        assert encoder is not None
+
+        def make() -> dict[str, torch.Tensor]:
+            # one by one, so that the result does not depend on the others
+            hidden = [encoder(self.token_ids([caption])).last_hidden_state for caption in ordered]
+            return {"hidden": torch.cat(hidden).to(self.dtype)}
+
+        digest = hashlib.sha256("\0".join(ordered).encode()).hexdigest()[:16]
+        self._encoded = dict(zip(ordered, self._map_captions(f"captions-{digest}", make)["hidden"], strict=True))
+        self.text_encoder, self.text_encoders = None, {}
+        release_free_memory()
+
+    def _hidden(self, captions: Sequence[str]) -> torch.Tensor:
+        """The conditioning [len(captions), tokens, dim]."""
+        if self._encoded:
+            return torch.stack([self._encoded[caption] for caption in captions])
+        ids, encoder = self.token_ids(captions), self.text_encoder
+        assert encoder is not None
+        # Recomputed in the backward pass: 1 % more FLOPs, but the text encoder's activations are not in memory together
+        # with those of the UNet.
+        hidden: torch.Tensor = checkpoint(lambda: encoder(ids).last_hidden_state, use_reentrant=False)
+        return hidden
+
     def denoising_losses(self, batch: Batch, snr_gamma: float | None = None) -> torch.Tensor:
         """See :meth:`Networks.denoising_losses`."""
-        ids = self.token_ids(batch.captions)
+        for call in self.on_batch:
+            call(batch)
 
         def predict(noisy: torch.Tensor) -> torch.Tensor:
-            # Recomputed in the backward pass: 1 % more FLOPs, but the text encoder's activations are not in memory
-            # together with those of the UNet.
-            hidden = checkpoint(lambda: self.text_encoder(ids).last_hidden_state, use_reentrant=False)
+            hidden = self._hidden(batch.captions)
             noisy = noisy.to(self.dtype, memory_format=torch.channels_last)
             predicted: torch.Tensor = self.unet(noisy, batch.timesteps, hidden).sample.float()
             return predicted
@@ -157,6 +194,8 @@ class StableDiffusionNetworks(Networks):
         """See :meth:`Networks.draw`."""
         from diffusers import AutoencoderKL, PNDMScheduler  # not needed by most runs
 
+        for call in self.on_batch:
+            call(None)
         dtype = self.dtype
         vae = AutoencoderKL.from_pretrained(self._model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
         scheduler = PNDMScheduler.from_pretrained(self._model, subfolder="scheduler")
@@ -164,11 +203,15 @@ class StableDiffusionNetworks(Networks):
             vae=vae, unet=self.unet, text_encoder=self.text_encoder, tokenizer=self.tokenizer, scheduler=scheduler
         )
         pipeline.set_progress_bar_config(disable=True)
-        options = {"height": resolution, "width": resolution, "num_inference_steps": _INFERENCE_STEPS}
+        options: dict[str, Any] = {"height": resolution, "width": resolution, "num_inference_steps": _INFERENCE_STEPS}
         # A float32 parameter in the text encoder makes the pipeline take it for a float32 model and give the bf16 UNet
         # float32 latents; autocast converts them.
+        prompts: list[str] | None = [prompt]
+        if self._encoded:
+            prompts = None
+            options |= {"prompt_embeds": self._hidden([prompt]), "negative_prompt_embeds": self._hidden([""])}
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return [draw(pipeline, [prompt], [seed], guidance_scale=guidance_scale, **options)[0] for seed in seeds]
+            return [draw(pipeline, prompts, [seed], guidance_scale=guidance_scale, **options)[0] for seed in seeds]
 
     def describe(self) -> dict[str, Any]:
         """Attention and convolution algorithms."""
@@ -180,6 +223,7 @@ class StableDiffusion(Family):
 
     name = "sd"
     pipeline_classes = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    denoiser_name = "unet"
     weight_parts = ("unet", "vae", "text_encoder")
     other_parts = ("tokenizer", "scheduler")
 
@@ -227,5 +271,6 @@ class StableDiffusion(Family):
             tokenizer=self.load_tokenizers(model)["text_encoder"],
             scheduler=DDPMScheduler.from_pretrained(model, subfolder="scheduler"),
             dtype=dtype,
+            map_captions=lambda name, make: map_tensors(make, cache, name, key, dtype),
             choices={"attention": job.training.attention, "convolution": resolve_convolution(job)},
         )

@@ -12,6 +12,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from sdtune.ops.low_rank import is_fusable
 from sdtune.ops.normalization import NormSilu, norm_gated_gelu
 
 
@@ -108,7 +109,10 @@ class FrozenTransformerBlock(nn.Module):
             )
             hidden_states = attended + hidden_states
         gated, *rest = self.ff.net
-        widened = norm_gated_gelu(hidden_states, self.norm3, gated.proj)
+        if is_fusable(gated.proj):
+            widened = norm_gated_gelu(hidden_states, self.norm3, gated.proj)
+        else:
+            widened = gated(self.norm3(hidden_states))
         for module in rest:
             widened = module(widened)
         return widened + hidden_states

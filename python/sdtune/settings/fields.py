@@ -33,6 +33,9 @@ class Flag:
     """The command-line flag, where it is not named like the field: diffusers' name for it."""
 
     name: str
+    """In ``textual_inversion.py``."""
+    lora: str = ""
+    """In ``lora.py``, where diffusers' two scripts differ."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ class Derived:
     """The playbooks compute the value with a Jinja expression; the role has no variable of its own for it."""
 
     expression: str
+
+
+@dataclass(frozen=True)
+class OnlyFor:
+    """The fine-tuning methods that use the setting. For any other method it has to have its default."""
+
+    methods: tuple[str, ...]
+
+    def __init__(self, *methods: str) -> None:
+        object.__setattr__(self, "methods", methods)
+
+    def __str__(self) -> str:
+        return " and ".join(self.methods)
 
 
 HostPath = Annotated[str, Variable(type="path")]
@@ -112,10 +128,10 @@ class Setting:
         """The rules that a value has to follow."""
         return tuple(m for m in self.markers if isinstance(m, Bound))
 
-    @property
-    def flag(self) -> str:
-        """Name of its flag, without dashes."""
-        return next((m.name for m in self.markers if isinstance(m, Flag)), self.name)
+    def flag(self, method: str) -> str:
+        """Name of its flag in the program of a method, without dashes."""
+        marker = next((m for m in self.markers if isinstance(m, Flag)), Flag(self.name))
+        return marker.lora or marker.name if method == "lora" else marker.name
 
     @property
     def former(self) -> str | None:
@@ -128,6 +144,15 @@ class Setting:
         return next((m for m in reversed(self.markers) if isinstance(m, Variable)), Variable())
 
     @property
+    def only_for(self) -> OnlyFor | None:
+        """The methods that use it, or None for all."""
+        return next((m for m in self.markers if isinstance(m, OnlyFor)), None)
+
+    def is_for(self, method: str) -> bool:
+        """Whether a method uses it."""
+        return self.only_for is None or method in self.only_for.methods
+
+    @property
     def derived(self) -> str | None:
         """The playbooks' expression for it, or None if an inventory sets it."""
         return next((m.expression for m in self.markers if isinstance(m, Derived)), None)
@@ -137,8 +162,10 @@ class Setting:
         facts = [f"in {m.name}" for m in self.markers if isinstance(m, Unit)]
         facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0))]  # goes without saying
         meaning = self.meaning.replace("Unset:", f"{unset}:")
-        sentence = ", ".join(facts)
-        return f"{meaning} {sentence[0].upper()}{sentence[1:]}." if facts else meaning
+        if facts:
+            sentence = ", ".join(facts)
+            meaning = f"{meaning} {sentence[0].upper()}{sentence[1:]}."
+        return f"{meaning} Only for {self.only_for}." if self.only_for else meaning
 
 
 class Settings:

@@ -56,6 +56,9 @@ class GenerationJob(Settings):
         ),
     ] = "f32"
     """Type that the OpenVINO model computes in. With f32, hosts of the same CPU model generate identical pictures."""
+    lora_weight: float | None = None
+    """Weight of LoRA adapters, 1 as learned. The OpenVINO model has the weight that it was exported with; another one
+    needs the source pipeline. Unset: that of the export, else 1."""
     tiny_autoencoder: HostPath | None = None
     """Folder on the hosts with an AutoencoderTiny in diffusers layout that decodes in place of the VAE, for previews.
     Unset: the VAE."""

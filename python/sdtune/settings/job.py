@@ -3,16 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from sdtune.errors import BadInput
 from sdtune.settings.bounds import Between, Pattern
 from sdtune.settings.data import DataArgs
-from sdtune.settings.fields import Derived, Flag, Settings, Variable
+from sdtune.settings.fields import Derived, Flag, Settings, Variable, sections_of, settings_of
+from sdtune.settings.lora import LoraArgs
 from sdtune.settings.model import ModelArgs
 from sdtune.settings.openvino import OpenVINOArgs
+from sdtune.settings.prior import PriorArgs
 from sdtune.settings.training import TrainingArgs
 from sdtune.settings.validation import ValidationArgs
 
 RUN_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """Run names that are allowed; the run folder has the same name. The playbooks check the same expression."""
+
+
+MethodName = Literal["textual_inversion", "lora", "pivotal"]
+"""The fine-tuning methods; :mod:`sdtune.methods.registry` has their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,9 @@ class Job(Settings):
         Derived("launch_config_run_name"),
     ]
     """Name of the run."""
+    method: Annotated[MethodName, Flag("training_method")] = "textual_inversion"
+    """What is learned: the embeddings of a new token (textual_inversion), matrices of low rank beside the projections
+    of the UNet (lora, also known as DreamBooth with LoRA), or both together (pivotal)."""
     run_dir: Annotated[str, Flag("output_dir"), Derived("launch_config_run_dir")]
     """Run folder, which receives everything that the run produces."""
     overwrite: Annotated[bool, Variable(in_job=False)] = False
@@ -44,7 +54,24 @@ class Job(Settings):
     """Concept."""
     training: TrainingArgs = field(default_factory=TrainingArgs)
     """Optimization."""
+    lora: LoraArgs = field(default_factory=LoraArgs)
+    """LoRA adapters."""
+    prior: PriorArgs = field(default_factory=PriorArgs)
+    """Prior preservation."""
     validation: ValidationArgs = field(default_factory=ValidationArgs)
     """Validation."""
     openvino: OpenVINOArgs = field(default_factory=OpenVINOArgs)
     """OpenVINO export."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds, and that no setting of another method was changed."""
+        super().__post_init__()
+        for cls in sections_of(type(self))[1:]:
+            section = getattr(self, cls.section)
+            for setting in settings_of(cls):
+                value = getattr(section, setting.name)
+                if value != setting.default and not setting.is_for(self.method):
+                    raise BadInput(
+                        f"{setting.key}: {value!r} is of no use to the method {self.method}, it is a setting of "
+                        f"{setting.only_for}; leave it out, or change the method (Ansible: training_method)"
+                    )

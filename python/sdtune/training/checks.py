@@ -13,6 +13,7 @@ from sdtune.models.family import Family
 from sdtune.models.registry import family_of
 from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
+from sdtune.training.class_pictures import check_class_pictures
 
 _SMALL_FILES = 10_000_000
 """Bytes of metrics, logs and learned parameters."""
@@ -63,6 +64,7 @@ def check_job(job: Job) -> None:
     family.check(Path(job.model.path), job.data.resolution)
     list_pictures(job.data.path)
     method_of(job).check(job, family)
+    check_class_pictures(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)

@@ -1,0 +1,88 @@
+"""Method ``lora`` (Hu et al., arXiv 2106.09685): learn matrices of low rank beside the projections of a frozen model.
+
+With one caption for all pictures, such as "a photo of sks toy", this is what DreamBooth with LoRA does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdtune.data.caption_files import read_captions
+from sdtune.data.pictures import list_pictures
+from sdtune.data.samples import Sample
+from sdtune.errors import BadInput
+from sdtune.launch.run_folder import Run
+from sdtune.methods.adapters import NetworkAdapters
+from sdtune.methods.baking import bake
+from sdtune.methods.lora_files import load_diffusers
+from sdtune.methods.method import Method
+from sdtune.methods.user_captions import user_captions
+from sdtune.models.family import Family, Networks
+from sdtune.settings import Job
+
+
+def _captions(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:
+    """The caption of each picture.
+
+    Raises:
+        BadInput: there is none, or one is wrong.
+    """
+    captions = user_captions(job, tokenizers)
+    if not captions:
+        raise BadInput(
+            f"data.instance_prompt: neither is it set nor has a picture in {job.data.path} a caption; set it, for "
+            f"example to: a photo of sks toy; or write NAME.txt beside each picture, or metadata.jsonl"
+        )
+    return captions
+
+
+class Lora(Method):
+    """Adapters of the denoising network, and of the text encoders if asked, are learned. Captions are the user's."""
+
+    num_captions = 1
+
+    def __init__(self, job: Job, networks: Networks) -> None:
+        """Add the adapters; text encoders without adapters encode all captions and leave memory."""
+        self._run_name, self._dropout = job.run_name, job.data.caption_dropout
+        self._captions = _captions(job, {name: encoder.tokenizer for name, encoder in networks.text_encoders.items()})
+        self._adapters = NetworkAdapters(job, networks)
+        self.learned = self._adapters.learned
+        if not job.lora.text_encoder:
+            also = ("", job.validation.reference_caption, job.validation.prompt, job.prior.class_prompt)
+            networks.encode_captions([*self._captions, *(text for text in also if text is not None)])
+
+    @classmethod
+    def check(cls, job: Job, family: Family) -> None:
+        """See :meth:`Method.check`: captions, rank and targets."""
+        _captions(job, family.load_tokenizers(Path(job.model.path)))
+        NetworkAdapters.check(job, family)
+
+    @classmethod
+    def example_prompts(cls, job: Job) -> list[str]:
+        """See :meth:`Method.example_prompts`: all captions, each once."""
+        captions = read_captions(job.data.path, list_pictures(job.data.path))
+        return list(dict.fromkeys(captions)) or [str(job.data.instance_prompt)]
+
+    def caption(self, sample: Sample) -> str:
+        """See :meth:`Method.caption`."""
+        return "" if sample.chance < self._dropout else self._captions[sample.picture]
+
+    def validation_caption(self, picture: int) -> str:
+        """See :meth:`Method.validation_caption`: the picture's own."""
+        return self._captions[picture]
+
+    def reference_caption(self, description: str) -> str:
+        """See :meth:`Method.reference_caption`: as the user wrote it."""
+        return description
+
+    def expand_prompt(self, prompt: str) -> str:
+        """See :meth:`Method.expand_prompt`: prompts need no change."""
+        return prompt
+
+    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+        """See :meth:`NetworkAdapters.save`."""
+        self._adapters.save(run, facts, self._run_name)
+
+    def save_pipeline(self, run: Run, model: Path) -> None:
+        """See :meth:`Method.save_pipeline`: the adapters are added to the weights."""
+        bake(load_diffusers(run.lora), model, run.pipeline, weight=1.0)

@@ -1,0 +1,136 @@
+"""Files of LoRA adapters, as diffusers and as kohya's scripts write them, and weights that adapters are added to."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+
+from sdtune.errors import BadInput
+
+Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""{module: (A [rank, in], B [out, rank])} of one network."""
+_KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+"""Prefixes of kohya's names, by the network's subfolder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """Adapters of a pipeline's networks."""
+
+    networks: Mapping[str, Factors]
+    """By the network's subfolder."""
+    alpha: float
+    """The product B A is multiplied by alpha / rank."""
+    configs: Mapping[str, Mapping[str, Any]]
+    """peft's configuration of each network's adapters, as plain data."""
+    metadata: Mapping[str, str]
+    """About the run, in kohya's names."""
+
+    @property
+    def rank(self) -> int:
+        """Rank of all products."""
+        return next(len(a) for factors in self.networks.values() for a, _ in factors.values())
+
+    @property
+    def scaling(self) -> float:
+        """What the product B A is multiplied by."""
+        return self.alpha / self.rank
+
+
+def _tensor(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().float().contiguous().clone()
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file completely, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+    temporary.replace(path)
+
+
+def save_diffusers(path: Path, lora: LoraFile) -> None:
+    """Write ``pytorch_lora_weights.safetensors`` as ``save_lora_weights`` of diffusers' pipelines does."""
+    tensors = {}
+    for network, factors in lora.networks.items():
+        for module, (a, b) in factors.items():
+            tensors[f"{network}.{module}.lora_A.weight"] = _tensor(a)
+            tensors[f"{network}.{module}.lora_B.weight"] = _tensor(b)
+    packed = {f"{network}.{key}": value for network, made in lora.configs.items() for key, value in made.items()}
+    adapter = json.dumps(packed, indent=2, sort_keys=True)
+    _write(tensors, path, {"lora_adapter_metadata": adapter, **lora.metadata})
+
+
+def save_kohya(path: Path, lora: LoraFile) -> None:
+    """Write one file in the names of kohya's scripts, which ComfyUI, A1111, Forge and InvokeAI read."""
+    tensors = {}
+    for network, factors in lora.networks.items():
+        for module, (a, b) in factors.items():
+            name = f"{_KOHYA[network]}_{module.replace('.', '_')}"
+            tensors[f"{name}.lora_down.weight"] = _tensor(a)
+            tensors[f"{name}.lora_up.weight"] = _tensor(b)
+            tensors[f"{name}.alpha"] = torch.tensor(lora.alpha)
+    _write(tensors, path, dict(lora.metadata))
+
+
+def load_diffusers(path: Path) -> LoraFile:
+    """Read what :func:`save_diffusers` wrote.
+
+    Raises:
+        BadInput: the file is another one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            configs = json.loads(metadata.pop("lora_adapter_metadata"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+        networks: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+        for key in tensors:
+            if key.endswith(".lora_A.weight"):
+                network, _, module = key.removesuffix(".lora_A.weight").partition(".")
+                pair = tensors[key], tensors[f"{network}.{module}.lora_B.weight"]
+                networks.setdefault(network, {})[module] = pair
+        alpha = float(configs[f"{next(iter(networks))}.lora_alpha"])
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise BadInput(f"{path} is no LoRA that sdtune wrote ({error!r}); train the run again") from None
+    metadata.pop("format", None)
+    return LoraFile(networks=networks, alpha=alpha, configs={}, metadata=metadata)
+
+
+def add_to_weights(source: Path, target: Path, deltas: Mapping[str, torch.Tensor]) -> None:
+    """Copy a network's folder with ``deltas`` added to its weights.
+
+    Weights that change are written in float32, because they were learned in float32; all others as they are stored.
+
+    Args:
+        source: subfolder of a pipeline.
+        target: empty folder, with copies of all files that are no weights already.
+        deltas: {module: [out, in]}.
+
+    Raises:
+        BadInput: the network has no module of such a name and shape.
+    """
+    missing = set(deltas)
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(file)
+        for module, delta in deltas.items():
+            weight = tensors.get(f"{module}.weight")
+            if weight is not None and weight.shape == delta.shape:
+                tensors[f"{module}.weight"] = (weight.float() + delta).contiguous()
+                missing.discard(module)
+        save_file(tensors, target / file.name, metadata=metadata)
+    if missing:
+        raise other_model(min(missing), source)
+
+
+def other_model(module: str, folder: Path) -> BadInput:
+    """The error for adapters of another base model, by the first projection that does not fit."""
+    return BadInput(
+        f"the LoRA is of another base model: it adapts {module}, which {folder} does not have in that shape; train "
+        f"it on this model, or draw with its own"
+    )

@@ -1,0 +1,46 @@
+"""The user's own captions: one for all pictures, or one beside each picture; checked against the text encoders."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdtune.data.caption_files import read_captions
+from sdtune.data.pictures import list_pictures
+from sdtune.errors import BadInput
+from sdtune.settings import Job
+
+
+def user_captions(
+    job: Job, tokenizers: Mapping[str, Any], needs: Callable[[str], str | None] = lambda _: None
+) -> list[str]:
+    """The caption of each picture, as the user wrote it; none where the user wrote none.
+
+    Args:
+        job: names the picture folder and the instance prompt.
+        tokenizers: of all text encoders.
+        needs: what else is wrong with a caption, or None.
+
+    Raises:
+        BadInput: captions are missing, empty, too long or not what the method needs; lists all problems.
+    """
+
+    def problem(caption: str) -> str | None:
+        for tokenizer in tokenizers.values():
+            has, fit = len(tokenizer(caption).input_ids), tokenizer.model_max_length
+            if has > fit:
+                return f"the caption has {has} tokens, and the text encoder takes {fit}: {caption[:60]!r}"
+        return needs(caption)
+
+    data = job.data
+    pictures = list_pictures(data.path)
+    captions = read_captions(data.path, pictures, problem)
+    if data.instance_prompt is None:
+        return captions
+    if captions:
+        raise BadInput(
+            f"data.instance_prompt: {data.path} holds captions beside its pictures too; leave one of the two out"
+        )
+    if not data.instance_prompt.strip():
+        raise BadInput("data.instance_prompt: it is empty; write for example: a photo of sks toy")
+    if wrong := problem(data.instance_prompt):
+        raise BadInput(f"data.instance_prompt: {wrong}")
+    return [data.instance_prompt] * len(pictures)
