@@ -21,10 +21,10 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-# The longest first, so that only short ones remain at the end.
-SCENARIOS := $(addprefix molecule-,faults default scale local wheelhouse ipex failures)
+# The longest first, so that only short ones remain at the end; local early, since ipex waits for it.
+SCENARIOS := $(addprefix molecule-,default local faults ipex scale)
 
-.PHONY: $(SCENARIOS) kernels faults settings help demo test lint pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -49,13 +49,16 @@ demo: control-node
 	@echo
 	@echo 'Open artifacts/demo/report.html: the report of the run. Beside it: images/, learned_embeds.safetensors, metrics.jsonl'
 
-# Two parallel lanes, so that both cores have work: a scenario often waits for hosts. The target that is parallel by itself is last.
+# Two parallel lanes, so that both cores have work: a scenario often waits for hosts, and the environment of the tests is installed while
+# ansible-lint runs. The target that is parallel by itself is last.
 # The results of pytest are printed again at the end, since output of the other lane follows them.
-test: lint lab-tools browser
-	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line pytest-python molecule pytest-playbooks || status=$$?; \
+test: dev-tools lab-tools browser
+	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line lint molecule pytest || status=$$?; \
 	tail --lines=25 .cache/pytest-*.log; exit $$status
 
-lint: dev-tools $(TEST_STAMP)
+lint: lint-files lint-types
+
+lint-files: dev-tools
 	@test $(words $(SCENARIOS)) -eq $$(ls molecule/*/molecule.yml | wc --lines) || { echo 'SCENARIOS in Makefile lacks one of molecule/' >&2; exit 1; }
 	PATH="$(BIN):$$PATH" ansible-lint
 	$(BIN)/yamllint --strict .
@@ -63,6 +66,8 @@ lint: dev-tools $(TEST_STAMP)
 	$(BIN)/ruff check python plugins roles tests molecule scripts
 	$(BIN)/ruff format --check python plugins roles tests molecule scripts
 	cd python && $(BIN)/python -m sdtune.settings --check
+
+lint-types: dev-tools $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) -m mypy
 	$(TEST_PYTHON) -m mypy --strict molecule/lab/lab.py molecule/lab/mirror.py
 	$(TEST_PYTHON) -m mypy --strict --python-executable $(BIN)/python scripts/play.py
@@ -80,7 +85,7 @@ $(SCENARIOS): molecule-%: dev-tools lab-tools $(TEST_STAMP)
 
 molecule-ipex: molecule-local # both work on this machine, in the same folders
 
-pytest: pytest-playbooks pytest-python
+pytest: pytest-python pytest-playbooks
 
 pytest-playbooks: dev-tools lab-tools kernels $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=20 --numprocesses auto --dist loadfile tests 2>&1 \

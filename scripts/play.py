@@ -32,6 +32,8 @@ except ImportError:
     sys.exit("error: ansible-runner is not installed here; type `make control-node`, then . .venv/bin/activate")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY))
+from plugins.callback.reason_first import reason  # noqa: E402
 
 Event = dict[str, Any]
 
@@ -84,7 +86,7 @@ def _summarize(event: Event) -> Event | None:
     if isinstance(result := data.get("res"), dict):
         summary["changed"] = bool(result.get("changed"))
         if name.endswith(("failed", "unreachable")) or "_ansible_verbose_always" in result:
-            summary["msg"] = result.get("msg", "")
+            summary["msg"] = reason(result) if name.endswith(("failed", "unreachable")) else result.get("msg", "")
         if name.endswith(("failed", "unreachable")):
             summary["ignored"] = bool(data.get("ignore_errors") or data.get("ignore_unreachable"))
     return summary
@@ -167,6 +169,11 @@ def play(
                 envvars={
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     "ANSIBLE_CONFIG": os.environ.get("ANSIBLE_CONFIG", str(REPOSITORY / "ansible.cfg")),
+                    # runner's own would replace those of ansible.cfg
+                    "ANSIBLE_CALLBACK_PLUGINS": os.environ.get(
+                        "ANSIBLE_CALLBACK_PLUGINS", str(REPOSITORY / "plugins/callback")
+                    ),
+                    "ANSIBLE_STDOUT_CALLBACK": os.environ.get("ANSIBLE_STDOUT_CALLBACK", "reason_first"),
                     "ANSIBLE_HOST_KEY_CHECKING": os.environ.get(
                         "ANSIBLE_HOST_KEY_CHECKING", "True"
                     ),  # or runner says False

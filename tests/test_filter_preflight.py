@@ -68,6 +68,10 @@ def test_a_problem_of_several_hosts_is_one_line():
             "The module interpreter '/no/python' was not found.",
             "install python3 there as root, or set ansible_python_interpreter",
         ),
+        (
+            'MODULE FAILURE\nPlease login as the user "debian" rather than the user "root".\nbye',
+            '(Please login as the user "debian" rather than the user "root".); set ansible_user: debian in the',
+        ),
         ("", "does not answer Ansible (no reason given); check ansible_host"),
     ],
 )
@@ -115,6 +119,7 @@ def test_only_hosts_that_listen_are_asked():
 def test_answers_of_other_hosts():
     answers = {"b": {"skew": -12.5}, "c": {"skew": 5.1}, "d": {"skew": 5.0}, "e": {"error": "timed out"}}
     assert preflight.peers_unreachable(answers) == "e (timed out)"
+    assert preflight.peers_losing_packets({**answers, "f": {"skew": 0, "packets": "timed out"}}) == "f (timed out)"
     assert preflight.clock_differences(answers, 5) == "12.5 s from b, 5.1 s from c"
     assert preflight.largest_clock_difference(answers) == 12.5
     assert preflight.clock_differences({}, 5) == preflight.peers_unreachable({}) == ""

@@ -46,8 +46,32 @@ def test_files_that_cannot_be_read(tmp_path):
     assert diagnose_host.unreadable(paths) == paths[1:]
 
 
-def test_logins_are_tried_at_the_same_time_and_the_reason_is_the_last_line(script):
-    script("ssh", 'case $5 in 10.0.0.2) echo "Warning: x"; echo "Permission denied"; exit 255;; esac')
-    assert diagnose_host.failed_logins({"a": "10.0.0.1", "b": "10.0.0.2"}) == {
-        "b": {"address": "10.0.0.2", "reason": "Permission denied"}
-    }
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('echo "Warning: x" >&2; echo "Permission denied" >&2; exit 255', "Permission denied"),
+        ("echo welcome; echo sdtune", "the shell there prints 'welcome' where it runs a command"),
+        ("exit 0", "the shell there does not run commands"),
+        ("exit 3", "the login ended with code 3 and without a word"),
+    ],
+)
+def test_of_several_logins_those_that_fail_are_named_with_the_reason(script, text, reason):
+    script("ssh", f"case $5 in 10.0.0.2) {text};; *) echo sdtune;; esac")
+    found = diagnose_host.failed_logins({"a": "10.0.0.1", "b": "10.0.0.2"})
+    assert list(found) == ["b"]
+    assert found["b"]["address"] == "10.0.0.2"
+    assert found["b"]["reason"].startswith(reason)
+
+
+def test_a_login_that_a_busy_sshd_drops_is_tried_again(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnose_host.time, "sleep", lambda _: None)
+    dropped = "echo 'kex_exchange_identification: Connection closed by remote host' >&2; exit 255"
+    script("ssh", f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) = 3 ] || {{ {dropped}; }}; echo sdtune")
+    assert diagnose_host.failed_logins({"a": "10.0.0.1"}) == {}
+    script("ssh", dropped)
+    assert "kex_exchange" in diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+
+
+def test_a_host_without_ssh_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert diagnose_host.failed_logins({"a": "x"})["a"]["reason"] == "ssh: No such file or directory"

@@ -51,13 +51,41 @@ def test_a_clock_that_differs_is_measured():
         def answer():
             connection, _ = server.accept()
             with connection:
-                connection.sendall(b"%f" % (time.time() + 3600))
+                connection.sendall(b"%f\n" % (time.time() + 3600))
 
         ahead = threading.Thread(target=answer)
         ahead.start()
         found = json.loads(peer("connect", f"a=127.0.0.1:{server.getsockname()[1]}"))
         ahead.join()
     assert found["a"]["skew"] == pytest.approx(3600, abs=1)
+
+
+def test_full_packets_that_are_lost_are_told_from_a_closed_port():
+    """A fake of a way on which only small packets pass: the time arrives, many bytes do not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"%f\n" % time.time())
+                connection.recv(1000)
+
+        small = threading.Thread(target=answer)
+        small.start()
+        found = json.loads(peer("connect", f"a=127.0.0.1:{server.getsockname()[1]}"))
+        small.join()
+    assert abs(found["a"]["skew"]) < 1
+    assert found["a"]["packets"]
+
+
+def test_a_name_that_leads_to_this_host_alone_is_no_address():
+    """As Debian writes a host's own name into /etc/hosts."""
+    for name, words in (("localhost", "leads to 127.0.0.1 there"), ("nowhere.invalid", "no IPv4 address of it")):
+        done = subprocess.run(
+            [sys.executable, "-", "listen", name, "1"], input=PEER, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert words in done.stderr
 
 
 def test_usage():

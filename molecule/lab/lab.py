@@ -268,8 +268,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Execute the command line."""
     options = parse()
-    if isinstance(getattr(options, "name", None), str) and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", options.name):
-        raise LabError(f"'{options.name}' is no name for a lab; take up to 40 of a-z, 0-9 and -")
+    if isinstance(getattr(options, "name", None), str) and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", options.name):
+        raise LabError(f"'{options.name}' is no name for a lab; take up to 40 of a-z, 0-9, - and _")
     if os.geteuid() != 0:
         raise LabError("a lab needs namespaces and mounts; run this as root")
     if options.command == "exec":

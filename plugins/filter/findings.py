@@ -22,6 +22,7 @@ PAIR_CHECKS = ("network", "clock")  # preflight's rules that are about two hosts
 REPAIR = "run ansible-playbook provision.yml with the same inventory, which repairs it"
 LIBRARIES = "run ansible-playbook provision.yml --tags gperftools,intel_mpi with the same inventory"
 SSH = "run ansible-playbook provision.yml --tags ssh_mesh with the same inventory"
+# What ssh says of a login that fails, as a pattern, and what may be done about it; the first that matches counts.
 INTERFACE = "over the interface that launch_config_interface names"
 PORTS = f"let the hosts reach each other on all TCP ports from 1024 on, {INTERFACE}"
 

@@ -9,6 +9,8 @@ from typing import Any
 MEGABYTE = 1024 * 1024
 # What ssh or Ansible says of a host that does not answer, as a pattern, and the remedy; the first that matches counts.
 REMEDIES = [
+    # A cloud image that turns root away by a forced command says whom it lets in.
+    ("[Ll]og ?in as the user [\"'\u201c]?(?P<who>[a-z_][a-z0-9_.-]*)", "set ansible_user: {who} in the inventory"),
     (
         "Host key verification failed|IDENTIFICATION HAS CHANGED",
         "if it was reinstalled, type ssh-keygen -R {host} and log in once with ssh; "
@@ -78,10 +80,19 @@ def preflight_unreachable(message: str, name: str, address: str, user: str = "")
         address: where Ansible looks for it.
         user: ``ansible_user``, if the inventory sets it.
     """
-    last = re.sub("^.*via ssh: ", "", message.strip().splitlines()[-1] if message.strip() else "no reason given")
-    remedy = next(remedy for pattern, remedy in REMEDIES if re.search(pattern, message))
-    login = f"{user}@{address}" if user else address
-    return f"does not answer Ansible ({last}); {remedy.format(host=address, login=login, name=name)}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
+    pattern, remedy = next((pattern, remedy) for pattern, remedy in REMEDIES if re.search(pattern, message))
+    said = next((line for line in lines if pattern and re.search(pattern, line)), lines[-1])
+    found = re.search(pattern, message)
+    names = {"host": address, "login": f"{user}@{address}" if user else address, "name": name}
+    names.update(found.groupdict() if found else {})
+    return f"does not answer Ansible ({re.sub('^.*via ssh: ', '', said)}); {remedy.format(**names)}"
+
+
+def failure_reason(result: Mapping[str, Any]) -> str:
+    """What Ansible and the host itself said of a task that failed: its message, then the output of the host."""
+    parts = (result.get(name) for name in ("msg", "module_stdout", "module_stderr"))
+    return "\n".join(str(part).strip() for part in parts if part)
 
 
 def free_disk_mb(mounts: Iterable[Mapping[str, Any]], path: str, unknown: int) -> int:
@@ -125,6 +136,11 @@ def peers_unreachable(answers: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(f"{host} ({said['error']})" for host, said in answers.items() if "error" in said)
 
 
+def peers_losing_packets(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The hosts with which a few bytes can be exchanged and 64 KB cannot; empty if there are none."""
+    return ", ".join(f"{host} ({said['packets']})" for host, said in answers.items() if "packets" in said)
+
+
 def clock_differences(answers: Mapping[str, Mapping[str, Any]], allowed: float) -> str:
     """The hosts whose clocks differ by more than ``allowed`` seconds: ``12.5 s from b``; empty if there are none."""
     skews = {host: abs(float(said["skew"])) for host, said in answers.items() if "skew" in said}
@@ -148,11 +164,13 @@ class FilterModule:
                 preflight_broken,
                 preflight_lines,
                 preflight_report,
+                failure_reason,
                 preflight_unreachable,
                 free_disk_mb,
                 instruction_set,
                 peer_targets,
                 peers_unreachable,
+                peers_losing_packets,
                 clock_differences,
                 largest_clock_difference,
             )

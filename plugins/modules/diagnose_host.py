@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -63,11 +67,15 @@ libraries:
   elements: str
   returned: always
 logins:
-  description: The hosts that do not let this user in, each with C(address) and C(reason), the last line of ssh.
+  description: The hosts that do not let this user in, or print more than was asked for, with C(address) and C(reason).
   type: dict
   returned: always
 """
 
+GREETING = "sdtune"
+AT_ONCE = 4  # logins of this host
+PAUSES = (1, 2, 4, 0)  # seconds after a login that was dropped; each host waits up to twice as long
+DROPPED = re.compile(r"kex_exchange_identification|Connection (closed|reset) by .* port|Exceeded MaxStartups")
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]
 
 
@@ -111,28 +119,49 @@ def unreadable(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.access(path, os.R_OK)]
 
 
-def failed_logins(addresses: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Log in to all hosts at the same time; address and reason of those that refuse."""
-    started = {
-        host: subprocess.Popen(
-            [*SSH, address, "true"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+def login_problem(code: int, out: str, err: str) -> str:
+    """What is wrong with a login that was to print :data:`GREETING` and nothing else; empty where nothing is.
+
+    rsync and MPI read what a command prints, so a shell that prints something of its own breaks both.
+    """
+    if code != 0:
+        return last_line(err) or last_line(out, f"the login ended with code {code} and without a word")
+    more = [line for line in out.splitlines() if line.strip() and line != GREETING]
+    if more or GREETING not in out.splitlines():
+        printed = f"prints {more[0]!r}" if more else "does not run commands"
+        return (
+            f"the shell there {printed} where it runs a command, which breaks rsync and MPI; let its start files, such "
+            f"as ~/.bashrc or /etc/profile.d, print only where the shell is interactive"
         )
-        for host, address in addresses.items()
-    }
-    printed = {host: process.communicate()[0] for host, process in started.items()}
-    return {
-        host: {
-            "address": addresses[host],
-            "reason": last_line(printed[host], f"ssh ended with code {process.returncode}"),
-        }
-        for host, process in started.items()
-        if process.returncode != 0
-    }
+    return ""
+
+
+def log_in(address: str) -> str:
+    """Why a login fails; empty where it does not.
+
+    sshd drops logins at random once ten of all hosts have not authenticated yet (MaxStartups), so such a login is tried
+    again a little later.
+    """
+    argv = [*SSH, address, f"echo {GREETING}"]
+    for pause in PAUSES:
+        code, out, err = run(argv)
+        problem = login_problem(code if code is not None else 255, out, err)
+        if code != 255 or not DROPPED.search(err):
+            break
+        time.sleep(pause * (1 + random.random()))  # so that hosts do not meet again
+    return problem
+
+
+def failed_logins(addresses: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Log in to all hosts, some at a time and in any order, as all hosts do so at once.
+
+    Returns:
+        address and reason of those that refuse.
+    """
+    hosts = random.sample(list(addresses), len(addresses))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        problems = dict(zip(hosts, pool.map(log_in, (addresses[host] for host in hosts))))
+    return {host: {"address": addresses[host], "reason": problems[host]} for host in addresses if problems[host]}
 
 
 def main() -> None:
@@ -151,10 +180,7 @@ def main() -> None:
     answer: dict[str, Any] = {"libraries": unreadable(asked["libraries"])}
     if asked["prefix"] and asked["modules"]:
         answer.update(try_imports(asked["prefix"], asked["modules"], asked["environment"]))
-    try:
-        answer["logins"] = failed_logins(asked["logins"])
-    except OSError as error:
-        module.fail_json(msg=f"ssh cannot be started: {error}")
+    answer["logins"] = failed_logins(asked["logins"])
     module.exit_json(changed=False, **answer)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -15,13 +17,18 @@ module: folder_checksums
 short_description: The files of a folder with their SHA-256
 description:
   - Changes nothing. A link counts as what it leads to.
-  - Names that begin with a dot are left out, with all that is below them.
+  - What is excluded is left out, with all that is below it.
   - The lines can be verified with C(sha256sum -c) in that folder.
 options:
   path:
     description: The folder on the host; one that does not exist has no files.
     type: path
     required: true
+  exclude:
+    description: Patterns of names; one that begins with C(/) is a path below the folder.
+    type: list
+    elements: str
+    default: [".*"]
 author: sdtune
 """
 
@@ -41,10 +48,19 @@ lines:
 """
 
 _CHUNK = 1 << 20
+HIDDEN = (".*",)
 
 
-def files_of(folder: Path, below: str = "", parents: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it.
+def excluded(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path below the folder is left out: by its name, or by its path where the pattern begins with /."""
+    name = path.rpartition("/")[2]
+    return any(fnmatch(f"/{path}", pattern) if pattern[:1] == "/" else fnmatch(name, pattern) for pattern in patterns)
+
+
+def files_of(
+    folder: Path, patterns: Sequence[str] = HIDDEN, below: str = "", parents: tuple[tuple[int, int], ...] = ()
+) -> Iterator[str]:
+    """Paths of all files below a folder that no pattern excludes, relative to it.
 
     Raises:
         OSError: a folder cannot be read, or a link leads to a folder that it lies in.
@@ -54,22 +70,30 @@ def files_of(folder: Path, below: str = "", parents: tuple[tuple[int, int], ...]
     if here in parents:
         raise OSError(f"{folder / below} is a link to a folder that it lies in")
     with os.scandir(folder / below) as entries:
-        found = [(entry.name, entry.is_dir(), entry.is_file()) for entry in entries if not entry.name.startswith(".")]
+        found = [(entry.name, entry.is_dir(), entry.is_file()) for entry in entries]
     for name, is_folder, is_file in found:
         path = f"{below}/{name}" if below else name
+        if excluded(path, patterns):
+            continue
         if is_folder:
-            yield from files_of(folder, path, (*parents, here))
+            yield from files_of(folder, patterns, path, (*parents, here))
         elif is_file:
             yield path
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def sha256_of_start(path: Path, size: int) -> str:
+    """SHA-256 of the first ``size`` bytes of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        while size > 0 and (chunk := file.read(min(size, _CHUNK))):
             digest.update(chunk)
+            size -= len(chunk)
     return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return sha256_of_start(path, path.stat().st_size)
 
 
 def line_of(digest: str, name: str) -> str:
@@ -78,18 +102,32 @@ def line_of(digest: str, name: str) -> str:
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}"
 
 
-def checksums(folder: Path) -> list[str]:
+def file_of(line: str) -> str:
+    """The path that a line of :func:`line_of` names."""
+    name = line.partition("  ")[2]
+    if not line.startswith("\\"):
+        return name
+    return re.sub(r"\\(.)", lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), name)
+
+
+def checksums(folder: Path, patterns: Sequence[str] = HIDDEN) -> list[str]:
     """The lines of all files of a folder, in the order of their paths' bytes; none where there is no folder."""
     if not folder.is_dir():
         return []
-    return [line_of(sha256_of(folder / name), name) for name in sorted(files_of(folder), key=os.fsencode)]
+    return [line_of(sha256_of(folder / name), name) for name in sorted(files_of(folder, patterns), key=os.fsencode)]
 
 
 def main() -> None:
     """Run as an Ansible module."""
-    module = AnsibleModule(argument_spec={"path": {"type": "path", "required": True}}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "exclude": {"type": "list", "elements": "str", "default": list(HIDDEN)},
+        },
+        supports_check_mode=True,
+    )
     try:
-        lines = checksums(Path(module.params["path"]))
+        lines = checksums(Path(module.params["path"]), module.params["exclude"])
     except OSError as error:
         module.fail_json(msg=f"{module.params['path']} cannot be listed: {error}")
     module.exit_json(changed=False, lines=lines)

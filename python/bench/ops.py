@@ -29,7 +29,6 @@ from contenders import say
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
 from sd15 import UNET
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -52,7 +51,7 @@ from sdtune.ops.convolution import (
     can_replace_upsampling,
     is_3x3,
 )
-from sdtune.ops.normalization import NormSilu, norm_gated_gelu
+from sdtune.ops.normalization import norm_gated_gelu
 from sdtune.ops.unet import optimize_unet
 from sdtune.ops.winograd import convolve, transform_filters
 from sdtune.ops.winograd_selection import WINOGRAD_CHANNELS, WINOGRAD_PIXELS
@@ -98,12 +97,6 @@ def of_convolution(region: Region) -> tuple[Call, Call]:
     return FrozenConv2d(plain), plain
 
 
-def of_norm_silu(region: Region) -> tuple[Call, Call]:
-    """The fused operation, and the plain one."""
-    norm = parameters(nn.GroupNorm(*region.arguments))
-    return NormSilu(norm), lambda x: F.silu(norm(x))
-
-
 def of_gated_gelu(region: Region) -> tuple[Call, Call]:
     """The fused operation, and the plain one."""
     channels, width = region.arguments
@@ -131,7 +124,6 @@ MAKERS = {
     "small convolution as one matrix multiplication": of_convolution,
     "Winograd": of_convolution,
     "Winograd, doubled": of_convolution,
-    "norm and SiLU": of_norm_silu,
     "norm and gated GELU": of_gated_gelu,
     "self-attention, projections recomputed": of_attention,
 }
@@ -166,12 +158,7 @@ def record(resolution: int) -> Counter[Region]:
         x = inputs[0] if inputs else options["hidden_states"]
         shape = tuple(x.shape)
         found.update(regions_of(name, module, (x,), upsampled))
-        if isinstance(module, ResnetBlock2D):
-            norms = ((module.norm1, shape), (module.norm2, (shape[0], module.out_channels, *shape[2:])))
-            found.update(
-                Region("norm and SiLU", size, (norm.num_groups, norm.num_channels, norm.eps)) for norm, size in norms
-            )
-        elif isinstance(module, BasicTransformerBlock):
+        if isinstance(module, BasicTransformerBlock):
             found[Region("norm and gated GELU", shape, (shape[-1], module.ff.net[0].proj.out_features))] += 1
         elif isinstance(module, Attention) and kernels.usable() and options.get("encoder_hidden_states") is None:
             found[Region("self-attention, projections recomputed", shape, (module.inner_dim, module.heads))] += 1

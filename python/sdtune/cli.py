@@ -28,9 +28,6 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 os.environ.setdefault(
     "MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdtune" / "matplotlib")
 )
-# Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
-# never calls: almost a second and 75 MB on every rank.
-_NEVER_TRAINED_WITH = ("scipy", "sklearn")
 _ONECCL_BINDINGS = "oneccl_bindings_for_pytorch"
 
 
@@ -69,6 +66,12 @@ def run(main: Callable[[], None]) -> None:
     os._exit(code)
 
 
+def hide_modules(*names: str) -> None:
+    """Let modules count as not installed, unless they are imported already."""
+    for name in names:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def train(description: str, method: str) -> None:
     """What a training program does: parse the command line, then check or train.
 
@@ -77,9 +80,8 @@ def train(description: str, method: str) -> None:
         method: that its flags are for; a job file says itself which method it is for.
     """
     job, flags = training_job(None, description, method)
-    # peft makes adapters, and takes half a second more
-    for name in (*_NEVER_TRAINED_WITH, *(("peft",) if job.method == "textual_inversion" else ())):
-        sys.modules[name] = None  # type: ignore[assignment] # counts as not installed
+    if job.method == "textual_inversion":
+        hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
     if flags.check:
         from sdtune.training.checks import check_job
 

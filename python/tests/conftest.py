@@ -1,13 +1,12 @@
 """Fixtures: an untrained pipeline of toyworld's shape (a double: its weights are random), pictures, jobs, and ranks."""
 
-import contextlib
 import os
 import random
-import socket
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
+
+# Tests run beside others: threads that wait for each other on busy cores cost more time than they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from sdtune.launch.run_folder import Run
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.models.pipelines import assemble
 from sdtune.settings import Job, build
+from tests.ranks import PATIENCE, free_port, run_ranks, start_ranks  # noqa: F401 - tests import them from here
 from toyworld.captions import examples
 from toyworld.drawings import draw_toy
 from toyworld.networks import make_models, make_scheduler
@@ -26,8 +26,6 @@ from toyworld.toys import KINDS, random_pose, random_toy
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
-# Seconds that a program of torch gets, however busy the machine: to fail sooner would prove nothing.
-PATIENCE = 600
 CLASS_PROMPT = "a photo of a toy"
 # As training_mixed_precision: auto: without such instructions, torch computes bf16 many times slower.
 PRECISION = "bf16" if has_bf16() else "no"
@@ -114,41 +112,3 @@ def learned_adapters(job):
 def write_job(path: Path, job) -> Path:
     path.write_text(yaml.safe_dump(job if isinstance(job, dict) else asdict(job)), encoding="utf-8")
     return path
-
-
-def free_port() -> int:
-    """One that nobody has, nor gets from the kernel for the asking while a rank still imports torch."""
-    while True:
-        with socket.socket() as s, contextlib.suppress(OSError):
-            port = random.SystemRandom().randrange(20_000, 29_000)  # the port where ranks usually meet is above
-            s.bind(("127.0.0.1", port))
-            return port
-
-
-def start_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -> list[subprocess.Popen]:
-    """Start ``count`` ranks of textual_inversion.py as a launcher would, on loopback; not ``meet``: untold where.
-
-    With a job file for each rank, each has a run folder of its own, as on hosts that share no disk.
-    """
-    job_files = job_file if isinstance(job_file, list) else [job_file] * count
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if meet else {}
-    ranks = []
-    for rank in range(count):
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}
-        env |= {
-            "PYTHONPATH": os.pathsep.join([str(PYTHON), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
-            "OMP_NUM_THREADS": "1",
-            **where,
-        }
-        env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, str(PYTHON / "textual_inversion.py"), "--job", str(job_files[rank])]
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    return ranks
-
-
-def run_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -> list[str]:
-    """Run ranks to their end, which has to be a good one; returns what each printed."""
-    ranks = start_ranks(job_file, count, meet=meet)
-    outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(outputs)
-    return outputs

@@ -141,8 +141,7 @@ def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path)
     for rank in ranks:
         rank.send_signal(signal.SIGKILL)
     for rank in ranks:
-        rank.wait()
-        rank.stdout.close()
+        rank.communicate()
     assert not Run(cut.run_dir).finished.exists()
     resumed = {**options, "resume_from_checkpoint": "latest"}
     again, elsewhere = (changed(mapping, tmp_path / name, training=resumed) for name in ("cut", "elsewhere"))
@@ -166,7 +165,7 @@ def test_two_ranks_stop_together_on_request_and_resume_to_the_same_bits(mapping,
     run.folder.mkdir()
     run.stop.touch()
     ranks = start_ranks(write_job(tmp_path / "cut.yaml", cut), 2)
-    printed = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
+    printed = [rank.communicate()[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [3, 3], printed
     assert "stopped on request after step 1" in printed[1]
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000001"]
@@ -199,7 +198,7 @@ def test_another_number_of_ranks_is_refused_or_resharded(mapping, tmp_path):
     refused = changed(mapping, tmp_path / "cut", training=two)
     ranks = start_ranks(write_job(tmp_path / "job.yaml", refused), 2)
     for rank in ranks:
-        printed = rank.communicate(timeout=PATIENCE)[0]
+        printed = rank.communicate()[0]
         assert rank.returncode == 2, printed
         assert "its world_size is 1, this job's is 2; put it back, or allow it with resume_reshard" in printed
     allowed = changed(mapping, tmp_path / "cut", training={**two, "resume_reshard": True})
@@ -375,7 +374,7 @@ def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_pa
 def test_another_number_of_ranks_is_refused_immediately(mapping, tmp_path, launched):
     job = changed(mapping, training={"world_size": 3})
     ranks = start_ranks(write_job(tmp_path / "job.yaml", job), launched)
-    outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
+    outputs = [rank.communicate()[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2] * launched
     assert f"error: the job asks for 3 ranks (training.world_size) but {launched} were started" in outputs[0]
     assert not Run(job.run_dir).folder.exists()

@@ -1,14 +1,13 @@
-"""Normalizations fused with the nonlinearity that follows. They save one tensor for the backward pass.
+"""A normalization fused with the gated GELU that follows, which saves one tensor for the backward pass.
 
-torch saves two tensors for a normalization followed by SiLU, and three for a gated GELU. The input alone is enough: the
-rest is recomputed. Weights are frozen, so gradients go to the input, and to an adapter beside a projection.
+torch saves three. The input alone is enough: the rest is recomputed. Weights are frozen, so gradients
+go only to it, and to an adapter beside the projection.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from sdtune.ops.convolution import INPUT_ONLY
 from sdtune.ops.low_rank import Projection, split
@@ -17,48 +16,6 @@ RECOMPUTED_CHANNELS = 640
 """Up to this many channels, the projection before a gated GELU is recomputed: 4% more FLOPs for 150 MB less."""
 BLOCK_ROWS = 512
 """Tokens whose gated GELU is computed at a time: the output of its projection is 5 MB at 640 channels in bf16."""
-
-
-class _NormSilu(torch.autograd.Function):
-    """silu(group_norm(x)). Saves x."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.arguments = (groups, eps)
-        return F.silu(F.group_norm(x, groups, weight, bias, eps))
-
-    @staticmethod
-    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        groups, eps = ctx.arguments
-        shape = (len(x), x.shape[1], x[0, 0].numel(), groups)
-        normed, mean, rstd = torch.native_group_norm(x, weight, bias, *shape, eps)
-        d_normed = torch.ops.aten.silu_backward(d_outs[0], normed)
-        d_x, _, _ = torch.ops.aten.native_group_norm_backward(d_normed, x, mean, rstd, weight, *shape, INPUT_ONLY)
-        return d_x, None, None, None, None
-
-
-class NormSilu(nn.GroupNorm):
-    """A group normalization followed by SiLU.
-
-    Args:
-        norm: the normalization whose parameters it takes over.
-    """
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=norm.affine, device="meta")
-        self.weight, self.bias = norm.weight, norm.bias
-        self.train(norm.training)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[b, channels, ...] -> the same shape."""
-        out: torch.Tensor = _NormSilu.apply(  # type: ignore[no-untyped-call]
-            input, self.num_groups, self.weight, self.bias, self.eps
-        )
-        return out
 
 
 def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
