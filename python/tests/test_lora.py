@@ -11,7 +11,7 @@ from sdtune.data.caption_files import read_captions
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.methods.baking import bake
-from sdtune.methods.lora_files import load_diffusers
+from sdtune.methods.lora_files import LoraFile, load_diffusers
 from sdtune.settings import Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics
@@ -84,6 +84,14 @@ def test_the_text_encoder_leaves_memory_and_pictures_are_still_drawn(lora_job):
     train(job)
     names = sorted(path.name for path in Run(job.run_dir).validation.glob("*.png"))
     assert names == ["step-000000.png", "step-000002.png"]
+
+
+def test_adapters_of_another_base_model_are_refused(untrained_model, tmp_path):
+    factors = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.zeros(4, 1280), torch.zeros(1280, 4))}
+    lora = LoraFile(networks={"unet": factors}, alpha=4.0, configs={}, metadata={})
+    with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
+        bake(lora, untrained_model, tmp_path / "pipeline", 1.0)
+    assert not (tmp_path / "pipeline").exists()
 
 
 # --- captions --------------------------------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ class Run:
         self.stop = self.folder / "stop"
         """When this file exists, the run stops after its next step."""
 
+    def file_for_tools(self, name: str) -> Path:
+        """``<name>.safetensors``, for tools that show a file's name; names of the run's own files get an underscore."""
+        path = self.folder / f"{name}.safetensors"
+        return self.folder / f"{name}_.safetensors" if path in (self.learned, self.lora) else path
+
     def check_writable(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse a finished run, checkpoints that would be lost, and a folder that cannot be written to.
 

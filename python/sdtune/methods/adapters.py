@@ -226,4 +226,4 @@ class NetworkAdapters:
         """Write ``pytorch_lora_weights.safetensors`` for diffusers, and ``<name>.safetensors`` for other tools."""
         lora = self.file(facts)
         save_diffusers(run.lora, lora)
-        save_kohya(run.folder / f"{name}.safetensors", lora)
+        save_kohya(run.file_for_tools(name), lora)

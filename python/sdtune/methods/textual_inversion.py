@@ -89,7 +89,7 @@ class TextualInversion(Method):
     def save(self, run: Run, facts: Mapping[str, Any]) -> None:
         """Write ``learned_embeds.safetensors`` for diffusers, and ``<word>.safetensors`` for other tools."""
         save_embeddings(run.learned, self._placeholder, self._embeddings)
-        save_embeddings(run.folder / f"{word_of(self._placeholder)}.safetensors", "emb_params", self._embeddings)
+        save_embeddings(run.file_for_tools(word_of(self._placeholder)), "emb_params", self._embeddings)
 
     def save_pipeline(self, run: Run, model: Path) -> None:
         """See :meth:`Method.save_pipeline`."""
