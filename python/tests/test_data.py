@@ -21,10 +21,10 @@ def test_folders_that_are_no_pictures(tmp_path):
         list_pictures(tmp_path / "none")
     with pytest.raises(BadInput, match="is empty"):
         list_pictures(tmp_path)
-    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(BadInput, match=r"notes\.txt is no picture"):
+    (tmp_path / "notes.md").write_text("x", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"notes\.md is no picture"):
         list_pictures(tmp_path)
-    (tmp_path / "notes.txt").rename(tmp_path / "broken.jpg")
+    (tmp_path / "notes.md").rename(tmp_path / "broken.jpg")
     with pytest.raises(BadInput, match=r"broken\.jpg cannot be read as a picture"):
         list_pictures(tmp_path)
     (tmp_path / "broken.jpg").unlink()

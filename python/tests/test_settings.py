@@ -144,7 +144,9 @@ def test_a_flag_that_is_missing_is_named():
     parser = argparse.ArgumentParser()
     add_job_flags(parser, "textual_inversion")
     with pytest.raises(BadInput, match="--train_data_dir is required"):
-        job_from_flags(parser.parse_args(["--pretrained_model_name_or_path", "/m"]), "textual_inversion")
+        job_from_flags(
+            parser.parse_args(["--pretrained_model_name_or_path", "/m", "--output_dir", "/r"]), "textual_inversion"
+        )
 
 
 def test_job_file_and_flags_exclude_each_other():

@@ -125,7 +125,7 @@ class LatentCache:
             self._files.read(name).flatten() if provider == self._rank else torch.zeros(size)
             for (_, name, provider), size in zip(entries, sizes, strict=True)
         ]
-        summed = self._summed(torch.cat(parts)).split(sizes)
+        summed = torch.split(self._summed(torch.cat(parts)), sizes)
         for ((picture, _), name, provider), part in zip(entries, summed, strict=True):
             if provider != self._rank and not self._files.has(name):
                 self._files.write(name, part.view(2, *self.shape_of(picture)))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def check_rank(settings: LoraArgs, model: Path, part: str, kind: str) -> None:
     names = targets(settings, kind)
     widths: dict[str, int] = {}
     for file in weight_files(model, [part]):
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
             for key in tensors.keys():  # noqa: SIM118 - not a dictionary
                 module = key.removesuffix(".weight")
                 if module != key and is_target(module, names):
@@ -104,7 +104,8 @@ def _layer_class() -> type:
 
         def factors(self) -> tuple[nn.Parameter, nn.Parameter, float]:
             """See :meth:`AdaptedLinear.factors`."""
-            return self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight, self.scaling[_ADAPTER]
+            a, b = (cast(nn.Linear, factors[_ADAPTER]).weight for factors in (self.lora_A, self.lora_B))
+            return a, b, float(self.scaling[_ADAPTER])
 
         def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             """[..., in] -> [..., out]."""
@@ -119,7 +120,7 @@ def config(settings: LoraArgs, kind: str) -> Any:
 
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=alpha_of(settings),
+        lora_alpha=alpha_of(settings),  # type: ignore[arg-type] # any number will do
         target_modules=targets(settings, kind),
         lora_dropout=settings.dropout,
         init_lora_weights="gaussian",

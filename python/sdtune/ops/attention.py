@@ -121,7 +121,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
 def _factors_of(projections: Sequence[Projection], factors: Sequence[torch.Tensor]) -> list[Factors]:
     """The factors of each projection, from those of all projections in one row."""
     remaining = iter(factors)
-    return [() if p.scaling is None else (next(remaining), next(remaining)) for p in projections]
+    return [() if p.scaling == 0 else (next(remaining), next(remaining)) for p in projections]
 
 
 class _ProjectedSelfAttention(torch.autograd.Function):

@@ -76,8 +76,8 @@ class Projection(NamedTuple):
     """Frozen [out, in]."""
     bias: torch.Tensor | None
     """Frozen [out]."""
-    scaling: float | None
-    """Of the learned product; None: the projection is only frozen."""
+    scaling: float
+    """Of the learned product; 0: there is none, the projection is only frozen."""
 
     def rounded(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A, and B with the scaling, rounded to the type of the frozen weights."""
@@ -126,7 +126,7 @@ def split(linear: nn.Module) -> tuple[Projection, tuple[nn.Parameter, ...]]:
         a, b, scaling = linear.factors()
         return Projection(linear.base_layer.weight, linear.base_layer.bias, scaling), (a, b)
     assert isinstance(linear, nn.Linear)
-    return Projection(linear.weight, linear.bias, None), ()
+    return Projection(linear.weight, linear.bias, 0.0), ()
 
 
 class _Adapted(torch.autograd.Function):
