@@ -4,8 +4,10 @@ python export_openvino.py --job runs/demo/job.yaml
 """
 
 import argparse
+from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 from sdtune.settings import Job, read_yaml
 
 
@@ -14,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", required=True, help="the run's job file")
     job = read_yaml(parser.parse_args().job, Job)
+    follow_mode(Path(job.run_dir))
     from sdtune.inference.export import export
 
     done = export(job)

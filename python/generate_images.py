@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 from sdtune.inference import pool
 from sdtune.inference.plan import Plan, make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock
@@ -60,6 +61,7 @@ def main() -> None:
     """Check, detach, serve as a worker, or generate, as the flags say."""
     args = _parser().parse_args()
     job = read_yaml(args.job, GenerationJob)
+    follow_mode(Path(job.run_dir))
     plan = make_plan(job, check_memory=args.worker is None)
     if args.check:
         found = {"fingerprint": plan.fingerprint, "processes": len(plan.cores), "warnings": plan.warnings}

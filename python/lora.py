@@ -15,4 +15,4 @@ from sdtune import cli
 cli.hide_modules("scipy", "sklearn")
 
 if __name__ == "__main__":
-    cli.run(lambda: cli.train(__doc__ or "", "lora"))
+    cli.run(lambda: cli.train(__doc__ or "", "lora"), preload=True)

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 lock=$1
 
-scripts/packages.sh python3:python3 rsync:rsync ssh:openssh-client git:git
+scripts/packages.sh python3:python3 ssh:openssh-client git:git
 python3 -c 'import venv, ensurepip' 2>/dev/null || scripts/packages.sh :python3-venv
 
 if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

@@ -5,6 +5,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -30,8 +31,8 @@ class HubFake:
                     self.wfile.write(body)
 
             def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                fake.seen.append(f"{self.command} {path}")
+                path = urlsplit(self.path).path  # of a proxy, the path is a whole URL
+                fake.seen.append(f"{self.command} {self.path.partition('?')[0]}")
                 if token and self.headers.get("Authorization") != f"Bearer {token}":
                     return self.answer(b"{}", 401, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted.")
                 if path.startswith("/api/models/someone/model"):

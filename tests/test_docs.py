@@ -104,7 +104,7 @@ def test_paths_and_modules_exist(name):
 def test_messages_exist():
     """A symptom that docs/troubleshooting.md quotes is a message of this project, or of ssh and Ansible."""
     sources = subprocess.run(
-        ["git", "ls-files", "python/sdtune", "plugins", "roles", "templates"],
+        ["git", "ls-files", "python/sdtune", "python/standalone", "plugins", "roles", "templates"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -30,6 +30,8 @@ HOST = {
     "trained": {
         "rc": 0, "stderr_lines": [], "stdout_lines": ["/x/libiomp5.so", "/usr/lib/libtcmalloc_minimal.so.4", *STEPS],
     },
+    "losses": {"node1": [0.25] * 3, "node2": [0.25] * 3, "node3": []},
+    "processors": {"node1": "a", "node2": "a", "node3": "b"},
     "fastest": 1.5,
     "slow_factor": 3,
     "mpi": ["node2 ok 2 ranks", "all ok 2 ranks: 1.5 ms"],
@@ -61,7 +63,7 @@ def test_a_healthy_host():
     assert {row["host"] for row in rows} == {"node1"}
     assert [row["check"] for row in rows] == [
         "answer", "memory", "disk", "clock", "environment", "packages", "imports", "model", "pictures", "libraries",
-        "interface", "ssh", "training", "mapped", "speed", "mpi", "all-reduce",
+        "interface", "ssh", "training", "mapped", "loss", "speed", "mpi", "all-reduce",
     ]  # fmt: skip
     assert verdict(HOST, host(name="node2")) == "All is well with node1, node2."
 
@@ -125,6 +127,33 @@ def test_a_rule_that_is_broken_replaces_what_is_fine():
     assert row("clock", broken=clock)["pair"]
 
 
+@pytest.mark.parametrize(
+    ("losses", "processors", "ok", "found"),
+    [
+        ({"node2": [0.3, 0.2, 0.25]}, {}, False, "the same work gives 0.25 here and on node2 0.25"),
+        ({"node2": [0.3, 0.2, 3.81]}, {"node2": "b"}, False, "the same work gives 0.25 here and on node2 3.81"),
+        ({"node2": [0.25, 0.25, 0.251]}, {"node2": "b"}, True, "0.25; node2 has another processor, which rounds"),
+        ({"node2": [0.25, 0.25, 0.251]}, {}, False, "the same work gives 0.25 here and on node2 0.251"),
+        ({}, {}, True, "0.25, as on node2"),
+        ({"node2": []}, {}, True, "0.25"),
+        ({"node2": [3.0] * 3, "node3": [2.0] * 3}, {}, False, "and on node2 3 (and differs on node3)"),
+    ],
+)  # fmt: skip
+def test_equal_work_has_to_give_equal_losses(losses, processors, ok, found):
+    loss = row("loss", losses=losses, processors=processors)
+    assert loss["ok"] == ok
+    assert found in loss["found"]
+
+
+def test_of_three_hosts_the_one_whose_loss_is_another_is_to_blame():
+    losses = {"node1": [0.25] * 3, "node2": [0.25] * 3, "node3": [3.0] * 3}
+    same = dict.fromkeys(losses, "a")
+    steps = [json.dumps({"kind": "step", "loss": 3.0, "step_s": 1.5})] * 3
+    hosts = [host(name=name, losses=losses, processors=same, mpi=[]) for name in losses]
+    hosts[2]["trained"]["stdout_lines"][2:] = steps
+    assert verdict(*hosts).startswith("Culprit: node3: loss: the same work gives")
+
+
 def test_a_training_that_failed_has_no_speed():
     rows = findings.diagnosis_rows(host(trained={"rc": 1}))
     assert "speed" not in [row["check"] for row in rows]
@@ -180,6 +209,10 @@ def test_every_pair_of_hosts_is_tried_once():
 
 def test_logins_that_fail_are_named_by_pair():
     said = {"logins": {"b": {"address": "10.2", "reason": "Permission denied (publickey)."}}}
-    assert findings.failed_logins({"a": said, "b": {"skipped": True}}) == [
-        "a -> b (10.2): Permission denied (publickey).; run ansible-playbook provision.yml --tags ssh_mesh"
+    asked = {"a": said, "b": {"skipped": True}}
+    assert findings.failed_logins(asked, {}, "runner") == [
+        "a -> b (10.2): Permission denied (publickey).; log in to a as runner and type ssh -v 10.2"
+    ]
+    assert findings.failed_logins(asked, {"b": ["sshd there accepts no keys", "x"]}, "runner") == [
+        "a -> b (10.2): Permission denied (publickey).; sshd there accepts no keys | x"
     ]

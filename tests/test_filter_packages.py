@@ -98,3 +98,17 @@ def test_packages_that_differ():
     assert apply("package_differences", many, [], "a") == (
         "it has p0==1, p1==1, p2==1, p3==1, p4==1 and more where a has nothing"
     )
+
+
+@pytest.mark.parametrize(
+    ("python", "family", "package"),
+    [
+        ("python3", "Debian", "python3-venv"),
+        ("python3.12", "Debian", "python3.12-venv"),
+        ("python", "Debian", "python3-venv"),
+        ("python3.12", "RedHat", "python3"),
+    ],
+)
+def test_the_package_with_venv(python, family, package):
+    """Of its own version: deadsnakes has one for each."""
+    assert apply("venv_package", python, family) == package

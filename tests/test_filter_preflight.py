@@ -83,20 +83,6 @@ def test_a_login_without_a_user_is_that_of_the_control_node():
     assert "ssh-copy-id node1," in preflight.preflight_unreachable("Permission denied", "node1", "node1")
 
 
-def test_free_disk_is_that_of_the_longest_mount():
-    mounts = [
-        {"mount": "/", "size_available": 10 * 2**20},
-        {"mount": "/srv", "size_available": 20 * 2**20},
-        {"mount": "/srv/data", "size_available": 30 * 2**20},
-        {"mount": "/srv/data/x"},  # a mount that does not tell its size
-    ]
-    assert preflight.free_disk_mb(mounts, "/srv/data", 7) == 30
-    assert preflight.free_disk_mb(mounts, "/srv/data/x", 7) == 30
-    assert preflight.free_disk_mb(mounts, "/srv/database", 7) == 20
-    assert preflight.free_disk_mb(mounts, "/home", 7) == 10
-    assert preflight.free_disk_mb([], "/home", 7) == 7
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

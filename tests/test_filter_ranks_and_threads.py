@@ -123,3 +123,11 @@ def test_addresses_of_an_inventory():
     found = apply("host_addresses", ["c", "a", "b"], variables)
     assert found == {"c": "c", "a": "198.51.100.1", "b": "198.51.100.2"}
     assert list(found) == ["c", "a", "b"], "rank 0 first"
+
+
+def test_programs_learn_of_proxy_and_certificates_under_all_names():
+    assert apply("web_environment", "", ["a"], "") == {}
+    found = apply("web_environment", "http://p:1", ["localhost", "10.0.0.1", "localhost"], "")
+    assert found["https_proxy"] == found["HTTP_PROXY"] == "http://p:1"
+    assert found["no_proxy"] == found["NO_PROXY"] == "localhost,10.0.0.1"
+    assert set(apply("web_environment", "", [], "/ca.pem").values()) == {"/ca.pem"}

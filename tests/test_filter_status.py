@@ -7,6 +7,9 @@ import pytest
 from plugins.filter import status
 
 RUN = {
+    "exists": True,
+    "left": [],
+    "standstill": "",
     "supervised": True,
     "unsupervised": False,
     "finished": False,
@@ -43,9 +46,12 @@ def changed(base, **more):
         (changed(RUN, supervised=False, lost=True), "died with its supervisor"),
         (changed(RUN, supervised=False, finished=True), "is finished"),
         (changed(RUN, supervised=False, state={"state": "failed", "reason": "rank 1 died"}), "failed: rank 1 died"),
+        ({**RUN, "supervised": False, "state": {}}, "is not going on"),
+        ({**RUN, "standstill": "its supervisor is stopped"}, "stands still: its supervisor is stopped"),
+        ({**RUN, "supervised": False, "exists": False}, "has no folder"),
         (
-            {"supervised": False, "unsupervised": False, "lost": False, "finished": False, "state": {}},
-            "is not going on",
+            {**RUN, "supervised": False, "exists": False, "left": [7, 8]},
+            "has lost its folder, while processes work for it: 7, 8",
         ),
     ],
 )
@@ -131,3 +137,12 @@ def test_the_run_of_a_primary_that_does_not_answer():
 )  # fmt: skip
 def test_how_a_run_ended(before, after, words):
     assert status.stop_summary("demo", before, after) == words
+
+
+def test_what_keeps_a_run_from_stopping():
+    frozen = {**RUN, "standstill": "its supervisor is stopped"}
+    assert status.stop_obstacle(frozen) == "its supervisor is stopped; then type the same again"
+    assert status.stop_obstacle(RUN) == ""
+    assert status.stop_obstacle({**RUN, "supervised": False}, 90) == ""
+    assert "has not ended it within 90 s" in status.stop_obstacle(RUN, 90)
+    assert "no supervisor" in status.stop_obstacle({**RUN, "supervised": False, "unsupervised": True}, 90)

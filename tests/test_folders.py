@@ -65,6 +65,10 @@ def test_pictures_from_the_web(playbook, tmp_path, web):
         assert provision(training_data_urls=[f"{hub.url}/files/0.png"]).returncode == 0
         assert [p.name for p in pictures.iterdir()] == ["00-0.png"]
 
+        far = "http://pictures.invalid/files/1.png"
+        assert provision(training_data_urls=[far], cluster_proxy=hub.url).returncode == 0
+        assert f"GET {far}" in hub.seen
+
 
 def test_a_copy_that_was_cut_off_is_finished(playbook, tmp_path, pictures):
     """The list of checksums never outlives what it was made from."""

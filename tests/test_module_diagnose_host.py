@@ -52,7 +52,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ('echo "Warning: x" >&2; echo "Permission denied" >&2; exit 255', "Permission denied"),
         ("echo welcome; echo sdtune", "the shell there prints 'welcome' where it runs a command"),
         ("exit 0", "the shell there does not run commands"),
-        ("exit 3", "the login ended with code 3 and without a word"),
+        ("exit 3", "the login ended with code 3 and printed nothing"),
     ],
 )
 def test_of_several_logins_those_that_fail_are_named_with_the_reason(script, text, reason):

@@ -21,9 +21,9 @@ MIRROR_PORT = 3141
 # Documentation addresses, cut into one slice for each lab: .1 is the bridge, .11 the first host.
 SLICES = list(ipaddress.IPv4Network("198.51.100.0/24").subnets(new_prefix=27))
 FIRST_HOST = 11
-MOST_HOSTS = 8
+MOST_HOSTS = 16
 # Of a slice, the four addresses of the second link between two hosts: a subnet of its own, with its own route.
-SECOND_LINK = 24
+SECOND_LINK = 28
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Lab:
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a lab, node1 to node8."""
+    """One host of a lab, node1 to node16."""
 
     lab: Lab
     number: int

@@ -46,6 +46,8 @@ def describe(seen: dict) -> str:
     """The progress of a run, in one line."""
     state, progress = seen["state"], seen["progress"]
     name = state.get("run_name", "the run")
+    if seen["standstill"]:
+        return f"{name} stands still: {seen['standstill']}"
     if state.get("state") == "waiting":
         return f"{name}: waiting for {', '.join(state.get('waiting_for', []))} to come back"
     parts = []
@@ -158,7 +160,13 @@ class ActionModule(ActionBase):
             going = seen["supervised"]
             line, progress = describe(seen), seen["progress"]
             tenth = 10 * progress.get("step", 0) // (progress.get("max_steps") or 10**9)
-            mark = (str(progress.get("validation")), tenth, seen["state"].get("state"), len(news))
+            mark = (
+                str(progress.get("validation")),
+                tenth,
+                seen["state"].get("state"),
+                len(news),
+                seen["standstill"] != "",
+            )
             if self._live and going:
                 display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
             elif mark != last or time.monotonic() - printed > _QUIET_SECONDS:
@@ -200,6 +208,8 @@ class ActionModule(ActionBase):
             time.sleep(2)
 
     def _failure_message(self, name: str, run_dir: str, seen: dict) -> str:
+        if not seen["exists"]:
+            return f"{name}: the run folder {run_dir} was deleted while the run was going on, which ends the run"
         state = seen["state"]
         failures = state.get("failures", [])
         if seen["lost"] or state.get("state") not in ("failed",):

@@ -10,6 +10,7 @@ A row is one check of one host::
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -20,9 +21,10 @@ Row = dict[str, Any]
 SHOWN = 5  # names in a message
 PAIR_CHECKS = ("network", "clock")  # preflight's rules that are about two hosts
 REPAIR = "run ansible-playbook provision.yml with the same inventory, which repairs it"
+HARDWARE = "if their files are right, memory or processor of one of them computes wrong"
+ROUNDING = 0.05  # how far, relatively, a loss on another kind of processor may be off after a few steps
 LIBRARIES = "run ansible-playbook provision.yml --tags gperftools,intel_mpi with the same inventory"
 SSH = "run ansible-playbook provision.yml --tags ssh_mesh with the same inventory"
-# What ssh says of a login that fails, as a pattern, and what may be done about it; the first that matches counts.
 INTERFACE = "over the interface that launch_config_interface names"
 PORTS = f"let the hosts reach each other on all TCP ports from 1024 on, {INTERFACE}"
 
@@ -123,6 +125,46 @@ def _training_rows(trained: Mapping[str, Any], preload: Sequence[str]) -> list[R
     ]
 
 
+def step_losses(trained: Mapping[str, Any]) -> list[float]:
+    """The loss of each step of the short training; empty where it failed."""
+    return [float(step["loss"]) for step in training_steps(trained)] if trained.get("rc") == 0 else []
+
+
+def _loss_row(
+    name: str, own: Sequence[float], losses: Mapping[str, Sequence[float]], processors: Mapping[str, str]
+) -> Row:
+    """The losses of this host against those of the others, which did the same work.
+
+    Equal processors compute the same bits. Others round differently, so there only a difference counts that no rounding
+    explains.
+    """
+    processor = processors.get(name)
+    others = {host: loss for host, loss in losses.items() if host != name and loss}
+
+    def differs(host: str) -> bool:
+        tolerance = 0.0 if processors[host] == processor else ROUNDING
+        return len(own) != len(others[host]) or any(
+            not math.isclose(a, b, rel_tol=tolerance) for a, b in zip(own, others[host], strict=True)
+        )
+
+    wrong = [host for host in others if differs(host)]
+    if not wrong:
+        alike = [host for host in others if processors[host] == processor]
+        unlike = [host for host in others if host not in alike]
+        text = f"{own[-1]:.6g}" + (f", as on {', '.join(alike)}" if alike else "")
+        text += (
+            f"; {', '.join(unlike)} {'has' if len(unlike) == 1 else 'have'} another processor, which rounds otherwise"
+        )
+        return _row("loss", True, text if unlike else text.partition("; ")[0])
+    at = f"on {wrong[0]} {others[wrong[0]][-1]:.6g}"
+    text = f"the same work gives {own[-1]:.6g} here and {at}" + (
+        f" (and differs on {', '.join(wrong[1:])})" if wrong[1:] else ""
+    )
+    return _row(
+        "loss", False, text, f"look at the other lines of both; {REPAIR}; {HARDWARE}", pair=True, **{"with": wrong}
+    )
+
+
 def _speed_row(step: float, fastest: float, factor: float) -> Row:
     """The speed of this host, against that of the fastest one: every step of a run waits for the slowest rank."""
     load = "look what else runs there, and whether the processor is throttled"
@@ -157,6 +199,7 @@ def diagnosis_rows(host: Mapping[str, Any]) -> list[Row]:
             pins, modules, preload: what the environment has to hold, import, and put in front of the ranks;
             folders: {name: what is wrong with it, or empty}; shape_error, interface: of launch_config;
             trained: the result of train.sh, or empty; fastest: seconds a step on the fastest host; slow_factor;
+            losses: {host: loss of each step} and processors: {host: its kind} of the hosts that trained;
             mpi: lines of hello.sh; able: the hosts that took part.
     """
     wrong, remedy = _split(host["problem"])
@@ -171,6 +214,8 @@ def diagnosis_rows(host: Mapping[str, Any]) -> list[Row]:
             rows.append(_row("user", False, missing, made))
         if "rc" in host["trained"]:
             rows += _training_rows(host["trained"], host["preload"])
+            if own := step_losses(host["trained"]):
+                rows.append(_loss_row(host["name"], own, host["losses"], host["processors"]))
             if step := seconds_per_step(host["trained"]):
                 rows.append(_speed_row(step, float(host["fastest"]), float(host["slow_factor"])))
         rows += _mpi_rows(host["mpi"], host["able"])
@@ -182,12 +227,24 @@ def mpi_pairs(able: Sequence[str], addresses: Mapping[str, str], own: str) -> li
     return [f"{host}={addresses[own]},{addresses[host]}" for host in able[able.index(own) + 1 :]] if own in able else []
 
 
-def failed_logins(asked: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each pair of hosts that ssh does not connect. ``asked``: ``{host: answer of diagnose_host}``."""
+def failed_logins(
+    asked: Mapping[str, Mapping[str, Any]], obstacles: Mapping[str, Sequence[str]], user: str
+) -> list[str]:
+    """A line for each pair of hosts that ssh does not connect.
+
+    Args:
+        asked: ``{host: answer of diagnose_host}``.
+        obstacles: ``{host: what login.py found there}``, of hosts that do not let others in.
+        user: who has to be let in.
+    """
+
+    def line(host: str, other: str, said: Mapping[str, str]) -> str:
+        try_it = f"log in to {host} as {user} and type ssh -v {said['address']}"
+        remedy = "" if "; " in said["reason"] else "; " + (" | ".join(obstacles.get(other, [])) or try_it)
+        return f"{host} -> {other} ({said['address']}): {said['reason']}{remedy}"
+
     return [
-        f"{host} -> {other} ({said['address']}): {said['reason']}; run ansible-playbook provision.yml --tags ssh_mesh"
-        for host, answer in asked.items()
-        for other, said in answer.get("logins", {}).items()
+        line(host, other, said) for host, answer in asked.items() for other, said in answer.get("logins", {}).items()
     ]
 
 
@@ -197,5 +254,6 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """``{name: function}``."""
         return {
-            function.__name__: function for function in (diagnosis_rows, seconds_per_step, mpi_pairs, failed_logins)
+            function.__name__: function
+            for function in (diagnosis_rows, seconds_per_step, step_losses, mpi_pairs, failed_logins)
         }

@@ -16,6 +16,25 @@ def host_addresses(hosts: Iterable[str], variables: Mapping[str, Mapping[str, An
     return {host: address(host) for host in hosts}
 
 
+def web_environment(proxy: str, without: Iterable[str], certificates: str) -> dict[str, str]:
+    """Variables for programs that speak HTTP; none for what is not set, so that a host's own settings remain.
+
+    Args:
+        proxy: URL of a proxy, or empty.
+        without: names and addresses that are reached without it.
+        certificates: file of the certificates to trust, or empty.
+    """
+    found = {}
+    if proxy:
+        found = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": ",".join(dict.fromkeys(without))}
+        found |= {name.upper(): value for name, value in found.items()}
+    if certificates:
+        # Python and OpenSSL; requests, and so conda and the hub's client; curl; pip.
+        names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+        found |= dict.fromkeys(names, certificates)
+    return found
+
+
 def interface_of(facts: Mapping[str, Any], address: str) -> str:
     """Name of the network interface that has an IPv4 address; empty where none has it.
 
@@ -36,4 +55,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """{name: function}."""
-        return {"host_addresses": host_addresses, "interface_of": interface_of}
+        return {
+            "host_addresses": host_addresses,
+            "web_environment": web_environment,
+            "interface_of": interface_of,
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +35,18 @@ def python_minor(text: str | None) -> str:
     return found.group(1) if found else ""
 
 
+def venv_package(python: str, family: str) -> str:
+    """The distribution's package with ``venv`` and ``ensurepip`` of a Python.
+
+    Args:
+        python: Name of its command; ``python3.12`` has a package of its own on Debian, as from deadsnakes.
+        family: ``ansible_facts['os_family']``.
+    """
+    if family != "Debian":
+        return "python3"
+    return f"{python}-venv" if re.fullmatch(r"python3\.\d+", python) else "python3-venv"
+
+
 def conda_python(packages: Iterable[str]) -> str:
     """Minor version of Python that a list of conda packages asks for; empty where it names none."""
     return next(filter(None, map(python_minor, packages)), "")
@@ -45,6 +57,19 @@ def pinned_version(lines: Sequence[str], name: str) -> str:
     wanted = normalized_pin(name).removesuffix("==")
     pins = (line.partition("==") for line in lines if "==" in line)
     return next((version.strip() for other, _, version in pins if normalized_pin(other) == f"{wanted}=="), "")
+
+
+def environment_state(inspected: Sequence[str], problems: Mapping[str, str]) -> list[str]:
+    """The state of an environment, and the reason where it is broken.
+
+    Args:
+        inspected: the lines of environment.sh.
+        problems: of module installed_packages; they count where names and sizes are right.
+    """
+    if inspected[0] != "intact" or not problems:
+        return list(inspected)
+    named = [f"{pin.partition('==')[0]} {problem}" for pin, problem in problems.items()]
+    return ["broken", ", ".join(named[:_SHOWN]) + (" and more" if len(named) > _SHOWN else "")]
 
 
 def pip_index_args(url: str) -> list[str]:
@@ -91,9 +116,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """{name: function}."""
         return {
+            "environment_state": environment_state,
             "missing_wheels": missing_wheels,
             "fitting_wheels": fitting_wheels,
             "python_minor": python_minor,
+            "venv_package": venv_package,
             "conda_python": conda_python,
             "pinned_version": pinned_version,
             "pip_index_args": pip_index_args,

@@ -95,23 +95,6 @@ def failure_reason(result: Mapping[str, Any]) -> str:
     return "\n".join(str(part).strip() for part in parts if part)
 
 
-def free_disk_mb(mounts: Iterable[Mapping[str, Any]], path: str, unknown: int) -> int:
-    """Megabytes free on the mount that ``path`` lies on: the longest that the path begins with.
-
-    Args:
-        mounts: ``ansible_facts['mounts']``.
-        path: an absolute path, which need not exist.
-        unknown: the answer where the facts name no such mount.
-    """
-    at = [
-        mount
-        for mount in mounts
-        if f"{path}/".startswith(f"{mount['mount'].rstrip('/')}/") and mount.get("size_available") is not None
-    ]
-    best = max(at, key=lambda mount: len(mount["mount"]), default=None)
-    return int(best["size_available"]) // MEGABYTE if best else int(unknown)
-
-
 def instruction_set(flags: Iterable[str]) -> str:
     """What the processor's flags mean for a training step."""
     known = set(flags)
@@ -166,7 +149,6 @@ class FilterModule:
                 preflight_report,
                 failure_reason,
                 preflight_unreachable,
-                free_disk_mb,
                 instruction_set,
                 peer_targets,
                 peers_unreachable,

@@ -36,6 +36,11 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
     if run is None:
         return "cannot be told, the primary does not answer"
     state = run["state"]
+    if not run["exists"]:
+        left = ", ".join(map(str, run["left"]))
+        return f"has lost its folder, while processes work for it: {left}" if left else "has no folder"
+    if run["standstill"]:
+        return f"stands still: {run['standstill']}"
     if run["supervised"]:
         if state.get("stopping"):
             return "is stopping"
@@ -73,6 +78,8 @@ def _run_lines(run: Mapping[str, Any] | None, drawing: Mapping[str, Any], name: 
     """The lines about the run."""
     yield f"run {name} {run_state_words(run)}"
     if run is None:
+        return
+    if not run["exists"]:
         return
     progress, state = run["progress"], run["state"]
     if "step" in progress:
@@ -150,6 +157,8 @@ def stop_summary(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
         after: the same, after the end of the run.
     """
     state = after["state"].get("state", "stopped")
+    if not after["exists"]:
+        return f"{name} {run_state_words(after)}"
     if not run_is_active(before):
         words = "is not going on"
     elif state == "stopped":
@@ -166,9 +175,26 @@ def stop_summary(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
     return f"{name} {words}; {rest}"
 
 
+def stop_obstacle(run: Mapping[str, Any], seconds: float = 0) -> str:
+    """Why a run does not stop, and what to do; empty if nothing is in the way.
+
+    Args:
+        run: what ``run_state.py look`` says of a run.
+        seconds: how long it was waited for, after the request to stop.
+    """
+    if run["standstill"]:
+        return f"{run['standstill']}; then type the same again"
+    if not seconds or not run_is_active(run):
+        return ""
+    if run["supervised"]:
+        return f"its supervisor has not ended it within {seconds:.0f} s; what it does is in logs/supervisor.log"
+    return f"it made no step for {seconds:.0f} s and has no supervisor that could end it; end its mpirun yourself"
+
+
 class FilterModule:
     """Make the functions filters."""
 
     def filters(self) -> dict[str, Any]:
         """``{name: function}``."""
-        return {function.__name__: function for function in (status_answer, status_table, run_is_active, stop_summary)}
+        functions = (status_answer, status_table, run_is_active, stop_summary, stop_obstacle)
+        return {function.__name__: function for function in functions}

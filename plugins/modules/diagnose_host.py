@@ -103,7 +103,7 @@ def run(argv: list[str], environment: dict[str, str] | None = None) -> tuple[int
 
 def try_imports(prefix: str, modules: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """``imports`` and ``imports_error`` of the environment; ``environment`` is added to the variables."""
-    check = ["-P", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
+    check = ["-I", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
     code, out, err = run([f"{prefix}/bin/python", *check], {**os.environ, **environment})
     if code == 0:
         return {"imports": {}, "imports_error": ""}
@@ -125,7 +125,7 @@ def login_problem(code: int, out: str, err: str) -> str:
     rsync and MPI read what a command prints, so a shell that prints something of its own breaks both.
     """
     if code != 0:
-        return last_line(err) or last_line(out, f"the login ended with code {code} and without a word")
+        return last_line(err) or last_line(out, f"the login ended with code {code} and printed nothing")
     more = [line for line in out.splitlines() if line.strip() and line != GREETING]
     if more or GREETING not in out.splitlines():
         printed = f"prints {more[0]!r}" if more else "does not run commands"

@@ -28,6 +28,10 @@ options:
     type: list
     elements: str
     required: true
+  others:
+    description: Whether the packages that no pin names are compared with their checksums too.
+    type: bool
+    default: false
 author: [sdtune]
 """
 EXAMPLES = r"""
@@ -118,6 +122,12 @@ def problem_with(pin: str, folders: dict[str, Path]) -> str:
     return f"is damaged ({', '.join(damaged[:3])}{more})" if damaged else ""
 
 
+def unpinned(pins: Iterable[str], folders: dict[str, Path]) -> list[str]:
+    """A pin, to what is installed, for each package that no pin names."""
+    named = {normalize(pin.partition("==")[0]) for pin in pins}
+    return [f"{name}=={version_of(folder)}" for name, folder in folders.items() if name not in named]
+
+
 def without_record(pins: Iterable[str], folders: dict[str, Path]) -> list[str]:
     """The metadata folders of those packages that pip cannot replace, because they have no usable RECORD."""
     found = (folders.get(normalize(pin.partition("==")[0])) for pin in pins)
@@ -130,11 +140,16 @@ def main() -> None:
         argument_spec={
             "prefix": {"type": "path", "required": True},
             "packages": {"type": "list", "elements": "str", "required": True},
+            "others": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     folders = metadata_folders(Path(module.params["prefix"]))
-    found = {pin: problem_with(pin, folders) for pin in module.params["packages"]}
+    pins = [
+        *module.params["packages"],
+        *(unpinned(module.params["packages"], folders) if module.params["others"] else ()),
+    ]
+    found = {pin: problem_with(pin, folders) for pin in pins}
     problems = {pin: problem for pin, problem in found.items() if problem}
     module.exit_json(
         changed=False,

@@ -3,6 +3,11 @@
 An error that the user can correct becomes one line; any other becomes a traceback. A rank of a run also records its
 error, see :mod:`sdtune.launch.rank_error`.
 """
+# ruff: noqa: E402
+
+from sdtune.host import environment
+
+environment.isolate()  # first: what is imported below could come from another environment
 
 import faulthandler
 import os
@@ -13,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.files import follow_mode
+from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 from sdtune.settings import training_job
 
@@ -31,12 +38,19 @@ os.environ.setdefault(
 _ONECCL_BINDINGS = "oneccl_bindings_for_pytorch"
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, preload: bool = False) -> None:
     """Call ``main``, and turn what it raises into a message and an exit code.
+
+    Args:
+        main: the program.
+        preload: whether the program may run with LD_PRELOAD, as ranks do; else it is started again without.
 
     Exit codes: 0, 2 for bad input, 1 for a failure, 3 when it was stopped on request. On SIGUSR1 the process writes its
     stack: to the rank's agent if it has one, else to standard error.
     """
+    if not preload:
+        environment.leave_preload()
+    raise_descriptor_limit()
     reporter = Reporter()
     faulthandler.register(signal.SIGUSR1, file=2 if reporter.pipe is None else reporter.pipe, all_threads=False)
     try:
@@ -88,6 +102,7 @@ def train(description: str, method: str) -> None:
         check_job(job)
         print(f"the job {job.run_name} can run")
         return
+    follow_mode(Path(job.run_dir))
     from sdtune.training import trainer  # after the flags: importing torch takes seconds
 
     trainer.train(job)

@@ -22,6 +22,14 @@ def is_writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
+def follow_mode(folder: Path) -> None:
+    """Let whatever this process writes from now on be readable by those who may enter ``folder``, and by no others.
+
+    A folder that does not exist yet will be its owner's alone.
+    """
+    os.umask(0o777 & ~folder.stat().st_mode if folder.is_dir() else 0o077)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file: a reader, or the state after a crash, has the old text or the new one.
 
@@ -57,6 +65,7 @@ def hold_lock(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file, which is created when it does not exist and is not removed.
 
     The kernel releases the lock when this process ends, however it ends. Processes that it starts do not inherit it.
+    Other users cannot open the file, and so cannot hold the lock.
 
     Args:
         path: the lock file.
@@ -66,8 +75,10 @@ def hold_lock(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     Raises:
         BlockingIOError: another process has held the lock for all of the timeout.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)  # one of an earlier version
         if timeout is None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         else:

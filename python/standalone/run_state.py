@@ -36,6 +36,8 @@ DRAWING = "drawing.json"
 DRAWING_LOCK = ".drawing.lock"
 DRAWING_LOG = "logs/drawing.log"
 _TAIL = 262_144  # bytes at the end of metrics.jsonl that are read: hundreds of steps
+_SILENCE = 120  # seconds without a sign of a supervisor after which it counts as standing still
+_STANDSTILL = 5  # seconds for which that has to last before a call that waits for the end returns
 _WINDOW = 20  # steps over which the speed is averaged
 
 
@@ -114,28 +116,56 @@ def progress(run: Path, since: float) -> dict[str, Any]:
     return found
 
 
+def standstill(run: Path, state: dict[str, Any]) -> str:
+    """Why the supervisor, which holds its lock, does nothing; empty while it works.
+
+    It sets the time of its lock file every second, and every half minute while it ends a job or waits for hosts.
+    """
+    pid = state.get("pid", 0)
+    letter = _cpu_seconds(pid)[1]
+    if letter in "Tt":
+        return f"its supervisor, process {pid}, is stopped, as by SIGSTOP or a debugger; kill -CONT {pid} continues it"
+    try:
+        silent = time.time() - (run / SUPERVISOR_LOCK).stat().st_mtime
+    except FileNotFoundError:  # deleted since it was seen
+        return ""
+    if state.get("heartbeat") and silent > _SILENCE:
+        return f"its supervisor, process {pid} in state {letter}, has done nothing for {silent:.0f} s"
+    return ""
+
+
 def look(run: Path, wait: float = 0) -> dict[str, Any]:
     """The state of a run.
 
     Args:
         run: its folder.
-        wait: seconds to wait for the end of the run, at most.
+        wait: seconds to wait for the end of the run, at most; shorter when its supervisor does nothing.
 
     Returns:
-        ``supervised``: a supervisor is running; ``unsupervised``: the run is going on without one; ``finished``;
-        ``collected``: its results were brought to a control node; ``exported``, ``reported``: it has an OpenVINO copy,
-        a report; ``lost``: the supervisor died before the run ended; ``state``: see :func:`read_state`; ``progress``:
-        see :func:`progress`; ``now``.
+        ``exists``: there is such a folder; ``left``: if not, processes that work for it all the same;
+        ``supervised``: a supervisor is running; ``standstill``: see :func:`standstill`; ``unsupervised``: the run is
+        going on without one; ``finished``; ``collected``: its results were brought to a control node; ``exported``,
+        ``reported``: it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended;
+        ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
+    patience = end
     while True:
         supervised = is_locked(run / SUPERVISOR_LOCK)
         unsupervised = not supervised and is_locked(run / LAUNCH_LOCK)
-        if not (supervised or unsupervised) or time.monotonic() >= end:
+        state = read_state(run)
+        still = standstill(run, state) if supervised else ""
+        now = time.monotonic()
+        if not still:
+            patience = now + _STANDSTILL
+        if not (supervised or unsupervised) or now >= min(end, patience):
             break
-        time.sleep(min(0.2, max(0.0, end - time.monotonic())))
-    state = read_state(run)
+        time.sleep(min(0.2, max(0.0, end - now)))
+    exists = run.is_dir()
     return {
+        "exists": exists,
+        "left": [] if exists else [p.pid for p in processes_by_run(run.parent).get(run.name, [])],
+        "standstill": still,
         "supervised": supervised,
         "unsupervised": unsupervised,
         "finished": (run / "finished.json").exists(),

@@ -37,7 +37,7 @@ def _run(argv: list[str], env: dict[str, str], output: str) -> None:
     with Path(output).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.clear()
+    os.environ.clear()  # of what the server was started with; what libraries read when imported, they have read
     os.environ.update(env)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
@@ -79,11 +79,7 @@ def start_ranks(job_file: Path | list[Path], count: int, *, meet: bool = True) -
     ranks = []
     for rank in range(count):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "MPI_", "KMP_"))}
-        env |= {
-            "PYTHONPATH": os.pathsep.join([str(PYTHON), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
-            "OMP_NUM_THREADS": "1",
-            **where,
-        }
+        env |= {"PYTHONPATH": str(PYTHON), "OMP_NUM_THREADS": "1", **where}
         env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
         ranks.append(Rank([str(PYTHON / "textual_inversion.py"), "--job", str(job_files[rank])], env))
     return ranks

@@ -1,6 +1,7 @@
 """Which rank failed first, decided from what was recorded."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -54,7 +55,24 @@ SURPRISE = KeyError("surprise")
             "rank 1 on node2 was killed by signal 9",
         ),
         ({"ended": [0, 1], "errors": {0: error(CLOSED, 0)}}, f"rank 0 on node1: RuntimeError: {CLOSED}"),
-        ({"ended": [1], "lost_agents": {1}}, "all processes on node2 ended at once"),
+        # a lost agent proves nothing about its rank
+        (
+            {"ended": [1], "lost_agents": {1}},
+            "all agents on node2 ended at once, as when all processes of a host are killed",
+        ),
+        (
+            {"ranks_per_node": 2, "ended": [3], "lost_agents": {3}},
+            "the agent of rank 3 on node2 ended without a report, as when it is killed",
+        ),
+        (
+            {"ended": [1, 0], "lost_agents": {1}, "errors": {0: error(SURPRISE, 0)}},
+            "rank 0 on node1: KeyError: 'surprise'",
+        ),
+        (
+            {"ended": [0, 1], "ended_by_agent": {1: "nothing was received"}, "stood_still": 41.2},
+            "rank 1 on node2 was ended by its agent: nothing was received; the supervisor itself did not run for 41 s, "
+            "as after SIGSTOP",
+        ),
         ({"ended": [1]}, "rank 1 on node2 ended without an error message"),
         ({"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1]}, "rank 1 on node2 ended without an error message"),
         # without agents, Hydra's report and the records remain
@@ -123,8 +141,9 @@ def test_a_record_survives_the_wire_and_bounds_its_size():
     assert "\n" not in line
     assert len(line.encode()) < 65_536, "a pipe takes it at once"
     assert RankError.from_mapping(json.loads(line)) == long
-    with pytest.raises(ValueError, match="traceback"):
-        RankError.from_mapping({"rank": 1})
+    for wrong in ({"rank": 1}, [], {**asdict(long), "message": None}, {**asdict(long), "rank": True}):
+        with pytest.raises(ValueError, match="an error of a rank"):
+            RankError.from_mapping(wrong)
 
 
 def test_a_process_that_is_no_rank_records_nothing(tmp_path, monkeypatch):

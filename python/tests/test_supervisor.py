@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,6 +285,62 @@ def test_agents_end_their_ranks_when_the_supervisor_is_gone(run):
     assert run_state.look(run)["lost"]
     # the first agent to notice says so; its rank's end makes the launcher kill the other, whose agent has no reason
     assert "the supervisor is gone" in "".join(log.read_text() for log in (run / "logs").glob("rank-*.log"))
+
+
+def test_a_lost_agent_is_told_and_no_rank_is_blamed(run):
+    plan(run, "while True: step(1); time.sleep(0.1)")
+    process = start(run)
+    agents_of(run, process)
+    os.kill(int((run / "agent.1").read_text()), signal.SIGKILL)
+    assert process.wait(30) == 1
+    reason = run_state.read_state(run)["reason"]
+    assert reason.startswith("the agent of rank 1 on here ended without a report, as when it is killed")
+    nothing_left(run)
+
+
+def test_a_stopped_supervisor_is_told_and_so_is_what_it_cost(run):
+    plan(run, "step(1); time.sleep(60)", host_timeout=2)
+    process = start(run)
+    agents_of(run, process)
+    assert run_state.look(run)["standstill"] == ""
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_for(lambda: f"process {process.pid}, is stopped" in run_state.look(run)["standstill"])
+    nothing_left(run)
+    time.sleep(3)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(30) == 1
+    reason = run_state.read_state(run)["reason"]
+    assert re.match(
+        r"rank [01] on here was ended by its agent: nothing was received from the supervisor for 2 s; the supervisor "
+        r"itself did not run for \d+ s, as after SIGSTOP",
+        reason,
+    ), reason
+
+
+def test_a_run_folder_that_is_deleted_ends_the_run(run):
+    plan(run, "step(1); time.sleep(60)")
+    process = start(run)
+    agents_of(run, process)
+    for attempt in range(20):  # a file may be written while the folder is being removed
+        shutil.rmtree(run, ignore_errors=attempt < 19)
+        if not run.exists():
+            break
+    assert process.wait(30) == 1
+    assert "was deleted while the run was going on" in process.stderr.read()
+    assert not run.exists()
+    nothing_left(run)
+
+
+def test_what_a_supervisor_fails_of_itself_is_in_its_state(run):
+    plan(run, "step(1); time.sleep(60)")
+    (run / "metrics.jsonl").mkdir()
+    process = start(run)
+    assert process.wait(30) == 1
+    state = run_state.read_state(run)
+    assert (state["state"], state["ended"] > state["started"]) == ("failed", True)
+    assert state["reason"].startswith("the supervisor itself failed (")
+    assert "Traceback" in process.stderr.read()
+    nothing_left(run)
 
 
 def test_ranks_that_stop_before_the_supervisor_sees_the_request(run):

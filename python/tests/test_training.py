@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -259,7 +260,9 @@ def test_a_full_disk_is_found_before_anything_is_written(mapping, tmp_path):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=True)
     try:
-        with pytest.raises(BadInput, match=r"run_dir: .* has 0.01 GB free, but the run will write .*; make room"):
+        with pytest.raises(
+            BadInput, match=r"has 13 MB free, .* write \d+ MB \(its pipeline [\d.]+ MB, the .*; make room"
+        ):
             train(changed(mapping, disk / "run", training={"save_as_full_pipeline": True}))
         (disk / "filler").write_bytes(b"x" * (11 << 20))
         with pytest.raises(BadInput, match=r"run_dir: .* make room"):
@@ -416,3 +419,17 @@ def test_fewer_triples_than_ranks(mapping, tmp_path):
     job = changed(mapping, training={"world_size": 2, "max_train_steps": 1}, validation={"steps": 1, "triples": 1})
     run_ranks(write_job(tmp_path / "job.yaml", job), 2)
     assert [m["step"] for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "validation"] == [0, 1]
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_anything_is_loaded(mapping, monkeypatch):
+    """With figures, and the batch that might; the ranks of a host share its memory, and a cgroup's limit counts."""
+    monkeypatch.setattr("sdtune.training.memory.available_bytes", lambda: 4_000_000_000)  # a fake
+    check_job(changed(mapping, training={"train_batch_size": 100}))
+    message = r"batch_size: 1000000 .* on 1 rank.* need at least \d+.0 GB .* 4\.0 GB are free; take at most (\d+)"
+    with pytest.raises(BadInput, match=message) as one:
+        check_job(changed(mapping, training={"train_batch_size": 10**6}))
+    monkeypatch.setenv("MPI_LOCALNRANKS", "2")
+    with pytest.raises(BadInput, match=message.replace("1 rank", "2 rank")) as two:
+        check_job(changed(mapping, training={"train_batch_size": 10**6}))
+    fits = [int(re.search(r"at most (\d+)", str(error.value))[1]) for error in (one, two)]
+    assert fits[1] < fits[0] / 2 < fits[0]

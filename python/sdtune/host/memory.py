@@ -1,23 +1,13 @@
-"""Memory: what this host has left, and what this process has held."""
+"""Memory: what this process may still take (a limit of a cgroup counts), and what it has held."""
 
 import ctypes
-import os
 import resource
 from pathlib import Path
 
+from standalone.limits import available_memory as available_bytes
+from standalone.limits import total_memory as total_bytes
 
-def total_bytes() -> int:
-    """Physical memory of this host."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def available_bytes() -> int:
-    """Memory that can be allocated without swapping, as the Linux kernel estimates it."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return 1024 * int(value.split()[0])
-    raise RuntimeError("/proc/meminfo has no MemAvailable")
+__all__ = ["available_bytes", "lifetime_peak_rss_bytes", "peak_rss_bytes", "reset_peak_rss", "total_bytes"]
 
 
 def reset_peak_rss() -> None:

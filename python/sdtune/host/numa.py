@@ -4,6 +4,8 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+from standalone.limits import cpu_quota
+
 _SYSTEM = Path("/sys/devices/system")
 
 
@@ -27,11 +29,12 @@ def _first_siblings(cpus: set[int], system: Path) -> list[int]:
     return kept
 
 
-def numa_nodes(system: Path = _SYSTEM) -> list[list[int]]:
+def numa_nodes(system: Path = _SYSTEM, quota: float | None = None) -> list[list[int]]:
     """The physical cores of each NUMA node that this process may use; one node where the kernel lists none.
 
     Args:
         system: in place of /sys/devices/system.
+        quota: CPUs whose time may be used; further cores are left out.
     """
     allowed = os.sched_getaffinity(0)
     nodes = []
@@ -39,7 +42,13 @@ def numa_nodes(system: Path = _SYSTEM) -> list[list[int]]:
         cpus = allowed.intersection(parse_ranges((folder / "cpulist").read_text()))
         if cpus:
             nodes.append(_first_siblings(cpus, system))
-    return nodes or [_first_siblings(allowed, system)]
+    nodes = nodes or [_first_siblings(allowed, system)]
+    left = sum(map(len, nodes)) if quota is None else max(1, int(quota))
+    kept = []
+    for node in nodes:
+        kept.append(node[:left])
+        left -= len(kept[-1])
+    return list(filter(None, kept))
 
 
 def split_cores(processes: int, system: Path = _SYSTEM) -> list[list[int]]:
@@ -47,7 +56,7 @@ def split_cores(processes: int, system: Path = _SYSTEM) -> list[list[int]]:
 
     0 processes: one for each NUMA node. More processes than cores: some share a core.
     """
-    nodes = numa_nodes(system)
+    nodes = numa_nodes(system, cpu_quota())
     if processes == 0:
         return nodes
     cores = [core for node in nodes for core in node]

@@ -21,7 +21,7 @@ from sdtune.inference.concept import Concept, read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, requested_shape, write_facts
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.images import similarity
-from sdtune.inference.memory import predict_bytes, read_size
+from sdtune.inference.memory import PipelineSize, export_bytes, predict_bytes, read_size
 from sdtune.inference.openvino import load, make_static, static_shape
 from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
@@ -30,6 +30,7 @@ from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.placeholder import token_names
 from sdtune.methods.registry import example_prompts
 from sdtune.settings import Job
+from sdtune.sizes import sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def check(job: Job) -> None:
     """Refuse what cannot be exported, before anything is converted.
 
     Raises:
-        BadInput: the run has not learned, the shape does not fit the model, or memory is too small for one call.
+        BadInput: the run has not learned, the shape does not fit the model, or disk or memory are too small for it.
     """
     run, shape = Run(job.run_dir), requested_shape(job)
     run.require_learned()
@@ -68,15 +69,28 @@ def check(job: Job) -> None:
                 f"openvino.{name}: {side} is not a multiple of {multiple}, which this model's UNet needs; "
                 f"take {lower or multiple} or {lower + multiple}"
             )
+    size = read_size(run.pipeline)
+    _check_disk_space(job, size)
     if job.openvino.dynamic_shapes:
         return
-    size = read_size(run.pipeline)
     needed = predict_bytes(size, shape.images, shape.height, shape.width, guided=True, bf16=False)
     if needed > (free := available_bytes()):
+        needed_text, free_text = sizes(needed, free)
         raise BadInput(
             f"openvino.batch_size: {shape.batch_size} x {shape.num_images_per_prompt} pictures of {shape.width} x "
-            f"{shape.height} pixels at once need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
-            f"free; lower batch_size or num_images_per_prompt"
+            f"{shape.height} pixels at once need about {needed_text} of memory, and {free_text} are free; lower "
+            f"batch_size or num_images_per_prompt"
+        )
+
+
+def _check_disk_space(job: Job, size: PipelineSize) -> None:
+    folder = Path(job.run_dir)
+    needed, free = export_bytes(job, size), shutil.disk_usage(folder).free
+    if needed > free:
+        needed_text, free_text = sizes(needed, free)
+        raise BadInput(
+            f"openvino: the export will write {needed_text} to {folder}, which has {free_text} free; make room, and "
+            f"export again"
         )
 
 
@@ -212,19 +226,28 @@ def export(job: Job) -> Exported:
         RuntimeError: the reloaded copy has another shape.
     """
     check(job)
-    run, shape, o = Run(job.run_dir), requested_shape(job), job.openvino
+    run, shape = Run(job.run_dir), requested_shape(job)
     concept = read_concept(run)
     temporary = run.openvino.with_name(f".{run.openvino.name}.tmp")
-    with _weighted_pipeline(job, concept) as source:
-        facts = _write(job, source, temporary, concept)
-        loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
-        if not o.dynamic_shapes and (found := static_shape(loaded)) != shape:
-            raise RuntimeError(f"the exported pipeline has the shape {found}, not {shape}")
-        peak = lifetime_peak_rss_bytes()
-        compared = None
-        if o.weights in ("int8", "hybrid") and o.similarity_images:
-            if o.dynamic_shapes:
-                shape = StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)
-            compared = _compare(job, source, loaded, shape)
+    try:
+        with _weighted_pipeline(job, concept) as source:
+            return _export_into(temporary, job, source, shape, concept)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _export_into(temporary: Path, job: Job, source: Path, shape: StaticShape, concept: Concept) -> Exported:
+    """Write the copy of ``source`` into ``temporary``, check it, and move it into place."""
+    run, o = Run(job.run_dir), job.openvino
+    facts = _write(job, source, temporary, concept)
+    loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
+    if not o.dynamic_shapes and (found := static_shape(loaded)) != shape:
+        raise RuntimeError(f"the exported pipeline has the shape {found}, not {shape}")
+    peak = lifetime_peak_rss_bytes()
+    compared = None
+    if o.weights in ("int8", "hybrid") and o.similarity_images:
+        if o.dynamic_shapes:
+            shape = StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)
+        compared = _compare(job, source, loaded, shape)
     replace_folder(temporary, run.openvino)
     return Exported(shape=facts.shape, similarity=compared, peak_bytes=peak, model_bytes=4 * facts.size.parameters)

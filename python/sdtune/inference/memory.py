@@ -7,6 +7,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from sdtune.settings import Job
+
 _NETWORKS = ("text_encoder", "unet", "vae")
 # Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
 # cannot fit, and what they accept may still be too much.
@@ -48,6 +50,16 @@ def read_size(model: Path) -> PipelineSize:
         decoder_channels=channels[min(1, len(channels) - 1)],  # the output of the last upsampling
         factor=2 ** (len(channels) - 1),
     )
+
+
+def export_bytes(job: Job, size: PipelineSize) -> int:
+    """Bytes of disk that an export takes for a while: the copy, and what it is converted from.
+
+    The conversion keeps float32 weights only for a float32 copy; what it quantizes, it converts to fp16 first.
+    """
+    converted = 4 if job.openvino.weights == "fp32" else 2
+    copied = {"fp32": 4, "fp16": 2}.get(job.openvino.weights, 1)
+    return (converted + copied) * size.parameters
 
 
 def predict_bytes(size: PipelineSize, images: int, height: int, width: int, *, guided: bool, bf16: bool) -> int:

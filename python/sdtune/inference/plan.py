@@ -21,6 +21,7 @@ from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, r
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
 from sdtune.settings import GenerationJob
+from sdtune.sizes import sizes
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,11 @@ def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, pr
     one = predict_bytes(size, shape.images, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
     free = memory.available_bytes()
     if processes * one > free:
+        needed_text, free_text = sizes(processes * one, free)
         raise BadInput(
             f"{processes} process(es) that draw {shape.images} picture(s) of {shape.width} x {shape.height} pixels "
-            f"at once need about {processes * one / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; lower "
-            f"processes, or export the run again with a smaller openvino.batch_size"
+            f"at once need about {needed_text} of memory, and {free_text} are free; lower processes, or export the run "
+            f"again with a smaller openvino.batch_size"
         )
 
 

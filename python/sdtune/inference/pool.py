@@ -156,7 +156,7 @@ def worker_commands(job_file: str, plan: Plan, hosts: Mapping[str, str]) -> dict
     Raises:
         BadInput: a host cannot generate what is asked for, or would do it from another copy.
     """
-    program = [sys.executable, PROGRAM, "--job", job_file]
+    program = [sys.executable, "-E", "-s", PROGRAM, "--job", job_file]
     here = os.uname().nodename
     commands = {here: [[*program, "--worker", str(i)] for i in range(len(plan.cores))]}
     with ThreadPoolExecutor(max_workers=16) as pool:

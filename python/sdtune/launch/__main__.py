@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.files import follow_mode
 
 
 def _run_folder(text: str) -> Path:
@@ -50,10 +51,12 @@ def main() -> None:
 
         processes.sweep(str(options.run))
     elif options.command == "start":
+        follow_mode(options.run)
         from sdtune.launch import detach
 
         detach.report(options.run, options.arguments)
     else:
+        follow_mode(options.run)
         _supervise(options.run, options.arguments)
 
 

@@ -4,27 +4,37 @@
 send lines to each other every few seconds. The end that receives nothing for ``timeout`` seconds regards the other as
 lost, so a host that was cut off ends its own ranks. An agent needs a few megabytes and almost no processor time.
 
-Lines from the agent are JSON objects: ``hello`` (the token) with ``rank``; ``beat`` (state letter of the rank);
-``stack`` (a piece of the rank's stack); ``gone``, with the rank's ``error`` if it recorded one. The supervisor answers
-each line with ``beat``. Its orders are ``dump`` (report the rank's stack) and ``end``.
+The protocol is :mod:`sdtune.launch.wire`.
 """
 
 import contextlib
 import json
 import os
+import random
 import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from sdtune.launch import endpoint
 from sdtune.launch.processes import send_signal, state_and_parent
+from sdtune.launch.rank_error import RankError
+from sdtune.launch.wire import (
+    GREETING_SIZE,
+    STACK_PIECE,
+    WELCOME,
+    WHERE,
+    Lines,
+    ProtocolError,
+    encode,
+    make_hello,
+    receive_exactly,
+)
 
-WHERE = "SDTUNE_SUPERVISOR"
-"""Environment variable: ``address:port`` of the supervisor, the timeout in seconds, and the token of the attempt."""
-_RECORD_LIMIT = 65_536  # bytes of a rank's error that are kept: a pipe holds no more at once
 _ORDERED = "the supervisor ends the job"
 
 
@@ -49,7 +59,7 @@ class RankPipe:
     def __init__(self, descriptor: int) -> None:
         self.descriptor: int | None = descriptor
         self.error: object = None
-        self._pending = b""
+        self._lines = Lines()
         os.set_blocking(descriptor, False)
 
     def read(self) -> str:
@@ -64,15 +74,14 @@ class RankPipe:
                 self.descriptor = None
                 break
             pieces.append(data)
-        *lines, self._pending = (self._pending + b"".join(pieces)).split(b"\n")
-        self._pending = self._pending[-_RECORD_LIMIT:]
         stack = []
-        for line in lines:
-            if line.startswith(b"{"):
-                with contextlib.suppress(ValueError):
-                    self.error = json.loads(line)
-            else:
-                stack.append(line.decode(errors="replace") + "\n")
+        with contextlib.suppress(ProtocolError):  # endless lines are no stack
+            for line in self._lines.feed(b"".join(pieces)):
+                if line.startswith(b"{"):
+                    with contextlib.suppress(ValueError, RecursionError):
+                        self.error = asdict(RankError.from_mapping(json.loads(line)))
+                else:
+                    stack.append(line.decode(errors="replace") + "\n")
         return "".join(stack)
 
 
@@ -87,15 +96,33 @@ class Agent:
             self.rank_end: int | None = os.pidfd_open(pid)
         except ProcessLookupError:  # the rank was faster than this process
             self.rank_end = None
-        address, _, port = where["address"].rpartition(":")
-        self.connection = socket.create_connection((address, int(port)), timeout=self.timeout)
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.send(hello=where["token"], rank=rank)
-        self._heard, self._due, self._pending = time.monotonic(), time.monotonic(), b""
+        self.connection = self._meet(where)
+        self._orders = Lines()
+        self._heard, self._due = time.monotonic(), time.monotonic()
 
-    def send(self, **what: object) -> None:
+    def _meet(self, where: Mapping[str, str]) -> socket.socket:
+        """Connect, and prove to the supervisor that this is an agent of its attempt.
+
+        A supervisor at which many peers knock may close a connection before it has read the proof.
+        """
+        end = time.monotonic() + self.timeout
+        while True:
+            connection = endpoint.connect(Path(), where["address"], self.timeout)
+            try:
+                greeting = receive_exactly(connection, GREETING_SIZE)
+                connection.sendall(make_hello(where["token"], greeting, self.rank))
+                receive_exactly(connection, len(WELCOME))
+            except ConnectionError:
+                connection.close()
+                if time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.1, 0.5))
+            else:
+                return connection
+
+    def send(self, **fields: object) -> None:
         """Send one line."""
-        self.connection.sendall(json.dumps(what).encode() + b"\n")
+        self.connection.sendall(encode(**fields))
 
     def end_rank(self, why: str) -> None:
         """Kill the rank and its launchers on this host, and write the reason to the rank's log."""
@@ -112,15 +139,14 @@ class Agent:
                 pass
         except ConnectionError:  # a killed supervisor that had a line unread resets the connection
             why = "the supervisor is gone"
-        except OSError as error:
-            why = f"the connection to the supervisor broke ({error.strerror or error})"
+        except (OSError, ProtocolError) as error:
+            why = f"the connection to the supervisor broke ({error})"
         if why is not None:
             self.end_rank(why)
-            if why == _ORDERED:
-                self._confirm_end()
+            self._confirm_end("" if why == _ORDERED else why)
 
-    def _confirm_end(self) -> None:
-        """Wait until the killed rank has ended and report it, unless the supervisor leaves first."""
+    def _confirm_end(self, why: str) -> None:
+        """Wait until the killed rank has ended and report it, and why, unless the supervisor has left or leaves."""
         with contextlib.suppress(OSError):
             while self.rank_end is not None:
                 readable, _, _ = select.select([self.connection.fileno(), self.rank_end], [], [])
@@ -129,7 +155,7 @@ class Agent:
                 if not self.connection.recv(4096):
                     return
             self.pipe.read()
-            self.send(gone=True, error=self.pipe.error)
+            self.send(gone=True, error=self.pipe.error, why=why)
 
     def _step(self) -> str | None:
         """Wait for the next event and handle it.
@@ -149,7 +175,8 @@ class Agent:
             return None
         if self.pipe.descriptor in readable and (stack := self.pipe.read()):
             append_to_log(self.log, stack)
-            self.send(stack=stack)
+            for begin in range(0, len(stack), STACK_PIECE):
+                self.send(stack=stack[begin : begin + STACK_PIECE])
         if connected and (why := self._obey()):
             return why
         if time.monotonic() >= self._due:
@@ -165,7 +192,7 @@ class Agent:
         if not data:
             return "the supervisor is gone"
         self._heard = time.monotonic()
-        *orders, self._pending = (self._pending + data).split(b"\n")
+        orders = self._orders.feed(data)
         if b"end" in orders:
             return _ORDERED
         if b"dump" in orders:  # the rank's faulthandler writes its stack to the pipe

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sdtune.launch import agent, failure, rank_error
+from sdtune.launch import endpoint, failure, rank_error
 from sdtune.launch.agent_server import AgentServer
 from sdtune.launch.failure import Evidence, Outcome
 from sdtune.launch.launcher_output import LauncherOutput, killed_ranks
 from sdtune.launch.lost_hosts import first_silent
 from sdtune.launch.processes import sweep
 from sdtune.launch.state import Plan
+from sdtune.launch.wire import WHERE
 from standalone import run_state
 
 _TICK = 0.25  # seconds between two looks
 _ENDING = 10.0  # seconds for ranks and agents to end, or to report, before the next measure
+_EXPLAINED = 2.0  # seconds; when all processes of a host are killed, mpirun ends before
 _REACHABLE = 5.0  # an agent that sent something in so many seconds can still confirm the end of its rank
 
 
@@ -31,10 +33,11 @@ class Attempt:
         self.world_size = len(hosts) * plan.ranks_per_node
         rank_error.remove_all(run)
         self.selector = selectors.DefaultSelector()
-        # one host needs no network; several meet at the primary's address
-        address = "127.0.0.1" if len(hosts) == 1 else self.hosts[0][1]
         self.agents = AgentServer(
-            address, self.world_size, self.selector, on_error=lambda error: rank_error.write(run, error)
+            endpoint.listen(run, list(hosts.values())),
+            self.world_size,
+            self.selector,
+            on_error=lambda error: rank_error.write(run, error),
         )
         self.process = self._launch(arguments)
         assert self.process.stdout is not None
@@ -42,13 +45,14 @@ class Attempt:
         self.selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
         self.progressed, self.began = time.monotonic(), time.time()
         self.mark, self.made_step = self._metrics_mark(), False
+        self.looked, self.stood_still = time.monotonic(), 0.0
         self.decision: str | None = None
         self.culprit: int | None = None
 
     def _launch(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
-            agent.WHERE: f"{self.agents.address},{self.plan.host_timeout},{self.agents.token}",
+            WHERE: f"{self.agents.address},{self.plan.host_timeout},{self.agents.token}",
         }
         if len(self.hosts) < len(self.plan.hosts):
             nodes = self.run / "nodefile.fewer"
@@ -81,6 +85,9 @@ class Attempt:
     def _listen(self, seconds: float) -> None:
         for key, _ in self.selector.select(seconds):
             key.data()
+        self.agents.drop_old()
+        now = time.monotonic()
+        self.looked, self.stood_still = now, max(self.stood_still, now - self.looked)
 
     def follow(self, interrupted: Callable[[], str | None]) -> Outcome:
         """Wait until the job ends, or has to be ended; then end what is left of it.
@@ -94,7 +101,7 @@ class Attempt:
             if (mark := self._metrics_mark()) != self.mark:
                 self.mark, self.progressed = mark, now
                 self.made_step = self.made_step or "step" in run_state.progress(self.run, self.began)
-            self.decision = interrupted() or self._silent_host(now) or self._stall(now)
+            self.decision = interrupted() or self._silent_host(now) or self._lost_agent(now) or self._stall(now)
         if self.decision is None and self.process.poll() != 0:
             self._await_reports()
         outcome = failure.judge(self._evidence())
@@ -110,6 +117,13 @@ class Attempt:
             return None
         self.culprit, seconds = silent
         return f"{self._host_of(self.culprit)} has not been heard of for {seconds:.0f} s"
+
+    def _lost_agent(self, now: float) -> str | None:
+        """An agent was lost and the job goes on: on a host that was cut off, nothing would end that rank any more."""
+        rank = next((rank for rank, since in self.agents.lost.items() if now - since > _EXPLAINED), None)
+        if rank is None:
+            return None
+        return f"{failure.describe_lost_agents(self._evidence(), rank)}; no rank goes on without one"
 
     def _stall(self, now: float) -> str | None:
         if now - self.progressed <= (self.plan.stall_timeout if self.made_step else self.plan.start_timeout):
@@ -157,6 +171,8 @@ class Attempt:
             culprit=self.culprit,
             ended=self.agents.ended,
             lost_agents=self.agents.lost,
+            ended_by_agent=self.agents.ended_by_agent,
+            stood_still=self.stood_still,
             errors=self.agents.errors,
             killed=killed_ranks(launcher_lines),
             stacks=self.agents.stacks,

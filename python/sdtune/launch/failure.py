@@ -10,6 +10,7 @@ BAD_INPUT = 2
 """Exit code of a launch that cannot work, now or later."""
 _SHOWN = 15  # lines of a rank's output that are shown when it recorded no error
 _SHOWN_OF_LAUNCHER = 30
+_STOOD_STILL = 5.0  # seconds; a supervisor looks several times in one
 # where a rank is that waits for others
 _WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
 
@@ -31,7 +32,11 @@ class Evidence:
     ended: Sequence[int] = ()
     """Ranks that have ended, in the order in which their agents reported it."""
     lost_agents: Collection[int] = ()
-    """Those of them whose agents ended without a report, together with the rank."""
+    """Those of them whose agents were lost: they ended without a report. The rank may have lived."""
+    ended_by_agent: Mapping[int, str] = field(default_factory=dict)
+    """Those of them that their agents ended, and why."""
+    stood_still: float = 0.0
+    """The longest time for which the supervisor itself did nothing, in seconds."""
     errors: Mapping[int, RankError] = field(default_factory=dict)
     """What the ranks recorded themselves."""
     killed: Sequence[tuple[int, int]] = ()
@@ -125,11 +130,19 @@ def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outco
 
 
 def first_cause(evidence: Evidence) -> int | None:
-    """The rank that ended first, unless its error only says that another rank has left; None when nothing is known."""
+    """The rank that ended first; None when nothing is known.
+
+    An error that says more than that another rank has left comes before a rank of which only such an error is known,
+    and before one whose agent was lost, which proves nothing about the rank. After a time in which the supervisor
+    itself did nothing, the order is not known: then a rank that its agent ended explains the others.
+    """
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
+    if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
+        return next(iter(causes or evidence.ended_by_agent))
     if evidence.ended:
         first = evidence.ended[0]
-        return causes[0] if causes and first in evidence.errors and first not in causes else first
+        weak = first in evidence.lost_agents or (first in evidence.errors and first not in causes)
+        return causes[0] if causes and weak else first
     killed = [rank for rank, _ in evidence.killed if rank not in evidence.errors]
     return next(iter(causes + killed), None)
 
@@ -141,11 +154,28 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     if rank in evidence.errors:
         return f"{evidence.place_of(rank)}: {evidence.errors[rank].summary}"
     if rank in evidence.lost_agents:
-        return f"all processes on {evidence.host_of(rank)} ended at once"
+        return describe_lost_agents(evidence, rank)
+    if rank in evidence.ended_by_agent:
+        return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
     number = dict(evidence.killed).get(rank)
     if number is not None:
         return f"{evidence.place_of(rank)} was killed by signal {number}"
     return f"{evidence.place_of(rank)} ended without an error message"
+
+
+def describe_lost_agents(evidence: Evidence, rank: int) -> str:
+    """What is known when the agent of a rank was lost; nothing is known of the rank."""
+    host = evidence.host_of(rank)
+    on_host = {r for r in range(evidence.world_size) if evidence.host_of(r) == host}
+    if on_host <= set(evidence.lost_agents):
+        return f"all agents on {host} ended at once, as when all processes of a host are killed"
+    return f"the agent of {evidence.place_of(rank)} ended without a report, as when it is killed"
+
+
+def _pause(evidence: Evidence) -> str:
+    if evidence.stood_still < _STOOD_STILL:
+        return ""
+    return f"; the supervisor itself did not run for {evidence.stood_still:.0f} s, as after SIGSTOP"
 
 
 def hung_rank(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sdtune.host.ssh import command_on
@@ -57,7 +58,9 @@ def wait_for_hosts(run: Path, plan: Plan, waiting: Callable[[list[str]], bool]) 
     end = time.monotonic() + plan.host_wait
     absent = list(plan.hosts)
     while True:
-        absent = [name for name in absent if not is_back(run, plan, plan.hosts[name])]
+        with ThreadPoolExecutor(len(absent)) as pool:  # a host that does not answer takes half a minute
+            back = list(pool.map(lambda name: is_back(run, plan, plan.hosts[name]), absent))
+        absent = [name for name, answers in zip(absent, back, strict=True) if not answers]
         if not absent or time.monotonic() >= end or not waiting(absent):
             return absent
         time.sleep(1)

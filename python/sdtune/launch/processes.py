@@ -1,12 +1,23 @@
 """Processes of this host: their state, signals to them, and ending all that belong to a run."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from standalone import run_state
+
+_DESCRIPTORS = 1 << 20  # the Linux kernel's own default for the hard limit; more makes programs slow that close all
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files to the hard one, so that idle connections do not exhaust it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def state_and_parent(pid: int) -> tuple[str, int]:

@@ -85,10 +85,13 @@ class RankError:
             ValueError: a field is missing, unknown, or of another type.
         """
         fields = cls.__dataclass_fields__
-        if set(values) != set(fields):
-            raise ValueError(f"an error of a rank has the fields {', '.join(fields)}, not {', '.join(values)}")
-        numbers = {"rank": int(values["rank"]), "time": float(values["time"])}
-        return cls(**{name: str(value) for name, value in values.items() if name not in numbers}, **numbers)  # type: ignore[arg-type]
+        if not isinstance(values, Mapping) or set(values) != set(fields):
+            raise ValueError(f"an error of a rank is an object with the fields {', '.join(fields)}")
+        numbers = {"rank": int, "time": float}
+        wrong = [name for name, value in values.items() if type(value) is not numbers.get(name, str)]
+        if wrong:
+            raise ValueError(f"an error of a rank has values of another type: {', '.join(wrong)}")
+        return cls(**values)
 
     def to_json(self) -> str:
         """One line of JSON."""

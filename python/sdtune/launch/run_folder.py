@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, TrainingFailed
 from sdtune.files import is_writable, nearest_folder, write_atomically
 
 _RESULTS = ("*.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
@@ -60,6 +60,16 @@ class Run:
         nearest = nearest_folder(self.folder)
         if not is_writable(nearest):
             raise BadInput(f"run_dir: {nearest} cannot be written to by this user; choose another folder or its owner")
+
+    def stop_requested(self) -> bool:
+        """Whether the run is to stop after its next step.
+
+        Raises:
+            TrainingFailed: the run folder is gone, and with it all that could be saved.
+        """
+        if not self.folder.is_dir():
+            raise TrainingFailed(f"the run folder {self.folder} was deleted while the run was going on")
+        return self.stop.exists()
 
     def clear(self, *, keep_progress: bool) -> None:
         """Remove an earlier run's results, ``finished.json`` first; the files that launch the run stay.

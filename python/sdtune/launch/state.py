@@ -1,6 +1,7 @@
 """What the supervisor reads from the run folder, ``supervisor.json``, and what it writes there, ``state.json``."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,39 @@ class Plan:
         return cls(**json.loads((run / "supervisor.json").read_text(encoding="utf-8")))
 
 
+class Heartbeat:
+    """Shows by the time of the lock file that the supervisor works, and notices when its run folder is deleted."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / run_state.SUPERVISOR_LOCK
+        self.path.touch()
+        self._file, self._due = self._which(), 0.0
+
+    def _which(self) -> tuple[int, int]:
+        status = self.path.stat()
+        return status.st_dev, status.st_ino
+
+    def beat(self) -> bool:
+        """Set the time, once a second at most.
+
+        Returns:
+            False when the lock file is gone, or is another one: then the run folder was deleted, or made anew.
+        """
+        if time.monotonic() < self._due:
+            return True
+        self._due = time.monotonic() + 1
+        try:
+            os.utime(self.path)
+            return self._which() == self._file
+        except FileNotFoundError:
+            return False
+
+
 class StateFile:
-    """``state.json``: replaced as a whole, also on a full disk, for which some space is reserved."""
+    """``state.json``: replaced as a whole, also on a full disk, for which some space is reserved.
+
+    When the run folder was deleted, nothing is written, because nobody could read it.
+    """
 
     def __init__(self, run: Path, **facts: Any) -> None:
         self.path, self.reserve, self.facts = run / run_state.STATE, run / ".reserve", facts
@@ -55,6 +87,8 @@ class StateFile:
         try:
             write_atomically(self.path, text)
         except OSError:
+            if not self.path.parent.is_dir():
+                return
             self.reserve.unlink(missing_ok=True)
             write_atomically(self.path, text)
 

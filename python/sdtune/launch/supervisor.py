@@ -8,6 +8,7 @@ attempt is :mod:`sdtune.launch.attempt`; :mod:`sdtune.launch.failure` decides wh
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import BAD_INPUT, Outcome
 from sdtune.launch.lost_hosts import wait_for_hosts
-from sdtune.launch.state import Plan, StateFile
+from sdtune.launch.state import Heartbeat, Plan, StateFile
 from standalone import run_state
 
 FINISHED, FAILED, STOPPED = 0, 1, 3
@@ -28,6 +29,7 @@ class Supervisor:
     def __init__(self, run: Path, arguments: list[str]) -> None:
         self.run, self.arguments, self.plan = run, arguments, Plan.read(run)
         self.began = time.time()
+        self.heartbeat = Heartbeat(run)
         self.ended_by: str | None = None
         self.stop_request: dict[str, float] | None = None
         self.state = StateFile(
@@ -40,6 +42,7 @@ class Supervisor:
             attempt=1,
             attempt_started=self.began,
             max_restarts=self.plan.max_restarts,
+            heartbeat=True,
             hosts=list(self.plan.hosts),
             ranks_per_node=self.plan.ranks_per_node,
             failures=[],
@@ -53,9 +56,19 @@ class Supervisor:
     def supervise(self) -> int:
         """Run until the run has ended for good.
 
+        Whatever is raised here ends the job together with this process, and state.json says so.
+
         Returns:
             0 when the run finished, 3 when it was stopped on request, 1 when it failed, 2 when it cannot work.
         """
+        try:
+            return self._make_attempts()
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            self._close(FAILED, "failed", reason=f"the supervisor itself failed ({why}); see logs/supervisor.log")
+            raise
+
+    def _make_attempts(self) -> int:
         for name in (run_state.STOP, run_state.COLLECTED, "logs/launch.log"):
             (self.run / name).unlink(missing_ok=True)
         (self.run / "logs").mkdir(exist_ok=True)
@@ -128,6 +141,9 @@ class Supervisor:
 
     def _interrupted(self) -> str | None:
         """Why the attempt has to be ended at once, if it has."""
+        if not self.heartbeat.beat():
+            self.ended_by = f"the run folder {self.run} was deleted while the run was going on"
+            print(f"error: {self.ended_by}", file=sys.stderr, flush=True)
         if self.ended_by:
             return self.ended_by
         if self.stop_request is None:

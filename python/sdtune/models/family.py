@@ -16,6 +16,7 @@ from torch import nn
 
 from sdtune.errors import BadInput
 from sdtune.models.folder import check_model_folder, model_fingerprint, weight_files
+from sdtune.models.footprint import Footprint, footprint
 from sdtune.models.geometry import Geometry, read_geometry
 from sdtune.settings import Job
 
@@ -149,6 +150,10 @@ class Family(ABC):
     def fingerprint(self, model: Path) -> str:
         """A hash of the model's weights."""
         return model_fingerprint(model, self.weight_parts)
+
+    def footprint(self, model: Path, resolution: int, *, bf16: bool) -> Footprint:
+        """Memory that training takes at least, for square pictures of ``resolution`` pixels."""
+        return footprint(model, resolution, bf16=bf16)
 
     def weight_bytes(self, model: Path) -> int:
         """Size of the model's weight files."""

@@ -23,6 +23,7 @@ from torch import nn
 from sdtune.errors import BadInput
 from sdtune.files import hold_lock, is_writable, nearest_folder
 from sdtune.settings import Job
+from sdtune.sizes import sizes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,9 +51,10 @@ def _write(tensors: dict[str, torch.Tensor], target: Path, source: str) -> None:
     needed = sum(tensor.nbytes for tensor in tensors.values())
     free = shutil.disk_usage(target.parent).free
     if free < 1.05 * needed:
+        free_text, needed_text = sizes(free, 1.05 * needed)
         raise BadInput(
-            f"model.weights_cache: {target.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed; "
-            f"make room, or name another folder"
+            f"model.weights_cache: {target.parent} has {free_text} free, but {needed_text} are needed; make room, or "
+            f"name another folder"
         )
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     try:

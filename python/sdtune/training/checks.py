@@ -1,4 +1,4 @@
-"""Checks before a job starts: model, pictures, method, disk, run folder, number of ranks. Nothing is changed."""
+"""Checks before a job starts: model, pictures, method, disk, memory, run folder, number of ranks. Changes nothing."""
 
 import os
 import shutil
@@ -7,28 +7,36 @@ from pathlib import Path
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.files import nearest_folder
+from sdtune.inference.memory import export_bytes, read_size
 from sdtune.launch.run_folder import Run
 from sdtune.methods.registry import method_of
 from sdtune.models.family import Family
 from sdtune.models.registry import family_of
 from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
+from sdtune.sizes import sizes
 from sdtune.training.class_pictures import check_class_pictures
+from sdtune.training.memory import check_memory
 
 _SMALL_FILES = 10_000_000
 """Bytes of metrics, logs and learned parameters."""
 
 
 def _check_disk_space(job: Job, family: Family) -> None:
-    needed = _SMALL_FILES
+    needed, what, remedy = _SMALL_FILES, "", ""
     if job.training.save_as_full_pipeline:
-        needed += family.weight_bytes(Path(job.model.path))
+        pipeline, copy = family.weight_bytes(Path(job.model.path)), export_bytes(job, read_size(Path(job.model.path)))
+        needed += pipeline + copy
+        pipeline_text, copy_text = sizes(pipeline, copy)
+        what = f" (its pipeline {pipeline_text}, the OpenVINO copy and its conversion {copy_text})"
+        remedy = ", or leave both out with save_as_full_pipeline: false"
     folder = nearest_folder(Path(job.run_dir))
     free = shutil.disk_usage(folder).free
     if free < needed:
+        free_text, needed_text = sizes(free, needed)
         raise BadInput(
-            f"run_dir: {folder} has {free / 1e9:.2f} GB free, but the run will write {needed / 1e9:.2f} GB; make room, "
-            f"choose another folder, or leave the pipeline out with save_as_full_pipeline: false"
+            f"run_dir: {folder} has {free_text} free, but the run will write {needed_text}{what}; make room, choose "
+            f"another folder{remedy}"
         )
 
 
@@ -67,4 +75,5 @@ def check_job(job: Job) -> None:
     check_class_pictures(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
+    check_memory(job, family)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)

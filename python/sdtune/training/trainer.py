@@ -189,7 +189,7 @@ class Trainer:
         Returns:
             The mean loss, and the bytes that were all-reduced.
         """
-        stop = self._is_main and self._run.stop.exists()
+        stop = self._is_main and self._run.stop_requested()
         exchanged = exchange(self.parameters.values(), loss, stop, self._accelerator)
         self._stop_requested = exchanged.stop
         return exchanged.loss, exchanged.bytes

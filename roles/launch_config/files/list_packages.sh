@@ -4,7 +4,7 @@
 set -euo pipefail
 
 list_packages() {
-    "$1/bin/python" -m pip list --format freeze --disable-pip-version-check
+    "$1/bin/python" -I -m pip list --format freeze --disable-pip-version-check
     for file in "$1"/conda-meta/*.json; do
         [ ! -e "$file" ] || basename "$file" .json
     done | sed -E 's/^(.*)-([^-]+)-([^-]+)$/\1=\2=\3/'

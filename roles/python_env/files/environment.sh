@@ -34,7 +34,7 @@ inspect() {
     lost=$(list_files | LC_ALL=C comm -23 .files - | head -n 1 || true)
     if [[ -n $lost ]]; then
         printf 'broken\n%s is not what was installed\n' "${lost#* }"
-    elif ! output=$(bin/python -m pip check 2>&1); then
+    elif ! output=$(bin/python -I -m pip check 2>&1); then
         echo broken
         tail -n 1 <<<"$output"
     else

@@ -1,0 +1,83 @@
+"""What storage.py and login.py say of folders and accounts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from standalone import login, storage
+
+FOLDER = Path(storage.__file__).parent
+
+
+def test_a_mark_is_seen_where_the_folder_is_shared_and_removes_itself(tmp_path):
+    """In the closest folder that exists, as work_dir does not on a clean host."""
+    program = [sys.executable, "-I", FOLDER / "storage.py"]
+    work = tmp_path / "not/yet"
+    done = subprocess.run([*program, "look", "1", work, tmp_path], capture_output=True, text=True, check=True)
+    looked = json.loads(done.stdout)
+    assert (Path(looked["mark"]).parent, looked["error"]) == (tmp_path, "")
+    assert looked["folders"][str(work)]["at"] == str(tmp_path)
+    assert not looked["folders"][str(tmp_path)]["read_only"]
+    asked = [*program, "seen", f"node2={looked['mark']}", f"node3={tmp_path}/none"]
+    assert json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) == ["node2"]
+    end = time.monotonic() + 20
+    while list(tmp_path.iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to(monkeypatch, tmp_path):
+    """The operating system's own reason: permissions do not show a full disk or a quota."""
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert storage.mark(str(tmp_path), 1) == {"mark": "", "error": f"{tmp_path}: No space left on device"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, []),
+        ({"allowusers": "admin root"}, ["lets in only admin root (AllowUsers"]),
+        ({"allowusers": "run* root"}, []),
+        ({"allowgroups": "wheel"}, ["lets in only wheel (AllowGroups"]),
+        ({"denyusers": "runner@10.*"}, ["turns runner away (DenyUsers"]),
+        ({"authorizedkeysfile": "/etc/ssh/keys/%u"}, ["reads keys from /etc/ssh/keys/runner (AuthorizedKeysFile"]),
+        ({"authorizedkeysfile": "%h/.ssh/authorized_keys /etc/ssh/keys/%u"}, []),
+        ({"pubkeyauthentication": "no", "forcecommand": "none"}, ["accepts no keys"]),
+        ({"forcecommand": "internal-sftp"}, ["runs internal-sftp instead of a command"]),
+    ],
+)
+def test_what_the_configuration_of_sshd_says(settings, told):
+    found = list(login.daemon_obstacles(settings, "runner", "/home/runner", ["runner", "users"]))
+    assert len(found) == len(told)
+    assert all(text in line for text, line in zip(told, found, strict=True))
+
+
+def test_a_home_that_sshd_mistrusts(tmp_path, monkeypatch):
+    """What others may write to; and what does not exist."""
+    user = login.pwd.getpwuid(os.getuid()).pw_name
+    (tmp_path / ".ssh").mkdir(mode=0o700)
+    (tmp_path / ".ssh/authorized_keys").touch(mode=0o600)
+    monkeypatch.setattr(login, "private_group", lambda *_: False)
+    tmp_path.chmod(0o755)
+    assert list(login.mistrusted(str(tmp_path), user)) == []
+    tmp_path.chmod(0o775)
+    assert list(login.mistrusted(str(tmp_path), user)) == [
+        f"sshd there mistrusts {tmp_path}, which others may write to; type chmod go-w {tmp_path}"
+    ]
+    (found,) = login.mistrusted(str(tmp_path / "gone"), user)
+    assert found.endswith("No such file or directory")
+
+
+@pytest.mark.parametrize(("shell", "closed"), [("/bin/sh", False), ("/usr/sbin/nologin", True), ("/no/fish", True)])
+def test_shells(shell, closed):
+    assert login.closed_shell(shell) == closed
