@@ -104,7 +104,7 @@ def _layer_class() -> type:
 
         def factors(self) -> tuple[nn.Parameter, nn.Parameter, float]:
             """See :meth:`AdaptedLinear.factors`."""
-            a, b = (cast(nn.Linear, factors[_ADAPTER]).weight for factors in (self.lora_A, self.lora_B))
+            a, b = (cast(nn.Parameter, factors[_ADAPTER].weight) for factors in (self.lora_A, self.lora_B))
             return a, b, float(self.scaling[_ADAPTER])
 
         def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
