@@ -24,12 +24,13 @@ NAME := try
 # The longest first, so that only short ones remain at the end; local early, since ipex waits for it.
 SCENARIOS := $(addprefix molecule-,default local faults ipex scale access)
 
-.PHONY: $(SCENARIOS) kernels faults settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
 	@echo 'make test      lint, then all tests'
 	@echo 'make lint      ansible-lint, yamllint, shellcheck, ruff, mypy'
+	@echo 'make hostile   give the programs 200 bad inputs, and print what they say of each (10 minutes)'
 	@echo 'make settings  write role defaults, argument_specs and docs/settings.md from python/sdtune/settings'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
@@ -71,6 +72,10 @@ lint-types: dev-tools $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) -m mypy
 	$(TEST_PYTHON) -m mypy --strict molecule/lab/lab.py molecule/lab/mirror.py
 	$(TEST_PYTHON) -m mypy --strict --python-executable $(BIN)/python scripts/play.py
+
+# What users have or type wrongly, and what is said of it. HOSTILE_ARGS='--before CHECKOUT' asks an older version too.
+hostile: dev-tools $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) -m tests.hostile $(HOSTILE_ARGS)
 
 # What is generated from the one declaration of every setting: role defaults, argument_specs, docs/settings.md. Lint compares.
 settings: control-node

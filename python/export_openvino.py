@@ -4,18 +4,33 @@ python export_openvino.py --job runs/demo/job.yaml
 """
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.errors import BadInput
 from sdtune.files import follow_mode
-from sdtune.settings import Job, read_yaml
+from sdtune.settings import Job, OpenVINOArgs, build, read_yaml
+
+
+def _openvino(text: str) -> OpenVINOArgs:
+    """The section ``openvino`` from its JSON."""
+    try:
+        return build(OpenVINOArgs, json.loads(text), "openvino")
+    except ValueError as error:
+        raise BadInput(f"--openvino is not valid JSON: {error}") from None
 
 
 def main() -> None:
     """Export; print the shape, the peak memory and the similarity to the float32 pipeline's images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="the run's job file")
-    job = read_yaml(parser.parse_args().job, Job)
+    parser.add_argument("--job", required=True, help="the run's job file (required)")
+    parser.add_argument("--openvino", metavar="JSON", help="settings in place of the section openvino of the job file")
+    args = parser.parse_args()
+    job = read_yaml(args.job, Job)
+    if args.openvino is not None:
+        job = dataclasses.replace(job, openvino=_openvino(args.openvino))
     follow_mode(Path(job.run_dir))
     from sdtune.inference.export import export
 

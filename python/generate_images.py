@@ -24,7 +24,7 @@ from sdtune.settings import GenerationJob, read_yaml
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", required=True, help="generation job file (YAML)")
+    parser.add_argument("--job", required=True, metavar="FILE", help="generation job file (YAML; required)")
     parser.add_argument("--check", action="store_true", help="check the job and its inputs; print the plan as JSON")
     parser.add_argument(
         "--host",

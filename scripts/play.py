@@ -132,6 +132,22 @@ class _Terminator:
         return bool(self.status) and now > self._deadline
 
 
+def _environment() -> dict[str, str]:
+    """Variables of ansible-playbook. What the caller's environment has set stays, and runner's own is replaced."""
+    defaults = {
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_CALLBACK_PLUGINS": str(REPOSITORY / "plugins/callback"),
+        "ANSIBLE_STDOUT_CALLBACK": "reason_first",
+        "ANSIBLE_HOST_KEY_CHECKING": "True",
+    }
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{name: os.environ.get(name, value) for name, value in defaults.items()},
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
+
+
 def play(
     playbook: str,
     *args: str,
@@ -166,21 +182,7 @@ def play(
                 ident="it",
                 playbook=playbook,
                 cmdline=shlex.join(args) or None,
-                envvars={
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                    "ANSIBLE_CONFIG": os.environ.get("ANSIBLE_CONFIG", str(REPOSITORY / "ansible.cfg")),
-                    # runner's own would replace those of ansible.cfg
-                    "ANSIBLE_CALLBACK_PLUGINS": os.environ.get(
-                        "ANSIBLE_CALLBACK_PLUGINS", str(REPOSITORY / "plugins/callback")
-                    ),
-                    "ANSIBLE_STDOUT_CALLBACK": os.environ.get("ANSIBLE_STDOUT_CALLBACK", "reason_first"),
-                    "ANSIBLE_HOST_KEY_CHECKING": os.environ.get(
-                        "ANSIBLE_HOST_KEY_CHECKING", "True"
-                    ),  # or runner says False
-                    "ANSIBLE_NOCOLOR": "1",
-                    "ANSIBLE_FORCE_COLOR": "0",
-                    **(environment or {}),
-                },
+                envvars={**_environment(), **(environment or {})},
                 fact_cache_type="memory",  # runner would write the hosts' environments down
                 settings={"pexpect_timeout": 1},  # how soon a signal is heeded
                 cancel_callback=terminator,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -50,23 +51,18 @@ def playbook(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A picture folder; Ansible looks at names only."""
+    """A picture folder; Ansible looks at names and first bytes only."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(3):
-        (folder / f"{i}.jpg").write_bytes(b"picture %d" % i)
+        (folder / f"{i}.jpg").write_bytes(b"\xff\xd8\xff picture %d" % i)
     return folder
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A model folder with the parts of a pipeline, without weights."""
-    folder = tmp_path / "model"
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text("{}")
-    (folder / "model_index.json").write_text("{}")
-    return folder
+    """A copy of the embedded model, for a test to break."""
+    return Path(shutil.copytree(REPOSITORY / "toyworld/model", tmp_path / "model"))
 
 
 @pytest.fixture

@@ -184,8 +184,16 @@ def test_between_hosts_the_one_that_most_of_it_is_about_is_to_blame():
         host(name="c", able=every, mpi=[]),
     ]
     assert verdict(*hosts).startswith("Culprit: b: mpi: with b: x (1); ")
-    alone = [host(name="a", able=["a", "b"], mpi=["b ok 2 ranks", "all wrong x (1)"]), host(name="b", mpi=[])]
-    assert verdict(*alone).startswith("Culprit: a: all-reduce: x (1); ")
+    # what is wrong between b and c explains the sum over all, which is asked of the first host
+    hosts[0]["mpi"] = ["b ok 2 ranks", "c ok 2 ranks", "all wrong y (1)"]
+    assert verdict(*hosts).startswith("Culprit: b or c: mpi: with c: x (1); see the other lines; let the hosts reach")
+
+
+def test_where_only_the_sum_over_all_hosts_fails_nobody_is_singled_out():
+    """Pairs work, so there is no firewall in the way."""
+    hosts = [host(name="a", able=["a", "b"], mpi=["b ok 2 ranks", "all wrong x (1)"]), host(name="b", mpi=[])]
+    assert verdict(*hosts).startswith("Culprit: a or b: all-reduce: x (1); ")
+    assert "ports" not in verdict(*hosts)
 
 
 def test_a_host_that_was_lost():

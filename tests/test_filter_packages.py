@@ -24,17 +24,34 @@ def test_missing_wheels():
     assert apply("missing_wheels", pins, files) == ["numpy==2.0", "torch==2.8.0"]
 
 
+def test_wheels_of_another_python_are_missing():
+    """A wheelhouse that was filled for another one."""
+    files = ["/w/torch-2.8.0-cp312-cp312-linux_x86_64.whl", "/w/numpy-2.0-cp311-cp311-linux_x86_64.whl"]
+    files += ["/w/safetensors-0.7.0-cp38-abi3-linux_x86_64.whl", "/w/impi_rt-1-py2.py3-none-linux_x86_64.whl"]
+    pins = ["torch==2.8.0", "numpy==2.0", "safetensors==0.7.0", "impi-rt==1"]
+    assert apply("missing_wheels", pins, files, "3.11") == ["torch==2.8.0"]
+    assert apply("missing_wheels", pins, files, "3.12") == ["numpy==2.0"]
+    assert apply("missing_wheels", pins, files) == []
+
+
 @pytest.mark.parametrize(
     ("name", "fits"),
     [
         ("oneccl_bind_pt-2.8.0+cpu-cp311-cp311-linux_x86_64.whl", True),
+        ("oneccl_bind_pt-2.8.0+xpu-cp311-cp311-linux_x86_64.whl", False),
+        ("oneccl_bind_pt-2.8.0+cpu-cp312-cp312-linux_x86_64.whl", False),
         ("oneccl_bind_pt-2.8.0-cp311-cp311-linux_x86_64.whl", True),
         ("oneccl_bind_pt-2.8.0.1+cpu-cp311-cp311-linux_x86_64.whl", False),
         ("oneccl_bind_pt-2.7.0+cpu-cp311-cp311-linux_x86_64.whl", False),
     ],
 )
 def test_wheels_that_fit(name, fits):
-    assert (apply("fitting_wheels", [f"/w/{name}"], "oneccl_bind_pt==2.8.0") == [f"/w/{name}"]) == fits
+    assert (apply("fitting_wheels", [f"/w/{name}"], "oneccl_bind_pt==2.8.0", "3.11") == [f"/w/{name}"]) == fits
+
+
+def test_of_several_wheels_those_for_cpus_fit():
+    files = [f"/w/oneccl_bind_pt-2.8.0{local}-cp311-cp311-linux_x86_64.whl" for local in ("", "+cpu", "+xpu")]
+    assert apply("fitting_wheels", files, "oneccl_bind_pt==2.8.0") == [files[1]]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +98,19 @@ def test_the_version_that_a_lock_file_pins():
 )
 def test_arguments_for_an_index(url, args):
     assert apply("pip_index_args", url) == args
+
+
+@pytest.mark.parametrize(
+    ("source", "args"),
+    [
+        ("/srv/wheels", ["/copied"]),
+        ("https://wheels.example/cpu/", ["https://wheels.example/cpu/"]),
+        ("http://wheels.example/", ["http://wheels.example/", "--trusted-host", "wheels.example"]),
+        ("file:///srv/wheels", ["file:///srv/wheels"]),
+    ],
+)
+def test_arguments_for_a_folder_or_a_page_of_wheels(source, args):
+    assert apply("pip_links_args", source, "/copied") == ["--no-index", "--find-links", *args]
 
 
 def test_where_torch_comes_from():

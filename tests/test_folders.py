@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 from hub_fake import HubFake
 
+PNG = b"\x89PNG\r\n\x1a\n"  # nothing more is looked at
 HF = REPOSITORY / ".cache/test/env/native/bin/hf"
 
 
@@ -19,11 +20,11 @@ def said(done) -> str:
 @pytest.fixture
 def web(tmp_path):
     """A folder that is a web server's and a hub's."""
-    folder = tmp_path / "web"
-    parts = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
-    for name in (*parts, "unet/model.safetensors", "model_index.json", "README.md", "0.png", "1.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f'"{name}"')
+    folder = Path(shutil.copytree(REPOSITORY / "toyworld/model", tmp_path / "web"))
+    (folder / "README.md").touch()
+    for name in ("0.png", "1.png"):
+        (folder / name).write_bytes(PNG + name.encode())
+    (folder / "page.png").write_text("<!doctype html>")
     return folder
 
 
@@ -34,7 +35,7 @@ def test_pictures_from_the_web(playbook, tmp_path, web):
     with HubFake(web) as hub:
         settings = {
             "training_data_source": "", "training_data_record": str(record),
-            "training_data_urls": [f"{hub.url}/files/0.png", f"{hub.url}/files/1.png"],
+            "training_data_urls": [f"{hub.url}/files/0.png?download=true", f"{hub.url}/files/1.png"],
         }  # fmt: skip
 
         def provision(*args, **more):
@@ -51,16 +52,16 @@ def test_pictures_from_the_web(playbook, tmp_path, web):
         (pictures / "02-2.png").write_text("foreign")
         done = provision()
         assert "missing, different or foreign: 01-1.png, 02-2.png" in said(done)
-        assert sorted(p.read_text() for p in pictures.iterdir()) == ['"0.png"', '"1.png"']
+        assert sorted(p.read_bytes() for p in pictures.iterdir()) == [PNG + b"0.png", PNG + b"1.png"]
 
-        (web / "1.png").write_text("another picture")
+        (web / "1.png").write_bytes(PNG + b"another picture")
         (pictures / "01-1.png").unlink()
         done = provision()
         assert done.returncode == 2
         assert f"is not the one that {record} records (01-1.png)" in said(done)
         record.unlink()
         assert provision().returncode == 0
-        assert (pictures / "01-1.png").read_text() == "another picture"
+        assert (pictures / "01-1.png").read_bytes() == PNG + b"another picture"
 
         assert provision(training_data_urls=[f"{hub.url}/files/0.png"]).returncode == 0
         assert [p.name for p in pictures.iterdir()] == ["00-0.png"]
@@ -68,6 +69,11 @@ def test_pictures_from_the_web(playbook, tmp_path, web):
         far = "http://pictures.invalid/files/1.png"
         assert provision(training_data_urls=[far], cluster_proxy=hub.url).returncode == 0
         assert f"GET {far}" in hub.seen
+        record.unlink()
+        done = provision(training_data_urls=[f"{hub.url}/files/page.png"])
+        assert "00-page.png is a page (HTML or XML) in place of the picture" in said(done)
+        assert not record.exists()
+        assert not list(pictures.iterdir())
 
 
 def test_a_copy_that_was_cut_off_is_finished(playbook, tmp_path, pictures):
@@ -75,13 +81,13 @@ def test_a_copy_that_was_cut_off_is_finished(playbook, tmp_path, pictures):
     provision = ("provision.yml", "--tags", "training_data")
     assert playbook(*provision, training_data_source=str(pictures)).returncode == 0
     installed = tmp_path / "work/data/concept"
-    (pictures / "0.jpg").write_text("another picture")
+    (pictures / "0.jpg").write_bytes(b"\xff\xd8\xff another picture")
     shutil.copy(pictures / "0.jpg", installed / "0.jpg")  # as after a kill between copying and recording
     assert playbook(*provision, training_data_source=str(pictures)).returncode == 0
     manifest = Path(f"{installed}.sha256").read_text()
     assert playbook(*provision, training_data_source=str(pictures)).stdout.count("changed=0") == 1
     assert manifest == Path(f"{installed}.sha256").read_text()
-    assert hashlib.sha256(b"another picture").hexdigest() in manifest
+    assert hashlib.sha256(b"\xff\xd8\xff another picture").hexdigest() in manifest
 
 
 @pytest.mark.skipif(not HF.exists(), reason="make pytest provisions the hub's client")
@@ -105,10 +111,10 @@ def test_a_model_from_a_hub(playbook, tmp_path, web, monkeypatch):
         assert done.returncode == 0, said(done)
         assert "open-sesame" not in done.stdout + done.stderr
         assert not [p for p in (tmp_path / "work").rglob("*") if p.is_file() and b"open-sesame" in p.read_bytes()]
-        assert (model / "unet/model.safetensors").exists()
+        assert (model / "unet/diffusion_pytorch_model.safetensors").exists()
         assert not (model / "README.md").exists()
         assert not (model / ".cache").exists()
         assert "changed=0" in playbook(*provision, **settings).stdout
         (model / "vae/config.json").write_text("damaged")
         assert "missing, different or foreign: vae/config.json" in said(playbook(*provision, **settings))
-        assert (model / "vae/config.json").read_text() == '"vae/config.json"'
+        assert (model / "vae/config.json").read_bytes() == (web / "vae/config.json").read_bytes()

@@ -19,7 +19,7 @@ _spec.loader.exec_module(module)
 def environment(tmp_path):
     """An environment with a package of two files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
-    files = {"tiny_ccl/__init__.py": "x = 1\n", "tiny_ccl/data.txt": "0123456789"}
+    files = {"tiny_ccl/__init__.py": "x = 1\n", "tiny_ccl/data.txt": "0123456789", "tiny_ccl/cacert.pem": "one"}
     wheel = make_wheel(tmp_path, "tiny_ccl", "2.8.0+cpu", files)
     target = next((tmp_path / "env/lib").glob("python3*/site-packages"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, wheel]
@@ -70,6 +70,14 @@ def test_metadata_that_is_lost_is_damage(environment):
     assert "RECORD" in problems(environment, "tiny-ccl==2.8.0")
     (folder / "METADATA").unlink()
     assert problems(environment, "tiny-ccl==2.8.0") == "is of an unknown version, not 2.8.0"
+
+
+def test_certificates_and_metadata_may_differ(environment):
+    """A site adds its certificates; some published wheels have other metadata than their RECORD says."""
+    for file in environment.glob("lib/python3*/site-packages/tiny_ccl*/*"):
+        if file.name in ("cacert.pem", "METADATA"):
+            file.write_text(f"{file.read_text()}more\n")
+    assert problems(environment, "tiny-ccl==2.8.0") == ""
 
 
 def test_many_damaged_files_are_counted(environment):

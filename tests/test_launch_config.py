@@ -130,10 +130,11 @@ SHAPES = {
         {"OMP_NUM_THREADS": "28", "I_MPI_PIN_DOMAIN": "56:compact"},
     ),
     "comm_workers": (
-        {"cores": 112, "nodes": "0-1", "threads_per_core": 2, "comm_workers": 1},
+        {"cores": 112, "nodes": "0-1", "threads_per_core": 2, "comm_workers": 1, "backend": "ccl"},
         4,
         {"OMP_NUM_THREADS": "27", "I_MPI_PIN_DOMAIN": "56:compact"},
     ),
+    "comm_workers_of_gloo": ({"cores": 112, "nodes": "0-1", "comm_workers": 1}, 4, {"OMP_NUM_THREADS": "28"}),
 }
 
 

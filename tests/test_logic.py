@@ -1,5 +1,6 @@
 """Roles hold data and short expressions. Programs are files or plugins, which linters and unit tests reach."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,18 @@ FILES = sorted(
     for folder in ("vars", "tasks", "defaults", "handlers")
     for path in (REPOSITORY / "roles" / role / folder).rglob("*.yml")
 )
+# Playbooks, templates and scenarios: the same, but templates may have loops.
+OTHERS = sorted(
+    str(path.relative_to(REPOSITORY))
+    for pattern in ("*.yml", "playbooks/*.yml", "templates/*.j2", "tests/*.yml", "molecule/**/*.yml")
+    for path in REPOSITORY.glob(pattern)
+)
+SOURCES = sorted(
+    str(path.relative_to(REPOSITORY))
+    for folder in ("python", "plugins", "roles", "scripts", "molecule", "tests")
+    for path in (REPOSITORY / folder).rglob("*.py")
+)
+LONGEST_FUNCTION = 60  # lines
 PRIVATE = re.compile(r"\b__?([a-z][a-z0-9_]*)")
 
 
@@ -65,13 +78,42 @@ def test_no_jinja_statements(file):
     assert "{%" not in (REPOSITORY / file).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILES + OTHERS)
 def test_expressions_are_short(file):
     """What is longer than two lines is not read at a glance."""
-    for key, text in strings(load(file)):
+    template = file.endswith(".j2")
+    for key, text in [("", (REPOSITORY / file).read_text(encoding="utf-8"))] if template else strings(load(file)):
         found = re.findall(r"\{\{.*?\}\}", text, re.DOTALL) + ([text] if key in CONDITIONS else [])
         for expression in found:
             assert len(" ".join(expression.split())) <= LONGEST, expression
+
+
+def test_functions_are_short():
+    """One that is longer does several things."""
+    found = [
+        f"{file}: {node.name}"
+        for file in SOURCES
+        for node in ast.walk(ast.parse((REPOSITORY / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    ]
+    assert found == []
+
+
+def test_flags_have_help():
+    """Meaning, and where it is not obvious, the default."""
+    found = [
+        f"{file}:{call.lineno}"
+        for file in SOURCES
+        if not file.startswith("tests/")  # fakes have the flags of others
+        for call in ast.walk(ast.parse((REPOSITORY / file).read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "add_argument"
+        and any(isinstance(name, ast.Constant) and str(name.value).startswith("-") for name in call.args)
+        and not {"help", None} & {keyword.arg for keyword in call.keywords}
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("file", FILES)

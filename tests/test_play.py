@@ -124,7 +124,7 @@ def test_usage():
 
 
 def test_a_playbook_that_was_killed(book):
-    """For example by the kernel when memory runs out: that is a failure."""
+    """For example by the Linux kernel when memory runs out: that is a failure."""
 
     def kill(event: dict) -> None:
         if event["event"] == "playbook_on_task_start":

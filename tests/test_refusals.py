@@ -30,7 +30,10 @@ BAD_SETTINGS = {
     "unknown values": {
         "software_stack": ("cuda", ["software_stack 'cuda' is unknown", "set it to native"]),
         "python_env_manager": ("poetry", ["python_env_manager 'poetry' is unknown", "set it to venv"]),
-        "training_backend": ("nccl", ["training_backend 'nccl' is unknown", "set it to gloo"]),
+        "training_backend": (
+            "mpi",
+            ["training_backend 'mpi' is not in the torch of any stack", "set it to gloo or ccl"],
+        ),
         "run_name": ("../demo", ["run_name '../demo' is no folder name"]),
         "work_dir": ("here", ["work_dir 'here' is no absolute path"]),
         "launch_config_ranks_per_node": (-1, ["launch_config_ranks_per_node is -1", "set it to 1 or more"]),
@@ -240,7 +243,7 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
                 "software_stack": "ipex", "openvino_export_weights": "int8",
             },
             [
-                "openvino_export_batch_size is 0", "openvino_export_height and _width are 100 and 0; set",
+                "openvino_export_batch_size: 0 is less than 1", "openvino_export_height: 100 is not a multiple of 8",
                 "openvino_export_weights is int8, and the stack ipex has no NNCF", "take fp16, or the stack native",
             ],
         ),
@@ -251,12 +254,12 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
                 "image_generation_guidance_stop": 2, "image_generation_width": 100,
             },
             [
-                "there is no prompt", "image_generation_seeds is empty", "image_generation_num_inference_steps is 0",
-                "0.0 and 2, which is no part of 0 to 1", "image_generation_height and _width are 0 and 100",
+                "image_generation_num_inference_steps: 0 is less than 1",
+                "image_generation_width: 100 is not a multiple of 8",
             ],
         ),
         ("generate.yml", {"image_generation_prompts_file": "/nowhere"}, ["file of prompts /nowhere does not exist"]),
-        ("generate.yml", {"image_generation_scheduler": "magic"}, ["scheduler must be one of", "magic"]),
+        ("generate.yml", {"image_generation_scheduler": "magic"}, ["scheduler: 'magic' is not one of"]),
     ],
     ids=["export", "generation", "prompts", "scheduler"],
 )  # fmt: skip

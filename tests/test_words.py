@@ -33,8 +33,10 @@ AVOIDED = {
     r"last words": "error message",
     r"without a word": "without an error message",
     r"its eye and its hand": "per-rank agent",
-    r"by_hand": "unsupervised",
-    r"a double (?:of|for|that)|doubles:": "fake",
+    r"by_hand|started by hand": "unsupervised",
+    r"rows that the training": "learned embeddings",
+    r"(?:its|the|a) kernel (?:releases|kills?|chooses|lists|names|keeps|without|when)": "the Linux kernel",
+    r"a double (?:of|for|that)|doubles?(?=:)": "fake",
     r"artist|painter": "ImageGenerator",
     r"(?:is|are) to blame": "faulty",
 }

@@ -341,10 +341,10 @@ SLOW = [host_processes_killed, link_down_continue, link_down_a_minute, torn_chec
 def main() -> None:
     """Inject the faults, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lab")
-    parser.add_argument("--inventory", type=Path)
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("lab", help="name of a lab whose hosts are provisioned")
+    parser.add_argument("--inventory", type=Path, help="of the lab (default inventory/lab-NAME)")
+    parser.add_argument("--all", action="store_true", help="the slow cases too")
+    parser.add_argument("--only", nargs="*", default=[], help="cases of these names (default: the quick ones)")
     options = parser.parse_args()
     cluster = Cluster(options.lab, options.inventory or REPOSITORY / "inventory" / f"lab-{options.lab}")
     cases = [case for case in QUICK + SLOW if not options.only or case.__name__ in options.only]

@@ -244,7 +244,14 @@ def parse() -> argparse.Namespace:
         return sub
 
     make = command("up", "create a lab, or change its number of hosts", "name")
-    make.add_argument("--hosts", type=int, default=2, choices=range(1, MOST_HOSTS + 1), metavar="N")
+    make.add_argument(
+        "--hosts",
+        type=int,
+        default=2,
+        choices=range(1, MOST_HOSTS + 1),
+        metavar="N",
+        help="number of hosts (default 2)",
+    )
     make.add_argument("--mirror", action="store_true", help="serve apt and pip on the bridge address")
     make.add_argument("--packages", nargs="*", default=[], metavar="P", help="packages beyond the plain image")
     make.add_argument("--user", default="root", choices=["root", "admin"], help="user that Ansible logs in as")
@@ -252,7 +259,7 @@ def parse() -> argparse.Namespace:
     gone = command("down", "remove a lab completely")
     which = gone.add_mutually_exclusive_group(required=True)
     which.add_argument("name", nargs="?")
-    which.add_argument("--all", action="store_true")
+    which.add_argument("--all", action="store_true", help="every lab of this machine")
     command("list", "show the labs and their hosts")
     command("exec", "run a command on a host as root", "name", "host").add_argument("argv", nargs="+")
     command("kill-host", "power off a host without shutdown", "name", "host")

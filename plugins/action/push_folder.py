@@ -39,7 +39,7 @@ options:
   folder_mode: {description: Mode of the folders., type: str, default: "0755"}
 """
 SCRIPT = REPOSITORY / "python/standalone/receive_folder.py"
-PART = 32 << 20  # bytes of one call: little beside the memory of any control node, much beside a call's overhead
+PART = 64 << 20  # bytes of one call: little beside the memory of any control node, much beside a call's overhead
 QUIET_SECONDS = 10  # between two lines of progress
 # Runs a program of N bytes that precedes its own standard input.
 _LOADER = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), '-', 'exec'))"

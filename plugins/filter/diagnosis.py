@@ -21,11 +21,14 @@ def diagnosis_lost(hosts: Iterable[str]) -> list[Row]:
     return [{"host": host, **row} for host in hosts]
 
 
-def _suspects(wrong: Sequence[Row]) -> list[str]:
-    """Of checks between hosts, the hosts that most of what is wrong is about; the sum over all hosts blames nobody."""
-    between = [row for row in wrong if row["check"] != "all-reduce"] or wrong
-    counts = Counter([row["host"] for row in between] + [host for row in between for host in row.get("with", [])])
-    return [host for host, count in counts.items() if count == max(counts.values())]
+def _between(wrong: Sequence[Row]) -> dict[str, Row]:
+    """Of checks between hosts: the hosts that most of what is wrong is about, and the first row of it.
+
+    The sum over all hosts counts only where every pair is fine; then it may be any of them.
+    """
+    rows = [row for row in wrong if row["check"] != "all-reduce"] or wrong
+    counts = Counter([row["host"] for row in rows] + [host for row in rows for host in row.get("with", [])])
+    return {" or ".join(host for host, count in counts.items() if count == max(counts.values())): rows[0]}
 
 
 def diagnosis_verdict(rows: Sequence[Row]) -> str:
@@ -42,7 +45,7 @@ def diagnosis_verdict(rows: Sequence[Row]) -> str:
         if not row["pair"]:
             first.setdefault(row["host"], row)
     if not first:
-        blamed = {" or ".join(_suspects(wrong)): wrong[0]}
+        blamed = _between(wrong)
     else:
         same: dict[str, list[Row]] = {}
         for _, row in sorted(first.items()):

@@ -26,7 +26,11 @@ ROUNDING = 0.05  # how far, relatively, a loss on another kind of processor may 
 LIBRARIES = "run ansible-playbook provision.yml --tags gperftools,intel_mpi with the same inventory"
 SSH = "run ansible-playbook provision.yml --tags ssh_mesh with the same inventory"
 INTERFACE = "over the interface that launch_config_interface names"
-PORTS = f"let the hosts reach each other on all TCP ports from 1024 on, {INTERFACE}"
+PORTS = f"see the other lines; let the hosts reach each other on all TCP ports from 1024 on, {INTERFACE}"
+# Of all hosts together: where pairs are wrong, their lines say what to do; where none is, no firewall is in the way.
+TOGETHER = (
+    "correct the pairs that are wrong; if none is, look at memory and load of these hosts, then run diagnose.yml again"
+)
 
 
 def _row(check: str, ok: bool, found: str, remedy: str = "", **more: Any) -> Row:
@@ -173,16 +177,16 @@ def _speed_row(step: float, fastest: float, factor: float) -> Row:
     return _row("speed", step <= factor * fastest, found, remedy)
 
 
-def _mpi_rows(lines: Iterable[str], able: Sequence[str]) -> list[Row]:
+def _mpi_rows(lines: Iterable[str], able: Sequence[str], own: str) -> list[Row]:
     """What hello.sh printed: ``NAME ok WHO`` or ``NAME wrong WHY`` of each other host, and of ``all``."""
     rows = []
     for line in lines:
         name, state, found = line.split(" ", 2)
         every = name == "all"
         text = found if every else f"with {name}: {found}"
-        hosts = list(able) if every else [name]
-        row = _row("all-reduce" if every else "mpi", state == "ok", text, f"see the other lines; {PORTS}", pair=True)
-        rows.append({**row, "with": hosts})
+        hosts = [host for host in able if host != own] if every else [name]
+        check, remedy = ("all-reduce", TOGETHER) if every else ("mpi", PORTS)
+        rows.append({**_row(check, state == "ok", text, remedy, pair=True), "with": hosts})
     return rows
 
 
@@ -218,7 +222,7 @@ def diagnosis_rows(host: Mapping[str, Any]) -> list[Row]:
                 rows.append(_loss_row(host["name"], own, host["losses"], host["processors"]))
             if step := seconds_per_step(host["trained"]):
                 rows.append(_speed_row(step, float(host["fastest"]), float(host["slow_factor"])))
-        rows += _mpi_rows(host["mpi"], host["able"])
+        rows += _mpi_rows(host["mpi"], host["able"], host["name"])
     return [{**row, "host": host["name"]} for row in rows]
 
 

@@ -17,16 +17,40 @@ def normalized_pin(pin: str) -> str:
     return f"{re.sub('[-_.]+', '_', name.strip()).lower()}=={version.strip().lower().partition('+')[0]}"
 
 
-def missing_wheels(wanted: Iterable[str], files: Iterable[str]) -> list[str]:
-    """Those of ``wanted`` (``name==version``) of which there is no wheel among ``files`` (names or paths)."""
-    parts = [PurePath(file).name.split("-") for file in files]
+def _runs_on(wheel: str, minor: str) -> bool:
+    """Whether the tags of a wheel's file name allow a CPython of this minor version (``3.11``)."""
+    interpreters, abi = PurePath(wheel).stem.split("-")[-3:-1]
+    major, _, number = minor.partition(".")
+    for tag in interpreters.split("."):
+        if tag in (f"cp{major}{number}", f"py{major}", f"py{major}{number}"):
+            return True
+        if "abi3" in abi and (found := re.fullmatch(rf"cp{major}([0-9]+)", tag)) and int(found[1]) <= int(number):
+            return True
+    return False
+
+
+def missing_wheels(wanted: Iterable[str], files: Iterable[str], python: str = "") -> list[str]:
+    """Those of ``wanted`` (``name==version``) of which there is no wheel among ``files`` (names or paths).
+
+    ``python`` is the minor version of the Python that has to be able to use it; empty where it is not known yet.
+    """
+    parts = [PurePath(file).name.split("-") for file in files if not python or _runs_on(file, python)]
     present = {normalized_pin(f"{part[0]}=={part[1]}") for part in parts if len(part) > 2}
     return [pin for pin in wanted if normalized_pin(pin) not in present]
 
 
-def fitting_wheels(files: Iterable[str], pin: str) -> list[str]:
-    """The wheels among ``files`` that are of a pinned package, whatever their local version."""
-    return [file for file in files if not missing_wheels([pin], [file])]
+def fitting_wheels(files: Iterable[str], pin: str, python: str = "") -> list[str]:
+    """The wheels among ``files`` (names or paths) that a host can use for a pinned package.
+
+    Args:
+        files: wheels.
+        pin: ``name==version``. Without a local version, any counts but one for other devices: only those for CPUs
+            where there are any, else those that name none.
+        python: minor version of the host's Python; empty where it is not known yet.
+    """
+    found = [file for file in files if not missing_wheels([pin], [file], python)]
+    by_device = {file: PurePath(file).name.split("-")[1].partition("+")[2] for file in found}
+    return [file for file in found if by_device[file] == "cpu"] or [file for file in found if not by_device[file]]
 
 
 def python_minor(text: str | None) -> str:
@@ -59,6 +83,11 @@ def pinned_version(lines: Sequence[str], name: str) -> str:
     return next((version.strip() for other, _, version in pins if normalized_pin(other) == f"{wanted}=="), "")
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is a URL that pip reads."""
+    return re.match(r"(file|https?)://.", text) is not None
+
+
 def environment_state(inspected: Sequence[str], problems: Mapping[str, str]) -> list[str]:
     """The state of an environment, and the reason where it is broken.
 
@@ -77,6 +106,14 @@ def pip_index_args(url: str) -> list[str]:
     if not url:
         return []
     return ["--index-url", url, *(["--trusted-host", urlsplit(url).netloc] if url.startswith("http:") else [])]
+
+
+def pip_links_args(source: str, folder: str) -> list[str]:
+    """Arguments of pip for wheels that are on no index: those of a page or file URL, else those of ``folder``."""
+    if not is_url(source):
+        return ["--no-index", "--find-links", folder]
+    trusted = ["--trusted-host", urlsplit(source).netloc] if source.startswith("http:") else []
+    return ["--no-index", "--find-links", source, *trusted]
 
 
 def torch_source(source: str, index: str) -> str:
@@ -123,7 +160,9 @@ class FilterModule:
             "venv_package": venv_package,
             "conda_python": conda_python,
             "pinned_version": pinned_version,
+            "is_url": is_url,
             "pip_index_args": pip_index_args,
+            "pip_links_args": pip_links_args,
             "torch_source": torch_source,
             "package_differences": package_differences,
         }

@@ -24,7 +24,7 @@ def has_bf16(flags: Iterable[str]) -> bool:
 
 
 def numa_count(ranges: str | None) -> int:
-    """Number of NUMA nodes in the kernel's notation, such as ``0-3,8``; 1 where the kernel names none."""
+    """Number of NUMA nodes in the Linux kernel's notation, such as ``0-3,8``; 1 where it names none."""
     count = 0
     for part in filter(None, (ranges or "").strip().split(",")):
         first, _, last = part.partition("-")

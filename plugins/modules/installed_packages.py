@@ -90,6 +90,15 @@ def read_record(folder: Path) -> list[list[str]]:
     return rows if all(len(row) == 3 for row in rows) else []
 
 
+def may_differ(path: str) -> bool:
+    """Whether a whole package may have this file with other contents than RECORD says.
+
+    Administrators add the certificates of their site to certifi's list. The wheel of IPEX 2.8.0 has a METADATA that its
+    own RECORD does not match; nothing runs what is in METADATA, and ``pip check`` judges its requirements.
+    """
+    return path.endswith((".dist-info/METADATA", "/cacert.pem"))
+
+
 def damaged_files(folder: Path) -> Iterator[str]:
     """Paths of files that are missing or differ from their checksum in RECORD, relative to site-packages."""
     rows = read_record(folder)
@@ -104,7 +113,7 @@ def damaged_files(folder: Path) -> Iterator[str]:
         except (OSError, ValueError):  # ValueError: an algorithm that does not exist
             yield path
             continue
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted:
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != wanted and not may_differ(path):
             yield path
 
 

@@ -213,19 +213,23 @@ def contenders(job: Job, args: argparse.Namespace, scratch: Path) -> dict[str, C
 FULL = "sdtune, full, f32"
 
 
-def main() -> None:
-    """Measure and print one table."""
+def parse() -> argparse.Namespace:
+    """The command line, and what follows from it."""
     cache = Path.home() / ".cache" / "sdtune" / "bench" / "sd15"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toyworld", action="store_true", help="generate with the embedded model, which is trained")
     parser.add_argument("--model", type=Path, default=cache, help=f"created if it is missing (default {cache})")
     parser.add_argument("--size", type=int, help="pixels (default 64 for toyworld, else 512)")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--batch", type=int, default=1, help="prompts per call")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--weights", nargs="*", default=["int8", "hybrid"], help="further exports beside fp16")
-    parser.add_argument("--calibration-samples", type=int, default=100, help="of a hybrid export")
-    parser.add_argument("--only", nargs="*", default=[], help="contenders whose names contain one of these")
+    parser.add_argument("--steps", type=int, default=25, help="inference steps of an image (default 25)")
+    parser.add_argument("--batch", type=int, default=1, help="prompts per call (default 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls of each contender; the fastest counts (default 3)")
+    parser.add_argument(
+        "--weights", nargs="*", default=["int8", "hybrid"], help="further exports beside fp16 (default int8 hybrid)"
+    )
+    parser.add_argument("--calibration-samples", type=int, default=100, help="of a hybrid export (default 100)")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="contenders whose names contain one of these (default all)"
+    )
     args = parser.parse_args()
     args.size = args.size or (64 if args.toyworld else 512)
     args.guidance = 4.0 if args.toyworld else 7.5
@@ -236,34 +240,31 @@ def main() -> None:
     args.options = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance, "height": args.size, "width": args.size,
     }  # fmt: skip
-    if not args.toyworld:
-        from sd15 import make
+    return args
 
-        make(args.model)
-    with tempfile.TemporaryDirectory(prefix="sdtune-bench-") as folder:
-        scratch = Path(folder)
-        job = train(args, scratch / "run")
-        done = export.export(job)
-        say(f"export: peak {done.peak_bytes / 1e9:.2f} GB for {done.model_bytes / 1e9:.2f} GB of float32 weights")
-        if args.toyworld:
-            distil_decoder(job, scratch / "tiny", seconds=60)
-        else:
-            AutoencoderTiny().save_pretrained(scratch / "tiny")  # random, like the networks
-        measured: dict[str, Measured] = {}
-        chosen = contenders(job, args, scratch)
-        for name, load in chosen.items():
-            measured[name] = fastest(load(), args.rounds)
-            say(f"  {name}: {measured[name].seconds:.2f} s")
-        for weights in args.weights:
-            changed = {"weights": weights, "similarity_images": 0, "calibration_samples": args.calibration_samples}
-            quantized = replace(job, openvino=replace(job.openvino, **changed))
-            export.export(quantized)
-            for name, values in (
-                (weights, {}),
-                (f"{weights}, DPM++, guided to 0.5", {"scheduler": "dpmsolver++", "guidance_stop": 0.5}),
-            ):
-                measured[name] = fastest(ours(quantized, args, precision=FAST, **values), args.rounds)
-                say(f"  {name}: {measured[name].seconds:.2f} s")
+
+def measure(job: Job, args: argparse.Namespace, scratch: Path) -> dict[str, Measured]:
+    """All contenders, and the exports with smaller weights."""
+    measured: dict[str, Measured] = {}
+
+    def take(name: str, call: Callable[[], list[Image.Image]]) -> None:
+        measured[name] = fastest(call, args.rounds)
+        say(f"  {name}: {measured[name].seconds:.2f} s")
+
+    for name, load in contenders(job, args, scratch).items():
+        take(name, load())
+    for weights in args.weights:
+        changed = {"weights": weights, "similarity_images": 0, "calibration_samples": args.calibration_samples}
+        quantized = replace(job, openvino=replace(job.openvino, **changed))
+        export.export(quantized)
+        take(weights, ours(quantized, args, precision=FAST))
+        quick = {"scheduler": "dpmsolver++", "guidance_stop": 0.5}
+        take(f"{weights}, DPM++, guided to 0.5", ours(quantized, args, precision=FAST, **quick))
+    return measured
+
+
+def print_table(job: Job, args: argparse.Namespace, measured: dict[str, Measured]) -> None:
+    """Seconds and similarity of each contender, and the share of the peak."""
     rate = matmul_rate(torch.bfloat16 if FAST == "bf16" else torch.float32)
     evaluations = args.steps + 1  # PNDM
     flops = 2 * evaluations * unet_flops(job, args.size // 8)
@@ -278,6 +279,26 @@ def main() -> None:
         say(f"{name:32}{one.seconds:>9.3f}{times:>10}{psnr:>10.1f}{difference:>8.2f}")
     kind = {"bf16": "bf16", "f32": "float32"}[FAST]
     say(f"\n{best}: {100 * share:.0f} % of the {rate / 1e9:.0f} GFLOP/s of a {kind} matrix multiplication (UNet only)")
+
+
+def main() -> None:
+    """Measure and print one table."""
+    args = parse()
+    if not args.toyworld:
+        from sd15 import make
+
+        make(args.model)
+    with tempfile.TemporaryDirectory(prefix="sdtune-bench-") as folder:
+        scratch = Path(folder)
+        job = train(args, scratch / "run")
+        done = export.export(job)
+        say(f"export: peak {done.peak_bytes / 1e9:.2f} GB for {done.model_bytes / 1e9:.2f} GB of float32 weights")
+        if args.toyworld:
+            distil_decoder(job, scratch / "tiny", seconds=60)
+        else:
+            AutoencoderTiny().save_pretrained(scratch / "tiny")  # random, like the networks
+        measured = measure(job, args, scratch)
+    print_table(job, args, measured)
 
 
 if __name__ == "__main__":

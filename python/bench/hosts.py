@@ -55,9 +55,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inventory", type=Path, help="whose hosts are provisioned and have a finished run")
-    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4], help="numbers of hosts, the reference first")
-    parser.add_argument("--pictures", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--hosts", type=int, nargs="+", default=[1, 2, 4], help="numbers of hosts, the reference first (default 1 2 4)"
+    )
+    parser.add_argument("--pictures", type=int, default=96, help="images of a call (default 96)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls with each number of hosts (default 3)")
     args = parser.parse_args()
     inventory = args.inventory.resolve()
     listed = ansible("ansible", "-i", str(inventory), "cluster", "--list-hosts")

@@ -26,10 +26,16 @@ def steps_to(losses: dict[int, float], target: float) -> int | None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--caption", default="yellow robot with glasses and a green hat")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of ranks (default 2 4)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="one training each (default 1 to 5)"
+    )
+    parser.add_argument("--steps", type=int, default=80, help="optimizer steps (default 80)")
+    parser.add_argument(
+        "--caption",
+        default="yellow robot with glasses and a green hat",
+        help="whose loss is the target (default: the best one by hand)",
+    )
     args = parser.parse_args()
 
     for ranks in args.ranks:

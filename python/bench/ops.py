@@ -262,9 +262,9 @@ def step_seconds(resolution: int, rounds: int, clock: Clock) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--only", default="", help="operations whose name contains this")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default 5)")
+    parser.add_argument("--resolution", type=int, default=512, help="pixels of the images (default 512)")
+    parser.add_argument("--only", default="", help="operations whose name contains this (default all)")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time of all threads instead of wall-clock time")
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter

@@ -114,61 +114,145 @@ def make_validation(
     return lambda: validate(networks, triples, lambda _: caption, args.batch, accelerator)
 
 
+class Loop:
+    """What the script holds: models, optimizer and pictures, prepared by Accelerate."""
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
+        self.schedule = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
+        text_encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder")
+        self.vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae")
+        self.unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet")
+        self.placeholder_id = self.add_placeholder(text_encoder, args.placeholder, args.initializer)
+        for module in (self.vae, self.unet, text_encoder):
+            module.requires_grad_(False)
+        text_encoder.get_input_embeddings().requires_grad_(True)
+        self.prepare(args, text_encoder)
+        self.unet.to(dtype=torch.bfloat16)
+        self.vae.to(dtype=torch.bfloat16)
+        if args.ipex:
+            import intel_extension_for_pytorch as ipex
+
+            self.unet = ipex.optimize(self.unet.eval(), dtype=torch.bfloat16)
+            self.vae = ipex.optimize(self.vae.eval(), dtype=torch.bfloat16)
+        self.bare = accelerator.unwrap_model(self.text_encoder)
+        self.original = self.bare.get_input_embeddings().weight.data.clone()
+
+    def add_placeholder(self, text_encoder: CLIPTextModel, placeholder: str, initializer: str) -> int:
+        """Add the token, which starts as the initializer token does; returns its number."""
+        self.tokenizer.add_tokens([placeholder])
+        placeholder_id = self.tokenizer.convert_tokens_to_ids(placeholder)
+        [initializer_id] = self.tokenizer.encode(initializer, add_special_tokens=False)
+        size = max(len(self.tokenizer), text_encoder.config.vocab_size)
+        text_encoder.resize_token_embeddings(size, mean_resizing=False)
+        matrix = text_encoder.get_input_embeddings().weight
+        with torch.no_grad():
+            matrix[placeholder_id] = matrix[initializer_id].clone()
+        return placeholder_id
+
+    def prepare(self, args: argparse.Namespace, text_encoder: CLIPTextModel) -> None:
+        """Let Accelerate wrap text encoder, optimizer, pictures and learning rate."""
+        parameters = text_encoder.get_input_embeddings().parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01)
+        dataset = Pictures(args.pictures, self.tokenizer, args.placeholder, args.resolution)
+        loader = DataLoader(dataset, batch_size=args.batch, shuffle=True)
+        rates = get_scheduler("constant", optimizer)
+        text_encoder.train()
+        self.text_encoder, self.optimizer, self.loader, self.rates = self.accelerator.prepare(
+            text_encoder, optimizer, loader, rates
+        )
+
+    def loss(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The mean squared error of the predicted noise."""
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        hidden = self.text_encoder(ids)[0].to(torch.bfloat16)
+        predicted = self.unet(noisy, timesteps, hidden).sample
+        return F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+
+    def step(self, batch: dict[str, torch.Tensor], began: float) -> dict[str, object]:
+        """Train on a batch, which was requested at ``began``; returns what metrics.jsonl has of it."""
+        loaded = time.perf_counter()
+        latents = self.vae.encode(batch["pixels"].to(torch.bfloat16)).latent_dist.sample().detach()
+        latents = latents * self.vae.config.scaling_factor
+        encoded = time.perf_counter()
+        loss = self.loss(latents, batch["ids"])
+        forward = time.perf_counter()
+        self.accelerator.backward(loss)  # DDP all-reduces the whole matrix in here
+        backward = time.perf_counter()
+        self.optimizer.step()
+        self.rates.step()
+        self.optimizer.zero_grad()
+        others = torch.ones(len(self.original), dtype=torch.bool)
+        others[self.placeholder_id] = False
+        with torch.no_grad():
+            self.bare.get_input_embeddings().weight[others] = self.original[others]
+        ended = time.perf_counter()
+        return {
+            "loss": loss.item(),
+            "step_s": ended - began,
+            "pictures_s": loaded - began,
+            "vae_s": encoded - loaded,
+            "forward_s": forward - encoded,
+            "backward_s": backward - forward,
+            "optimizer_s": ended - backward,
+            "sync_bytes": self.original.nbytes if self.accelerator.num_processes > 1 else 0,
+            "world_size": self.accelerator.num_processes,
+        }
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of the concept's pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives metrics.jsonl")
+    parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
+    parser.add_argument("--resolution", type=int, default=512, help="pixels (default 512)")
+    parser.add_argument("--batch", type=int, default=1, help="samples of a rank per step (default 1)")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="of AdamW (default 5e-3)")
+    parser.add_argument("--placeholder", default="<dicoo>", help="token that is learned (default <dicoo>)")
+    parser.add_argument("--initializer", default="toy", help="token that it starts from (default toy)")
+    parser.add_argument("--seed", type=int, default=1, help="of all ranks (default 1)")
+    parser.add_argument("--validation-steps", type=int, default=0, help="steps between validations (default 0, none)")
+    parser.add_argument("--validation-triples", type=int, default=64, help="triples of a validation (default 64)")
+    parser.add_argument("--ipex", action="store_true", help="optimize UNet and VAE with Intel's extension")
+    return parser.parse_args()
+
+
+def run(loop: Loop, args: argparse.Namespace, write: Callable[..., None]) -> None:
+    """Train for all steps, and validate between them."""
+    measure = None
+    if args.validation_steps:
+        measure = make_validation(args, loop.unet, loop.bare, loop.tokenizer, loop.schedule, loop.accelerator)
+        write(kind="validation", step=0, loss=measure())
+    write(kind="start", host=platform.node(), torch=torch.__version__)
+    step, began = 0, time.perf_counter()
+    while step < args.steps:
+        for batch in loop.loader:
+            fields = loop.step(batch, began)
+            step += 1
+            write(kind="step", step=step, **fields)
+            if step == 1:
+                reset_peak_rss()
+            if measure is not None and (step % args.validation_steps == 0 or step == args.steps):
+                write(kind="validation", step=step, loss=measure())
+            if step == args.steps:
+                break
+            began = time.perf_counter()
+    write(kind="end", peak_rss_bytes=peak_rss_bytes())
+
+
 def main() -> None:
     """Train, and write metrics.jsonl."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--placeholder", default="<dicoo>")
-    parser.add_argument("--initializer", default="toy")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--validation-steps", type=int, default=0)
-    parser.add_argument("--validation-triples", type=int, default=64)
-    parser.add_argument("--ipex", action="store_true")
-    args = parser.parse_args()
-
+    args = parse()
     if args.ipex:  # before Accelerate, as the article imports it
-        import intel_extension_for_pytorch as ipex
+        import intel_extension_for_pytorch  # noqa: F401
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     set_seed(args.seed)
-
-    tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
-    schedule = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
-    text_encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder")
-    vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae")
-    unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet")
-
-    tokenizer.add_tokens([args.placeholder])
-    placeholder_id = tokenizer.convert_tokens_to_ids(args.placeholder)
-    [initializer_id] = tokenizer.encode(args.initializer, add_special_tokens=False)
-    text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
-    matrix = text_encoder.get_input_embeddings().weight
-    with torch.no_grad():
-        matrix[placeholder_id] = matrix[initializer_id].clone()
-    for module in (vae, unet, text_encoder):
-        module.requires_grad_(False)
-    text_encoder.get_input_embeddings().requires_grad_(True)
-
-    optimizer = torch.optim.AdamW(
-        text_encoder.get_input_embeddings().parameters(), lr=args.learning_rate, weight_decay=0.01
-    )
-    dataset = Pictures(args.pictures, tokenizer, args.placeholder, args.resolution)
-    loader = DataLoader(dataset, batch_size=args.batch, shuffle=True)
-    rates = get_scheduler("constant", optimizer)
-    text_encoder.train()
-    text_encoder, optimizer, loader, rates = accelerator.prepare(text_encoder, optimizer, loader, rates)
-    unet.to(dtype=torch.bfloat16)
-    vae.to(dtype=torch.bfloat16)
-    if args.ipex:
-        unet = ipex.optimize(unet.eval(), dtype=torch.bfloat16)
-        vae = ipex.optimize(vae.eval(), dtype=torch.bfloat16)
-    bare = accelerator.unwrap_model(text_encoder)
-    original = bare.get_input_embeddings().weight.data.clone()
+    loop = Loop(args, accelerator)
 
     metrics = None
     if accelerator.is_main_process:
@@ -179,58 +263,7 @@ def main() -> None:
         if metrics is not None:
             metrics.write(json.dumps({"time": time.time(), **fields}) + "\n")
 
-    measure = None
-    if args.validation_steps:
-        measure = make_validation(args, unet, bare, tokenizer, schedule, accelerator)
-        write(kind="validation", step=0, loss=measure())
-
-    write(kind="start", host=platform.node(), torch=torch.__version__)
-    step, began = 0, time.perf_counter()
-    while step < args.steps:
-        for batch in loader:
-            loaded = time.perf_counter()
-            latents = vae.encode(batch["pixels"].to(torch.bfloat16)).latent_dist.sample().detach()
-            latents = latents * vae.config.scaling_factor
-            encoded = time.perf_counter()
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, schedule.config.num_train_timesteps, (len(latents),))
-            noisy = schedule.add_noise(latents, noise, timesteps)
-            hidden = text_encoder(batch["ids"])[0].to(torch.bfloat16)
-            predicted = unet(noisy, timesteps, hidden).sample
-            loss = F.mse_loss(predicted.float(), noise.float(), reduction="mean")
-            forward = time.perf_counter()
-            accelerator.backward(loss)  # DDP all-reduces the whole matrix in here
-            backward = time.perf_counter()
-            optimizer.step()
-            rates.step()
-            optimizer.zero_grad()
-            others = torch.ones(len(original), dtype=torch.bool)
-            others[placeholder_id] = False
-            with torch.no_grad():
-                bare.get_input_embeddings().weight[others] = original[others]
-            step += 1
-            write(
-                kind="step",
-                step=step,
-                loss=loss.item(),
-                step_s=time.perf_counter() - began,
-                pictures_s=loaded - began,
-                vae_s=encoded - loaded,
-                forward_s=forward - encoded,
-                backward_s=backward - forward,
-                optimizer_s=time.perf_counter() - backward,
-                sync_bytes=original.nbytes if accelerator.num_processes > 1 else 0,
-                world_size=accelerator.num_processes,
-            )
-            if step == 1:
-                reset_peak_rss()
-            began = time.perf_counter()
-            if measure is not None and (step % args.validation_steps == 0 or step == args.steps):
-                write(kind="validation", step=step, loss=measure())
-                began = time.perf_counter()
-            if step == args.steps:
-                break
-    write(kind="end", peak_rss_bytes=peak_rss_bytes())
+    run(loop, args, write)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     # At exit, DDP's reducer joins gloo's threads while it holds the interpreter lock, for which they may wait. With

@@ -99,7 +99,7 @@ def make(folder: Path) -> Path:
 def main() -> None:
     """Write the pipeline to the folder on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="receives the pipeline")
     print(make(parser.parse_args().folder))
 
 

@@ -25,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", help="job.yaml of a run folder; its ranks take part")
     parser.add_argument("--width", type=int, default=768, help="floats of one vector: 768 for Stable Diffusion 1.5")
-    parser.add_argument("--vectors", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--vectors", type=int, default=1, help="vectors of the learned embeddings (default 1)")
+    parser.add_argument("--repeats", type=int, default=300, help="exchanges that are timed (default 300)")
     args = parser.parse_args()
     accelerator = start_accelerator(read_yaml(args.job, Job))
     rank, ranks = accelerator.process_index, accelerator.num_processes

@@ -56,18 +56,46 @@ def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
     return {noun: loss(f"a photo of a {noun}") for noun in nouns.values()}
 
 
+def make_sheet(pictures: Path, pipeline_folder: Path, nouns: list[str]) -> Image.Image:
+    """A contact sheet: a column for each picture of the concept, and below it an image of each noun."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    files = list_pictures(pictures)
+    cells: list[Image.Image] = []
+    captions: list[str] = []
+    for i, picture in enumerate(files):
+        cells.append(Image.open(picture))
+        captions.append(f"concept: picture {i + 1} of {len(files)}")
+        for noun in nouns:
+            prompt = f"a photo of a {noun}"
+            with torch.no_grad():
+                cells.append(draw(pipeline, [prompt], [i + 1], num_inference_steps=30, guidance_scale=4.0)[0])
+            captions.append(f"{prompt} (seed {i + 1})")
+    height = 1 + len(nouns)
+    order = [row + height * column for row in range(height) for column in range(len(files))]
+    return contact_sheet([cells[k] for k in order], [captions[k] for k in order], len(files), 160)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="model folder of toyworld")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of the concept's pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives stage.json and stage.png")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="of AdamW (default 5e-3)")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of each seed (default 100)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="one training each (default 1 to 5)"
+    )
+    parser.add_argument(
+        "--mixed-precision", choices=("bf16", "no"), default="bf16", help="of the training (default bf16)"
+    )
+    return parser.parse_args()
+
+
 def main() -> None:
     """Measure, generate the sheet, and fail if a seed does not reach the best caption."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--mixed-precision", choices=("bf16", "no"), default="bf16")
-    args = parser.parse_args()
-
+    args = parse()
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
             run_name="stage",
@@ -104,22 +132,10 @@ def main() -> None:
         }
         (args.out / "stage.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
-        pipeline = StableDiffusionPipeline.from_pretrained(Run(Path(scratch) / str(args.seeds[0])).pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        count = len(list_pictures(args.pictures))
-        cells: list[Image.Image] = []
-        captions: list[str] = []
-        for i, picture in enumerate(list_pictures(args.pictures)):
-            cells.append(Image.open(picture))
-            captions.append(f"concept: picture {i + 1} of {count}")
-            for noun in ("toy", best, job.data.placeholder_token):
-                prompt = f"a photo of a {noun}"
-                with torch.no_grad():
-                    cells.append(draw(pipeline, [prompt], [i + 1], num_inference_steps=30, guidance_scale=4.0)[0])
-                captions.append(f"{prompt} (seed {i + 1})")
-        # rows: concept, initializer, best caption, learned
-        order = [row + 4 * column for row in range(4) for column in range(count)]
-        contact_sheet([cells[k] for k in order], [captions[k] for k in order], count, 160).save(args.out / "stage.png")
+        sheet = make_sheet(
+            args.pictures, Run(Path(scratch) / str(args.seeds[0])).pipeline, ["toy", best, job.data.placeholder_token]
+        )
+        sheet.save(args.out / "stage.png")
     late = [seed for seed, loss in learned.items() if loss > losses[best]]
     if late:
         raise SystemExit(f"seeds {late} did not reach the best caption within {args.steps} steps")

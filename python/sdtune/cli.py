@@ -10,6 +10,7 @@ from sdtune.host import environment
 environment.isolate()  # first: what is imported below could come from another environment
 
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
 from sdtune.files import follow_mode
 from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
-from sdtune.settings import training_job
+from sdtune.settings import Job, training_job
 
 # The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
@@ -86,6 +87,23 @@ def hide_modules(*names: str) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
+def _check(job: Job, warnings_file: str | None) -> None:
+    """Check a job and its inputs; print the warnings, and write them as JSON where a file is named."""
+    from sdtune.data.pictures import list_pictures, picture_warnings
+    from sdtune.training.checks import check_job
+
+    data = job.data
+    warnings = check_job(job)
+    warnings += picture_warnings(
+        list_pictures(data.path), data.resolution, data.center_crop, buckets=data.aspect_ratio_buckets
+    )
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    if warnings_file:
+        Path(warnings_file).write_text(json.dumps(warnings) + "\n", encoding="utf-8")
+    print(f"the job {job.run_name} can run")
+
+
 def train(description: str, method: str) -> None:
     """What a training program does: parse the command line, then check or train.
 
@@ -97,10 +115,7 @@ def train(description: str, method: str) -> None:
     if job.method == "textual_inversion":
         hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
     if flags.check:
-        from sdtune.training.checks import check_job
-
-        check_job(job)
-        print(f"the job {job.run_name} can run")
+        _check(job, flags.warnings)
         return
     follow_mode(Path(job.run_dir))
     from sdtune.training import trainer  # after the flags: importing torch takes seconds

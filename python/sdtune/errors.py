@@ -15,3 +15,9 @@ class Stopped(Exception):
 
 class DrawingFailed(Exception):
     """A process that generates images ended with an error of its own, which it has printed. Exit code 1."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message quotes it: on one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

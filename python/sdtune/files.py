@@ -3,6 +3,7 @@
 To ask whether a lock is held: :func:`standalone.run_state.is_locked`.
 """
 
+import codecs
 import fcntl
 import os
 import shutil
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sdtune.errors import BadInput
 
 
 def nearest_folder(path: Path) -> Path:
@@ -20,6 +23,31 @@ def nearest_folder(path: Path) -> Path:
 def is_writable(folder: Path) -> bool:
     """Whether this user may make files in ``folder``, going by its permissions."""
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user wrote: UTF-8, with or without a byte order mark, which is no part of the text.
+
+    Raises:
+        BadInput: the file cannot be read, or has another encoding; the message names both.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+    remedy = f"save {path.name} as UTF-8"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadInput(f"{path} is encoded in UTF-16; {remedy}")
+    if b"\0" in data:
+        raise BadInput(f"{path} holds zero bytes: it is no text, or encoded in UTF-16; {remedy}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(
+            f"{path} is not encoded in UTF-8 (byte 0x{data[error.start]:02x} in line {line}), but probably in Latin-1 "
+            f"or Windows-1252; {remedy}"
+        ) from None
 
 
 def follow_mode(folder: Path) -> None:
@@ -64,7 +92,8 @@ def replace_folder(new: Path, target: Path) -> None:
 def hold_lock(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file, which is created when it does not exist and is not removed.
 
-    The kernel releases the lock when this process ends, however it ends. Processes that it starts do not inherit it.
+    The Linux kernel releases the lock when this process ends, however it ends. Processes that this one starts do not
+    inherit it.
     Other users cannot open the file, and so cannot hold the lock.
 
     Args:

@@ -42,7 +42,7 @@ _WINDOW = 20  # steps over which the speed is averaged
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a file lock, which the kernel releases when the last holder ends, however it ends."""
+    """Whether a process holds a file lock. The Linux kernel releases it when the last holder ends, however it ends."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -53,13 +53,22 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def _object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object; empty where the text is none: a disk or an editor has damaged it."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_state(run: Path) -> dict[str, Any]:
     """What the supervisor wrote last; empty when none has written anything."""
     try:
-        state: dict[str, Any] = json.loads((run / STATE).read_text(encoding="utf-8"))
+        text = (run / STATE).read_bytes()
     except FileNotFoundError:
         return {}
-    return state
+    return _object(text) or {"state": "unknown", "reason": f"{STATE} is damaged"}
 
 
 def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
@@ -72,7 +81,7 @@ def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     lines = text.split("\n")
-    return [json.loads(line) for line in lines[1 if start else 0 : -1] if line]
+    return [found for line in lines[1 if start else 0 : -1] if (found := _object(line))]
 
 
 def newest_checkpoint(run: Path) -> int | None:
@@ -84,9 +93,10 @@ def newest_checkpoint(run: Path) -> int | None:
 def asked_steps(run: Path) -> int | None:
     """``max_train_steps`` of the job, read without a YAML library: launch_config has written the file."""
     try:
-        found = re.search(r"^\s*max_train_steps:\s*(\d+)", (run / "job.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        text = (run / "job.yaml").read_text("utf-8", "replace")
     except FileNotFoundError:
         return None
+    found = re.search(r"^\s*max_train_steps:\s*(\d{1,18})\b", text, re.MULTILINE)
     return int(found.group(1)) if found else None
 
 

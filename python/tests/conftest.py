@@ -1,4 +1,4 @@
-"""Fixtures: an untrained pipeline of toyworld's shape (a double: its weights are random), pictures, jobs, and ranks."""
+"""Fixtures: an untrained pipeline of toyworld's shape (a fake: its weights are random), pictures, jobs, and ranks."""
 
 import os
 import random

@@ -24,7 +24,7 @@ _FORKS.set_forkserver_preload(["textual_inversion", "sdtune.training.trainer"])
 
 
 def free_port() -> int:
-    """One that nobody has, nor gets from the kernel for the asking while a rank still imports torch."""
+    """One that nobody has, nor gets from the Linux kernel for the asking while a rank still imports torch."""
     while True:
         with socket.socket() as s, contextlib.suppress(OSError):
             port = random.SystemRandom().randrange(20_000, 29_000)  # the port where ranks usually meet is above

@@ -8,13 +8,9 @@ from PIL import Image, PngImagePlugin
 HOSTILE = "<script>alert('$x$ & \"y\"')</script>"
 
 
-def write_run(
-    folder: Path, *, name="r", hosts=1, ranks_per_host=2, prompt="a photo of a <dicoo>", slow=None, **changes
-):
-    """A finished run of 40 steps; rank ``slow`` takes twice as long; ``changes`` apply to the first host's facts."""
-    folder.mkdir(parents=True)
-    world = hosts * ranks_per_host
-    described = [
+def describe_hosts(hosts: int, ranks_per_host: int, changes: dict) -> list[dict]:
+    """The facts of each host, as metrics.jsonl has them."""
+    return [
         {
             "host": f"node{n + 1}",
             "python": "3.11.2",
@@ -33,6 +29,11 @@ def write_run(
         }
         for n in range(hosts)
     ]
+
+
+def start_of(folder: Path, name: str, prompt: str, described: list[dict]) -> dict:
+    """The first line of metrics.jsonl."""
+    world = sum(len(host["ranks"]) for host in described)
     job = {
         "run_name": name,
         "run_dir": str(folder),
@@ -41,7 +42,8 @@ def write_run(
         "training": {"learning_rate": 5e-3},
         "validation": {"prompt": prompt, "reference_caption": HOSTILE if name == HOSTILE else "yellow toy"},
     }
-    start = {
+    return {
+        "kind": "start",
         "run_name": name,
         "revision": "0123456789ab",
         "world_size": world,
@@ -55,7 +57,11 @@ def write_run(
         "hosts": described,
         "job": job,
     }
-    lines = [{"kind": "start", **start}, {"kind": "validation", "step": 0, "loss": 0.1, "gap_closed": 0.0}]
+
+
+def steps_of(world: int, slow: int | None) -> list[dict]:
+    """40 steps, with a validation every 10; rank ``slow`` takes twice as long."""
+    lines = [{"kind": "validation", "step": 0, "loss": 0.1, "gap_closed": 0.0}]
     for step in range(1, 41):
         times = {"step_s": 2.0 if step > 1 else 9.0, "forward_s": 0.9, "backward_s": 0.8, "sync_s": 0.2}
         lines.append({"kind": "step", "step": step, "loss": 0.1 + 0.05 * (step % 3), "sync_bytes": 3072, **times})
@@ -65,11 +71,11 @@ def write_run(
             times = {"compute_s": compute, "sync_s": [0.2] * world, "peak_rss_bytes": memory}
             lines.append({"kind": "ranks", "step": step, "steps": 10, **times})
             lines.append({"kind": "validation", "step": step, "loss": 0.1 - step / 1000, "gap_closed": step / 50})
-    text = "".join(json.dumps({"time": 1.79e9, **line}) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    finished = {"steps": 40, "stopped_early": False, "seconds": 93.0, "reference_loss": 0.05}
-    (folder / "finished.json").write_text(json.dumps(finished), encoding="utf-8")
-    (folder / "launch.sh").touch()
+    return lines
+
+
+def write_pictures(folder: Path, hosts: int, prompt: str) -> None:
+    """The pictures of a run, and its lists of packages."""
     for sub in (
         "concept",
         "images",
@@ -91,4 +97,19 @@ def write_run(
         Image.effect_noise((512, 512), 40).save(folder / f"images/{seed:04d}.png", pnginfo=info)
     for n in range(hosts):
         (folder / "packages" / f"node{n + 1}.txt").write_text("torch==2.13.0\n", encoding="utf-8")
+
+
+def write_run(
+    folder: Path, *, name="r", hosts=1, ranks_per_host=2, prompt="a photo of a <dicoo>", slow=None, **changes
+):
+    """A finished run of 40 steps; rank ``slow`` takes twice as long; ``changes`` apply to the first host's facts."""
+    folder.mkdir(parents=True)
+    described = describe_hosts(hosts, ranks_per_host, changes)
+    lines = [start_of(folder, name, prompt, described), *steps_of(hosts * ranks_per_host, slow)]
+    text = "".join(json.dumps({"time": 1.79e9, **line}) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    finished = {"steps": 40, "stopped_early": False, "seconds": 93.0, "reference_loss": 0.05}
+    (folder / "finished.json").write_text(json.dumps(finished), encoding="utf-8")
+    (folder / "launch.sh").touch()
+    write_pictures(folder, hosts, prompt)
     return folder

@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdtune.errors import BadInput
 from sdtune.host.processor import instruction_set
@@ -18,6 +19,7 @@ from sdtune.ops import attention as module
 from sdtune.ops import kernels
 from sdtune.ops.attention import BlockwiseProcessor, attention
 from sdtune.ops.kernels import build
+from sdtune.ops.unet import optimize_unet
 
 CPU_FLAGS = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
 FLAGS = {"AMX": "amx_bf16", "AVX-512-BF16": "avx512_bf16"}
@@ -241,6 +243,34 @@ def test_a_unet_computes_the_same_with_the_kernel(the_kernel, untrained_model):
         unet.set_attn_processor(BlockwiseProcessor(kernel=True))
         ours = unet(noisy, torch.tensor([10, 900]), hidden).sample
     assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of the operators that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "used"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_an_optimized_unet_takes_the_kernel_in_bf16(the_kernel, untrained_model, dtype, used):
+    unet = (
+        UNet2DConditionModel.from_pretrained(untrained_model, subfolder="unet").eval().requires_grad_(False).to(dtype)
+    )
+    inputs = {
+        "sample": torch.randn(1, 4, 8, 8, dtype=dtype),
+        "timestep": torch.tensor([10]),
+        "encoder_hidden_states": torch.randn(1, 77, 128, dtype=dtype),
+    }
+    optimize_unet(unet, example_inputs=inputs, attention="blockwise", convolution="direct")
+    with Operators() as operators:
+        unet(**inputs)
+    assert any(name.startswith("sdtune.attention_forward") for name in operators.names) == used
 
 
 def test_kernels_of_another_source_are_refused_by_name(monkeypatch, tmp_path):

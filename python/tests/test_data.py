@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sdtune.data.pictures import list_pictures, load_picture
+from sdtune.data.pictures import list_pictures, load_picture, picture_warnings
 from sdtune.data.samples import Sampler, sample_numbers
+from sdtune.data.thumbnails import save_thumbnails
 from sdtune.errors import BadInput
+from sdtune.settings import DataArgs
 
 
 def test_pictures_are_sorted_and_hidden_files_left_out(tmp_path):
@@ -66,6 +68,64 @@ def test_center_crop_cuts_and_no_crop_squeezes(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "x.png")
     assert load_picture(tmp_path / "x.png", (20, 20), center_crop=True).min() == 1
     assert load_picture(tmp_path / "x.png", (60, 60), center_crop=False).min() == -1
+
+
+def shade(path, **options):
+    """Level of the middle of a picture, of 255."""
+    return float((load_picture(path, (8, 8), False, **options)[:, 4, 4].mean() + 1) * 127.5)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_show_the_background(tmp_path, mode):
+    """And not the colors that are hidden there."""
+    image = Image.new("RGBA", (16, 16), (200, 30, 30, 0))
+    if mode == "P":
+        image = Image.new("P", (16, 16), 0)
+        image.putpalette([200, 30, 30] * 2)
+        image.info["transparency"] = 0
+    image.convert(mode).save(tmp_path / "x.png")
+    assert shade(tmp_path / "x.png") == 255
+    assert shade(tmp_path / "x.png", background="black") == 0
+    assert shade(tmp_path / "x.png", background="#808080") == pytest.approx(128, abs=1)
+
+
+def test_16_bits_are_scaled(tmp_path):
+    """Half of 65,535 is half of 255."""
+    Image.fromarray(np.full((16, 16), 32768, np.uint16)).save(tmp_path / "x.png")
+    assert shade(tmp_path / "x.png") == pytest.approx(128, abs=1)
+
+
+def test_what_is_warned_of(tmp_path):
+    """Each by the name of its file; a picture that fits by nothing."""
+    for name, image in {"fits.png": halves(64, 64), "same.png": halves(64, 64), "small.png": halves(40, 30)}.items():
+        image.save(tmp_path / name)
+    halves(300, 100).save(tmp_path / "wide.png")
+    halves(65, 65).save(tmp_path / "moves.webp", save_all=True, append_images=[halves(65, 65).rotate(90)])
+    found = picture_warnings(list_pictures(tmp_path), 64, False)
+    assert [line.split(",")[0].split(" ")[0] for line in found] == ["moves.webp", "same.png", "small.png", "wide.png"]
+    assert "shows the same as fits.png" in found[1]
+    assert "is enlarged to 64 x 64" in found[2]
+    assert "distorts it 3.0 times" in found[3]
+    assert "center_crop cuts 67 % off" in picture_warnings([tmp_path / "wide.png"], 64, True)[0]
+
+
+def test_a_name_with_a_line_break_is_named_on_one_line(tmp_path):
+    halves(8, 8).save(tmp_path / "a\nb.png")
+    with pytest.raises(BadInput) as refused:
+        list_pictures(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_report_shows_what_the_model_sees(tmp_path):
+    """The square, on the background."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGBA", (40, 20), (200, 30, 30, 0)).save(folder / "0.png")
+    data = DataArgs(path=str(folder), resolution=16, background="black")
+    save_thumbnails(list_pictures(folder), tmp_path / "concept", data)
+    with Image.open(tmp_path / "concept/000.png") as copy:
+        assert copy.size == (16, 16)
+        assert copy.getpixel((8, 8)) == (0, 0, 0)
 
 
 SAMPLER = Sampler(seed=3, pictures=5, captions=7, timesteps=1000, shape_of=lambda _: (4, 8, 8))

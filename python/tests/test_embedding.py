@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, TrainingFailed
 from sdtune.methods.embedding import LearnedEmbedding, install_embedding
 from sdtune.methods.formats import load_embeddings, save_embeddings
-from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids
+from sdtune.methods.method import Learned
+from sdtune.methods.placeholder import TextLimit, add_placeholder, expand_placeholder, initializer_ids
+from sdtune.training.finite import check_learned
 
 
 @pytest.fixture
@@ -38,6 +40,43 @@ def test_a_placeholder_of_three_vectors_is_three_tokens(tokenizer):
     text = expand_placeholder("a photo of a <x>", "<x>", 3)
     assert text == "a photo of a <x> <x>_1 <x>_2"
     assert tokenizer.encode(text, add_special_tokens=False)[-3:] == ids
+
+
+def limit(tokenizer, num_vectors, reads=12):
+    add_placeholder(tokenizer, "<x>", num_vectors)
+    return TextLimit(tokenizer.backend_tokenizer, reads, "<x>", num_vectors)
+
+
+def test_words_that_a_text_encoder_does_not_read(tokenizer):
+    """Two of its tokens are start and end; the placeholder is quoted as the user writes it."""
+    one = limit(tokenizer, 1)
+    assert one.lost("a photo of a toy") == ""
+    assert one.lost(" ".join(["toy"] * 10)) == ""
+    assert one.lost(" ".join(["toy"] * 10) + " a photo of <x>") == "'a photo of <x>'"
+    assert one.warnings({"the prompt": "toy " * 11, "another": "toy"}) == [
+        "the prompt is longer than the 10 tokens that this model's text encoder reads: 'toy' is cut off"
+    ]
+
+
+def test_captions_are_read_to_their_end(tokenizer):
+    """Vectors, built-in templates and those of a file."""
+    one = limit(tokenizer, 4)
+    one.check_templates(("a photo of a {}",), None)
+    with pytest.raises(BadInput, match=r"num_vectors: with 4 vectors .* and '<x>_3' is cut off; take fewer"):
+        one.check_templates(("a photo of a toy a toy {}",), None)
+    with pytest.raises(BadInput, match=r"templates_file: t\.txt: .* '<x>' is cut off; shorten it"):
+        one.check_templates(("toy " * 10 + "{}",), "t.txt")
+    with pytest.raises(BadInput, match="num_vectors: 4 vectors do not fit into a caption"):
+        TextLimit(tokenizer.backend_tokenizer, 5, "<x>", 4).check_templates(("{}",), None)
+
+
+def test_what_was_learned_has_to_be_sane():
+    """Finite, and not a thousand times as large as the vocabulary."""
+    for value, message in ((float("nan"), "is not finite"), (float("inf"), "is not finite"), (1e6, "has a norm of")):
+        learned = Learned(parameter=nn.Parameter(torch.full((1, 4), value)), learning_rate=1.0, largest=1000.0)
+        with pytest.raises(TrainingFailed, match=f"e.embeddings {message}.* after step 3: training has diverged"):
+            check_learned({"e.embeddings": learned}, 3)
+    check_learned({"e": Learned(parameter=nn.Parameter(torch.full((1, 4), 5.0)), learning_rate=1.0, largest=1000.0)}, 3)
 
 
 def test_it_looks_up_what_a_grown_embedding_looks_up():

@@ -57,12 +57,12 @@ SURPRISE = KeyError("surprise")
         ({"ended": [0, 1], "errors": {0: error(CLOSED, 0)}}, f"rank 0 on node1: RuntimeError: {CLOSED}"),
         # a lost agent proves nothing about its rank
         (
-            {"ended": [1], "lost_agents": {1}},
+            {"ranks_per_node": 2, "ended": [3, 2], "lost_agents": {3, 2}},
             "all agents on node2 ended at once, as when all processes of a host are killed",
         ),
         (
             {"ranks_per_node": 2, "ended": [3], "lost_agents": {3}},
-            "the agent of rank 3 on node2 ended without a report, as when it is killed",
+            "the agent of rank 3 on node2 ended without a report, as when it or all of its host is killed",
         ),
         (
             {"ended": [1, 0], "lost_agents": {1}, "errors": {0: error(SURPRISE, 0)}},
@@ -133,6 +133,15 @@ def test_the_rank_that_hangs():
 
 def test_signals_are_read_from_hydras_report():
     assert killed_ranks(HYDRA.splitlines()) == [(1, 9)]
+
+
+def test_a_record_of_what_is_raised_on_purpose_has_its_traceback_and_a_report_shows_its_message():
+    for exception in (TrainingFailed("the loss is nan"), BadInput("no such folder")):
+        recorded = error(exception, 0)
+        assert recorded.traceback.startswith("Traceback (most recent call last):")
+        assert recorded.traceback.endswith(f"{exception}\n")
+        assert recorded.lines == [f"error: {exception}"]
+    assert error(SURPRISE, 0).lines[-1] == "KeyError: 'surprise'"
 
 
 def test_a_record_survives_the_wire_and_bounds_its_size():

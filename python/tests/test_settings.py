@@ -72,7 +72,7 @@ def test_defaults_fill_what_is_not_said():
         (with_("training", adam_beta1=1.0), "training.adam_beta1: 1.0 is not at least 0 and below 1"),
         (with_("training", lr_warmup_steps=-1), "training.lr_warmup_steps: -1 is negative"),
         (with_("training", snr_gamma=0), "training.snr_gamma: 0.0 has to be above 0"),
-        (with_("training", learning_rate=float("nan")), "training.learning_rate: nan has to be above 0"),
+        (with_("training", learning_rate=float("nan")), "training.learning_rate: nan is no finite number"),
         (with_("data", initializer_token=" "), "data.initializer_token: ' ' has to be a word of the vocabulary"),
         (
             {**MINIMAL, "validation": {"steps": 0, "early_stopping_patience": 1}},
@@ -181,6 +181,7 @@ def test_run_names_that_python_and_the_playbooks_refuse(name):
         build(Job, {**MINIMAL, "run_name": name})
     constants = yaml.safe_load((REPOSITORY / "roles/cluster/vars/main.yml").read_text(encoding="utf-8"))
     assert re.match(constants["cluster_name_pattern"], name) is None
+    assert constants["cluster_name_rule"].startswith("1 to 100 letters")
 
 
 # --- declarations --------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class Example(Settings):
         ({"count": 1}, "count: 1 is less than 2"),
         ({"rate": 0.0}, "rate: 0.0 has to be above 0"),
         ({"share": 1.5}, "share: 1.5 is not between 0 and 1"),
-        ({"share": float("nan")}, "share: nan is not between 0 and 1"),
+        ({"share": float("nan")}, "share: nan is no finite number"),
         ({"side": 12}, "side: 12 is not a multiple of 8"),
         ({"side": 0}, "side: 0 is not a multiple of 8"),
         ({"word": "aB"}, "word: 'aB' has to be lower case"),

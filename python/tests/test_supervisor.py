@@ -294,7 +294,7 @@ def test_a_lost_agent_is_told_and_no_rank_is_blamed(run):
     os.kill(int((run / "agent.1").read_text()), signal.SIGKILL)
     assert process.wait(30) == 1
     reason = run_state.read_state(run)["reason"]
-    assert reason.startswith("the agent of rank 1 on here ended without a report, as when it is killed")
+    assert reason.startswith("the agent of rank 1 on here ended without a report, as when it or all of its host")
     nothing_left(run)
 
 

@@ -26,6 +26,29 @@ def test_a_file_replaces_them(tmp_path):
     assert caption_templates("object", file) == ("a sketch of {}", "{} on a table")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    file = tmp_path / "t.txt"
+    file.write_text("a {}", encoding="utf-8-sig")
+    assert caption_templates("object", file) == ("a {}",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "für {}".encode("latin-1"),
+            r"t\.txt is not encoded in UTF-8 \(byte 0xfc in line 1\), but probably in Latin-1",
+        ),
+        ("a {}".encode("utf-16"), r"t\.txt is encoded in UTF-16; save t\.txt as UTF-8"),
+        (b"a\0 {}", "holds zero bytes"),
+    ],
+)
+def test_other_encodings_are_named(tmp_path, data, message):
+    (tmp_path / "t.txt").write_bytes(data)
+    with pytest.raises(BadInput, match=message):
+        caption_templates("object", tmp_path / "t.txt")
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("", "is empty"), ("no place\n", "exactly one"), ("{} and {}\n", "exactly")]
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdtune.settings.data import BUCKET_STEP
+from sdtune.settings.data import BUCKET_STEP, DataArgs
 
 
 def bucket_of(width: int, height: int, most_pixels: int) -> tuple[int, int]:
@@ -34,3 +34,9 @@ def size_of(picture: Path) -> tuple[int, int]:
         orientation = opened.getexif().get(0x0112, 1)
         width, height = opened.size
     return (height, width) if orientation >= 5 else (width, height)  # 5 to 8 lie on their side
+
+
+def training_size(picture: Path, data: DataArgs) -> tuple[int, int]:
+    """Width and height that training gives a picture."""
+    square = (data.resolution, data.resolution)
+    return bucket_of(*size_of(picture), data.resolution**2) if data.aspect_ratio_buckets else square

@@ -6,7 +6,8 @@ Word", arXiv 2208.01618). The sentences are our own.
 
 from pathlib import Path
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
+from sdtune.files import read_text
 
 _ARTICLES = ("a", "the", "my", "one")
 _OBJECT_PHRASES = (
@@ -38,12 +39,12 @@ def caption_templates(learnable_property: str, templates_file: str | Path | None
         path = Path(templates_file)
         if not path.is_file():
             raise BadInput(f"data.templates_file: {path} does not exist; give a text file with one template per line")
-        lines = tuple(s.strip() for s in path.read_text(encoding="utf-8").splitlines() if s.strip())
+        lines = tuple(s.strip() for s in read_text(path).splitlines() if s.strip())
         if not lines:
             raise BadInput(f"data.templates_file: {path} is empty; write one template per line, each with one {{}}")
         for line in lines:
             if line.count("{}") != 1 or line.count("{") != 1 or line.count("}") != 1:
-                raise BadInput(f"data.templates_file: {path}: {line!r} needs exactly one {{}} and no other brace")
+                raise BadInput(f"data.templates_file: {path}: {shown(line)} needs exactly one {{}} and no other brace")
         return lines
     if learnable_property == "object":
         return OBJECT_TEMPLATES

@@ -43,6 +43,7 @@ class LatentCache:
         *,
         buckets: bool = False,
         unmirrored: int = 0,
+        background: str = "white",
         rank: int = 0,
         world_size: int = 1,
         sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -55,9 +56,10 @@ class LatentCache:
             files: of this host.
             pictures: n files.
             resolution: side in pixels.
-            center_crop: see :func:`sdtune.data.pictures.load_picture`.
+            center_crop: see :func:`sdtune.data.pictures.fit_picture`.
             buckets: give each picture a size with its proportions and at most ``resolution`` squared pixels.
             unmirrored: so many pictures, the last ones, are not mirrored.
+            background: see :func:`sdtune.data.pictures.open_picture`.
             rank: this rank.
             world_size: number of ranks.
             sum_over_ranks: all-reduce that sums a tensor; needed for more than one rank.
@@ -68,6 +70,7 @@ class LatentCache:
         self._pictures, self._cut = list(pictures), center_crop or buckets
         square = (resolution, resolution)
         self._sizes = [bucket_of(*size_of(p), resolution**2) if buckets else square for p in self._pictures]
+        self._background = background
         self._rank, self._world_size, self._sum = rank, world_size, sum_over_ranks
         self.count = len(self._pictures)
         self._entries = 2 * self.count - unmirrored
@@ -94,7 +97,7 @@ class LatentCache:
         asked = sorted(set(entries) - self._names.keys())
         if not asked:
             return 0
-        names = [self._files.name(self._pictures[k], self._sizes[k], self._cut, mirrored) for k, mirrored in asked]
+        names = [self._name(*entry) for entry in asked]
         has = torch.zeros(self._world_size, len(asked))
         has[self._rank] = torch.tensor([float(self._files.has(name)) for name in names])
         has = self._summed(has)
@@ -115,6 +118,10 @@ class LatentCache:
             self._encode = None
             release_free_memory()
         return encoded
+
+    def _name(self, picture: int, mirrored: bool) -> str:
+        how = (self._sizes[picture], self._cut, self._background, mirrored)
+        return self._files.name(self._pictures[picture], *how)
 
     def _share(self, entries: Sequence[tuple[Entry, str, int]]) -> None:
         """Give every host the files that a rank provides, in one all-reduce."""
@@ -138,7 +145,7 @@ class LatentCache:
         """Encode a picture: mean and log-variance [2, c, h, w]."""
         if self._encode is None:
             self._encode = self._load_encoder()
-        pixels = load_picture(self._pictures[picture], self._sizes[picture], self._cut)
+        pixels = load_picture(self._pictures[picture], self._sizes[picture], self._cut, self._background)
         mean, logvar = self._encode((pixels.flip(-1) if mirrored else pixels)[None])
         return torch.cat([mean, logvar])
 

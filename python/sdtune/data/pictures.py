@@ -1,5 +1,7 @@
-"""Training pictures: listing a folder, decoding a file."""
+"""Training pictures: listing a folder, decoding a file, and what to warn of."""
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdtune.data.caption_files import is_caption_file
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_SQUEEZED = 1.5
+"""Aspect ratio from which on resizing to a square is reported."""
+_CROPPED = 2.0
+"""Aspect ratio from which on cropping to a square is reported."""
 
 
 def list_pictures(folder: str | Path) -> list[Path]:
@@ -27,33 +35,110 @@ def list_pictures(folder: str | Path) -> list[Path]:
     if not files:
         raise BadInput(f"data.path: the picture folder {folder} is empty; put pictures of the concept in it")
     for path in files:
+        if not path.name.isprintable():
+            raise BadInput(f"data.path: the name {shown(path.name)} in {folder} holds a line break; rename the file")
         if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
             raise BadInput(f"data.path: {path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder")
         try:
             with Image.open(path) as image:
                 image.load()  # verify() does not find truncated files
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadInput(f"data.path: {path} cannot be read as a picture ({error}); replace or remove it") from None
+        # Pillow's decoders raise all of these on damaged files
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+            raise _unreadable(path, error) from None
+        except (UnidentifiedImageError, Image.DecompressionBombError, MemoryError) as error:
+            raise _unreadable(path, error) from None
     return files
 
 
-def load_picture(path: Path, size: tuple[int, int], center_crop: bool) -> torch.Tensor:
-    """Read a picture, rotated according to its EXIF orientation.
+def _unreadable(path: Path, error: BaseException) -> BadInput:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return BadInput(f"data.path: {path} cannot be read as a picture ({why}); replace or remove it")
+
+
+def open_picture(path: Path, background: str = "white") -> Image.Image:
+    """Read a picture as RGB: rotated according to its EXIF orientation, 16 bits scaled to 8, and opaque.
 
     Args:
         path: the file.
-        size: width and height of the result in pixels.
-        center_crop: cut out the largest centred part of these proportions before resizing; otherwise they change.
-
-    Returns:
-        float32 [3, height, width] in [-1, 1], resized bicubically.
+        background: color behind transparent parts; Pillow's own conversion would show the colors hidden there.
     """
     with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+        image = ImageOps.exif_transpose(opened)
+    if image.mode in _GREY_16:  # convert() would clip to 255, which is almost black in 16 bits
+        grey = np.asarray(image).astype(np.uint32).clip(0, 65_535)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        image = image.convert("RGBA")
+        behind = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(behind, image)
+    return image.convert("RGB")
+
+
+def fit_picture(image: Image.Image, size: tuple[int, int], center_crop: bool) -> Image.Image:
+    """The picture that the model sees, resized bicubically.
+
+    Args:
+        image: of any size.
+        size: width and height of the result in pixels.
+        center_crop: cut out the largest centred part of these proportions before resizing; otherwise they change.
+    """
     if center_crop:
         part = min(image.width / size[0], image.height / size[1])
         width, height = round(part * size[0]), round(part * size[1])
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
-    image = image.resize(size, Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def load_picture(path: Path, size: tuple[int, int], center_crop: bool, background: str = "white") -> torch.Tensor:
+    """Read a picture as the model sees it; see :func:`open_picture` and :func:`fit_picture`.
+
+    Returns:
+        float32 [3, height, width] in [-1, 1].
+    """
+    image = fit_picture(open_picture(path, background), size, center_crop)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+
+
+def picture_warnings(
+    pictures: Sequence[Path], resolution: int, center_crop: bool, *, buckets: bool = False
+) -> list[str]:
+    """What a user should know of pictures that can be used: animations, sizes that do not fit, duplicates.
+
+    Args:
+        pictures: files that :func:`list_pictures` has checked.
+        resolution: of the training, in pixels.
+        center_crop: of the training.
+        buckets: the training gives each picture a size with its proportions.
+    """
+    found: list[str] = []
+    seen: dict[str, str] = {}
+    for path in pictures:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            found.append(f"{path.name} is an animation of {frames} frames; only the first one is used")
+        upright = open_picture(path)
+        found += [] if buckets else _size_warnings(path.name, upright.size, resolution, center_crop)
+        digest = hashlib.sha256(repr(upright.size).encode() + upright.tobytes()).hexdigest()
+        if digest in seen:
+            found.append(f"{path.name} shows the same as {seen[digest]}, which so counts twice; remove one")
+        seen.setdefault(digest, path.name)
+    return found
+
+
+def _size_warnings(name: str, size: tuple[int, int], resolution: int, center_crop: bool) -> Iterator[str]:
+    (width, height), ratio = size, max(size) / min(size)
+    if center_crop and ratio >= _CROPPED:
+        yield f"of {name}, {width} x {height} pixels, center_crop cuts {100 - 100 / ratio:.0f} % off"
+    elif not center_crop and ratio >= _SQUEEZED:
+        yield (
+            f"{name}, {width} x {height} pixels, is squeezed to a square, which distorts it {ratio:.1f} times; crop "
+            f"it, or set center_crop"
+        )
+    used = (min(size),) * 2 if center_crop else size
+    if min(used) < resolution:
+        yield (
+            f"{name}, {width} x {height} pixels, is enlarged to {resolution} x {resolution}; use a larger picture, or "
+            f"a lower resolution"
+        )

@@ -24,10 +24,15 @@ DEFAULT = "torch,accelerate,transformers,diffusers,safetensors,openvino,optimum.
 
 
 def check_ipex() -> dict[str, str]:
-    """Optimize a small network in both types as training does, and compare its outputs to the plain network's.
+    """Optimize small frozen networks in both types as training does, and compare outputs and gradients to torch's.
+
+    The gradient of the input is the only one that training takes. It has to be tested, because torch warns that group
+    and layer normalization have no registered autograd kernel, and that gradients may be silently incorrect. They are
+    right: the extension's kernels of both call ``native_group_norm`` and ``native_layer_norm`` while gradients are
+    recorded, and torch has formulas for the gradients of these (``NativeGroupNormBackward0`` is in the graph).
 
     Raises:
-        RuntimeError: the outputs differ.
+        RuntimeError: outputs or gradients differ.
     """
     import copy
 
@@ -36,23 +41,33 @@ def check_ipex() -> dict[str, str]:
     from torch import nn
 
     torch.manual_seed(0)
-    plain = nn.Sequential(
+    images = nn.Sequential(
         nn.Conv2d(4, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, 4, 3, padding=1)
     )
-    plain.eval()
-    images = torch.randn(1, 4, 32, 32)
+    tokens = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 64))
     found = {"version": ipex.__version__, "instruction_set": ipex._C._get_current_isa_level()}
-    with torch.no_grad():
-        expected = plain(images)
+    for plain, x in ((images, torch.randn(1, 4, 32, 32)), (tokens, torch.randn(2, 16, 64))):
+        plain.requires_grad_(False).eval()
+        expected = _output_and_gradient(plain, x)
         for dtype, allowed in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
             name = str(dtype).removeprefix("torch.")
             network = copy.deepcopy(plain).to(dtype)
             optimized = ipex.optimize(network, dtype=dtype, inplace=True, weights_prepack=False)
-            difference = float((optimized(images.to(dtype)).float() - expected).abs().max())
-            if not difference < allowed:
-                raise RuntimeError(f"in {name} the outputs differ by {difference:g}")
+            ours = _output_and_gradient(optimized, x.to(dtype))
+            for what, got, want in zip(("outputs", "gradients"), ours, expected, strict=True):
+                difference = float((got - want).norm() / want.norm())
+                if not difference < allowed:
+                    raise RuntimeError(f"in {name} the {what} differ by {difference:.2%}")
             found[name] = "works"
     return found
+
+
+def _output_and_gradient(network: Any, x: Any) -> tuple[Any, Any]:
+    """The output for ``x``, and the gradient of the sum of its squares to ``x``, both as float32."""
+    x = x.detach().clone().requires_grad_()
+    output = network(x).float()
+    output.square().sum().backward()
+    return output.detach(), x.grad.float()
 
 
 def check_kernels() -> str:

@@ -58,7 +58,9 @@ def leave_preload() -> None:
     """Start this program again without LD_PRELOAD, if there is one, and without the threads of a rank.
 
     The libraries that env.sh puts in front of a rank are for training; who has read env.sh into a shell has them in
-    front of every program.
+    front of every program. OpenVINO aborts behind gperftools' allocator ("munmap_chunk(): invalid pointer", "double
+    free or corruption"): its TBB opens libtbbbind with RTLD_DEEPBIND, so that this library frees with the C library
+    what the preloaded allocator has allocated.
     """
     if not os.environ.pop("LD_PRELOAD", ""):
         return

@@ -30,7 +30,7 @@ def _first_siblings(cpus: set[int], system: Path) -> list[int]:
 
 
 def numa_nodes(system: Path = _SYSTEM, quota: float | None = None) -> list[list[int]]:
-    """The physical cores of each NUMA node that this process may use; one node where the kernel lists none.
+    """The physical cores of each NUMA node that this process may use; one node where the Linux kernel lists none.
 
     Args:
         system: in place of /sys/devices/system.

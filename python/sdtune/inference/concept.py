@@ -45,10 +45,3 @@ def digest_learned(run: Run) -> str:
         if file.is_file():
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def expand(prompt: str, placeholder: str, num_vectors: int) -> str:
-    """A prompt with all tokens of the placeholder, where one was learned."""
-    from sdtune.methods.placeholder import expand_placeholder
-
-    return expand_placeholder(prompt, placeholder, num_vectors) if placeholder else prompt

@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sdtune.inference.concept import expand
 from sdtune.inference.images import encode_png
 from sdtune.inference.openvino import load, set_unet_batch
 from sdtune.inference.plan import Plan
 from sdtune.launch.run_folder import Run
+from sdtune.methods.placeholder import expand_placeholder
 from sdtune.settings import GenerationJob
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
         {file name: PNG}, each with metadata that say how it was generated.
     """
     batch, per_prompt = plan.batches[number], plan.shape.num_images_per_prompt
-    prompts = [expand(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
+    prompts = [expand_placeholder(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
     images = generator.generate(prompts, [r.seed for r in batch], job.negative_prompt, per_prompt)
     files = {}
     for request, image in dict(zip(batch, images, strict=True)).items():

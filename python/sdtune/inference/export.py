@@ -31,6 +31,7 @@ from sdtune.methods.placeholder import token_names
 from sdtune.methods.registry import example_prompts
 from sdtune.settings import Job
 from sdtune.sizes import sizes
+from standalone.model_folder import side_problem, size_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,6 @@ class Exported:
     """Of the networks in float32, the type that they were exported from."""
 
 
-def _size_multiple(model: Path) -> int:
-    """What heights and widths have to be multiples of: the UNet halves the latents at each level."""
-    unet = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))
-    return int(read_size(model).factor * 2 ** (len(unet["block_out_channels"]) - 1))
-
-
 def check(job: Job) -> None:
     """Refuse what cannot be exported, before anything is converted.
 
@@ -61,14 +56,10 @@ def check(job: Job) -> None:
     """
     run, shape = Run(job.run_dir), requested_shape(job)
     run.require_learned()
-    multiple = _size_multiple(run.pipeline)
+    multiple = size_multiple(run.pipeline)
     for name, side in (("height", shape.height), ("width", shape.width)):
-        if side % multiple:
-            lower = side // multiple * multiple
-            raise BadInput(
-                f"openvino.{name}: {side} is not a multiple of {multiple}, which this model's UNet needs; "
-                f"take {lower or multiple} or {lower + multiple}"
-            )
+        if problem := side_problem(f"openvino.{name}", side, multiple):
+            raise BadInput(problem)
     size = read_size(run.pipeline)
     _check_disk_space(job, size)
     if job.openvino.dynamic_shapes:
@@ -208,7 +199,7 @@ def _write(job: Job, source: Path, target: Path, concept: Concept) -> ExportFact
         resolution=job.data.resolution,
         weights=o.weights,
         shape=None if o.dynamic_shapes else shape,
-        step=_size_multiple(run.pipeline),
+        step=size_multiple(run.pipeline),
         size=read_size(run.pipeline),
         learned_sha256=concept.sha256,
         model_sha256=digest_folder(target),

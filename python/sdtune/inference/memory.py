@@ -1,13 +1,11 @@
 """How much memory generation needs, predicted from a pipeline's configuration before any of it is loaded."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-
 from sdtune.settings import Job
+from standalone.model_folder import read_header
 
 _NETWORKS = ("text_encoder", "unet", "vae")
 # Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
@@ -32,11 +30,7 @@ class PipelineSize:
 
 
 def _parameters(folder: Path) -> int:
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
-            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    return total
+    return sum(t.parameters for path in folder.glob("*.safetensors") for t in read_header(path).values())
 
 
 def read_size(model: Path) -> PipelineSize:

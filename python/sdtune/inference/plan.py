@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
 from sdtune.host import memory
 from sdtune.host.numa import split_cores
 from sdtune.host.processor import has_bf16
@@ -20,8 +20,11 @@ from sdtune.inference.concept import read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
+from sdtune.methods.placeholder import TextLimit
+from sdtune.models.folder import read_config
 from sdtune.settings import GenerationJob
 from sdtune.sizes import sizes
+from standalone.model_folder import side_problem, size_multiple
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,19 @@ def _lora_weight(job: GenerationJob, exported: ExportFacts | None, adapted: bool
     return job.lora_weight
 
 
-def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int) -> StaticShape:
+def _cut_off(job: GenerationJob, folder: Path, placeholder: str, num_vectors: int) -> list[str]:
+    """Warnings of prompts that the text encoder does not read to their end."""
+    from tokenizers import Tokenizer
+
+    config = read_config(folder / "tokenizer" / "tokenizer_config.json")
+    reads = read_config(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    limit = TextLimit(tokenizer, min(reads, config.get("model_max_length", reads)), placeholder, num_vectors)
+    texts = {f"the prompt {shown(prompt)}": prompt for prompt in job.prompts}
+    return limit.warnings(texts | {f"the negative prompt {shown(job.negative_prompt)}": job.negative_prompt})
+
+
+def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int, multiple: int) -> StaticShape:
     """The shape of a batch: that of a static copy, else one image of the size that the job asks for."""
     if exported is not None and exported.shape is not None:
         for name in ("height", "width"):
@@ -146,10 +161,9 @@ def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int) ->
     shape = StaticShape(
         batch_size=1, num_images_per_prompt=1, height=job.height or resolution, width=job.width or resolution
     )
-    step = exported.step if exported is not None else 8
     for name in ("height", "width"):
-        if getattr(shape, name) % step:
-            raise BadInput(f"{name}: {getattr(shape, name)} is not a multiple of {step}, which this model's UNet needs")
+        if problem := side_problem(name, getattr(shape, name), multiple):
+            raise BadInput(problem)
     return shape
 
 
@@ -209,7 +223,8 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         resolution, weight = int(run.facts()["resolution"]), _lora_weight(job, None, concept.adapted)
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_tokens(job, placeholder, added_tokens(folder))
-    shape = _shape(job, exported, resolution)
+    warnings += _cut_off(job, folder, placeholder, vectors)
+    shape = _shape(job, exported, resolution, exported.step if exported else size_multiple(folder))
     _check_precision(job)
     _check_tiny_autoencoder(job)
     warnings += _warn_of_scheduler(job, folder)

@@ -58,7 +58,7 @@ class Attempt:
             nodes = self.run / "nodefile.fewer"
             nodes.write_text("".join(f"{address}\n" for _, address in self.hosts), encoding="utf-8")
             environment |= {"SDTUNE_NODEFILE": nodes.name, "SDTUNE_WORLD_SIZE": str(self.world_size)}
-        # setpriv: if the supervisor is killed, the kernel kills mpirun, and with it the ranks on all hosts
+        # setpriv: if the supervisor is killed, the Linux kernel kills mpirun, and with it the ranks on all hosts
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", str(self.run / "launch.sh"), *arguments],
             cwd=self.run,

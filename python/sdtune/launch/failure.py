@@ -167,9 +167,9 @@ def describe_lost_agents(evidence: Evidence, rank: int) -> str:
     """What is known when the agent of a rank was lost; nothing is known of the rank."""
     host = evidence.host_of(rank)
     on_host = {r for r in range(evidence.world_size) if evidence.host_of(r) == host}
-    if on_host <= set(evidence.lost_agents):
+    if len(on_host) > 1 and on_host <= set(evidence.lost_agents):
         return f"all agents on {host} ended at once, as when all processes of a host are killed"
-    return f"the agent of {evidence.place_of(rank)} ended without a report, as when it is killed"
+    return f"the agent of {evidence.place_of(rank)} ended without a report, as when it or all of its host is killed"
 
 
 def _pause(evidence: Evidence) -> str:

@@ -53,7 +53,7 @@ class RankError:
     message: str
     """Its text."""
     traceback: str
-    """The traceback as Python prints it; empty unless the kind is :data:`UNEXPECTED`."""
+    """The traceback as Python prints it."""
 
     @classmethod
     def of(cls, error: Exception, rank: int) -> "RankError":
@@ -66,7 +66,7 @@ class RankError:
         name = type(error).__qualname__
         if type(error).__module__ not in ("builtins", "__main__"):
             name = f"{type(error).__module__}.{name}"
-        text = "".join(traceback.format_exception(error)) if kind == UNEXPECTED else ""
+        text = "".join(traceback.format_exception(error))
         return cls(
             rank=rank,
             host=os.uname().nodename,
@@ -117,8 +117,9 @@ class RankError:
 
     @property
     def lines(self) -> list[str]:
-        """The traceback, or else the message, in lines."""
-        return (self.traceback or f"error: {self.message}").rstrip("\n").split("\n")
+        """What a report shows, in lines: of what sdtune raises on purpose the message, else the traceback."""
+        text = self.traceback if self.kind == UNEXPECTED else f"error: {self.message}"
+        return text.rstrip("\n").split("\n")
 
 
 def path_of(run: Path, rank: int) -> Path:

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sdtune.errors import BadInput
+from standalone.model_folder import ModelError, read_header
 
 
 def save_embeddings(path: Path, placeholder: str, embeddings: torch.Tensor) -> None:
@@ -28,9 +30,13 @@ def load_embeddings(path: Path) -> tuple[str, torch.Tensor]:
         The placeholder token and its embeddings [num_vectors, dim].
 
     Raises:
-        BadInput: the file does not hold exactly one tensor.
+        BadInput: the file is damaged, or does not hold exactly one tensor.
     """
-    tensors = load_file(path)
+    try:
+        read_header(path)
+        tensors = load_file(path)
+    except (ModelError, SafetensorError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())}); train the run again") from None
     if len(tensors) != 1:
         raise BadInput(f"{path} holds {len(tensors)} tensors; learned embeddings are one tensor")
     placeholder, embeddings = next(iter(tensors.items()))

@@ -16,7 +16,7 @@ from sdtune.methods.adapters import NetworkAdapters
 from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.method import Method
-from sdtune.methods.user_captions import user_captions
+from sdtune.methods.user_captions import prompt_warnings, user_captions
 from sdtune.models.family import Family, Networks
 from sdtune.settings import Job
 
@@ -52,10 +52,12 @@ class Lora(Method):
             networks.encode_captions([*self._captions, *(text for text in also if text is not None)])
 
     @classmethod
-    def check(cls, job: Job, family: Family) -> None:
+    def check(cls, job: Job, family: Family) -> list[str]:
         """See :meth:`Method.check`: captions, rank and targets."""
-        _captions(job, family.load_tokenizers(Path(job.model.path)))
+        tokenizers = family.load_tokenizers(Path(job.model.path))
+        _captions(job, tokenizers)
         NetworkAdapters.check(job, family)
+        return prompt_warnings(job, tokenizers)
 
     @classmethod
     def example_prompts(cls, job: Job) -> list[str]:

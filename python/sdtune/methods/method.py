@@ -27,6 +27,8 @@ class Learned:
     """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
     share_of_steps: float = 1.0
     """It learns in this share of the steps, from the first on, and then keeps its value."""
+    largest: float | None = None
+    """Largest norm, over the last dimension, that a useful result can have; None: any finite one."""
 
 
 class Method(ABC):
@@ -39,8 +41,11 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, job: Job, family: Family) -> None:
+    def check(cls, job: Job, family: Family) -> list[str]:
         """Check the job's settings for this method, without loading networks.
+
+        Returns:
+            Warnings for the user.
 
         Raises:
             BadInput: names the setting that is wrong, with the remedy.

@@ -17,7 +17,7 @@ from sdtune.methods.adapters import NetworkAdapters
 from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.method import Method
-from sdtune.methods.placeholder import expand_placeholder, word_of
+from sdtune.methods.placeholder import add_placeholder, expand_placeholder, word_of
 from sdtune.methods.textual_inversion import TextualInversion
 from sdtune.methods.user_captions import user_captions
 from sdtune.models.family import Family, Networks
@@ -56,10 +56,15 @@ class Pivotal(Method):
         self.learned = {**token, **self._adapters.learned}
 
     @classmethod
-    def check(cls, job: Job, family: Family) -> None:
+    def check(cls, job: Job, family: Family) -> list[str]:
         """See :meth:`Method.check`: captions, token, rank and targets."""
-        _captions(job, TextualInversion.check_token(job, family))
+        warnings = TextualInversion.check_token(job, family)
+        data, tokenizers = job.data, family.load_tokenizers(Path(job.model.path))
+        for tokenizer in tokenizers.values():
+            add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
+        _captions(job, tokenizers)
         NetworkAdapters.check(job, family)
+        return warnings
 
     @classmethod
     def example_prompts(cls, job: Job) -> list[str]:

@@ -6,7 +6,9 @@ A placeholder of several vectors is several tokens. This module does not import 
 import re
 from typing import Any
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
+
+_ENDS = 2  # the tokens of start and end, which every text gets
 
 
 def token_names(placeholder: str, num_vectors: int) -> list[str]:
@@ -20,7 +22,9 @@ def word_of(placeholder: str) -> str:
 
 
 def expand_placeholder(text: str, placeholder: str, num_vectors: int) -> str:
-    """``text`` with the placeholder replaced by all of its tokens."""
+    """``text`` with the placeholder replaced by all of its tokens; unchanged where the placeholder is empty."""
+    if not placeholder:
+        return text
     return text.replace(placeholder, " ".join(token_names(placeholder, num_vectors)))
 
 
@@ -61,3 +65,70 @@ def add_placeholder(tokenizer: Any, placeholder: str, num_vectors: int) -> list[
     tokenizer.add_tokens(names)
     ids: list[int] = tokenizer.convert_tokens_to_ids(names)
     return ids
+
+
+def lost_words(tokenizer: Any, limit: int, text: str) -> str:
+    """The end of ``text`` that a text encoder does not see, because it reads no more than ``limit`` tokens.
+
+    Args:
+        tokenizer: a ``Tokenizer`` of the library tokenizers, without truncation and padding.
+        limit: tokens that the encoder reads, with those of start and end.
+        text: as the encoder gets it, with all tokens of the placeholder.
+    """
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    room = max(0, limit - _ENDS)
+    return text[offsets[room][0] :].strip() if len(offsets) > room else ""
+
+
+class TextLimit:
+    """How much text a text encoder reads, for a placeholder of several tokens."""
+
+    def __init__(self, tokenizer: Any, limit: int, placeholder: str, num_vectors: int) -> None:
+        """Take a tokenizer of the library tokenizers that knows the placeholder's tokens; see :func:`lost_words`."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer, self.limit = tokenizer, limit
+        self._placeholder, self._num_vectors = placeholder, num_vectors
+
+    def lost(self, text: str) -> str:
+        """The words of ``text`` that are cut off, as a message quotes them; empty if all are read."""
+        names = token_names(self._placeholder, self._num_vectors) if self._placeholder else []
+        words = lost_words(self._tokenizer, self.limit, expand_placeholder(text, self._placeholder, self._num_vectors))
+        return shown(words.replace(" ".join(names), self._placeholder)) if words else ""
+
+    def check_templates(self, templates: tuple[str, ...], source: str | None) -> None:
+        """Refuse templates whose caption the encoder would not read to its end.
+
+        Raises:
+            BadInput: names the first such template, and what is cut off.
+        """
+        room = self.limit - _ENDS
+        if self._num_vectors > room:
+            raise BadInput(
+                f"data.num_vectors: {self._num_vectors} vectors do not fit into a caption, for this model's text "
+                f"encoder reads {room} tokens; take fewer"
+            )
+        for template in templates:
+            if lost := self.lost(template.replace("{}", self._placeholder)):
+                if source is None:
+                    raise BadInput(
+                        f"data.num_vectors: with {self._num_vectors} vectors the caption {template!r} is longer than "
+                        f"the {room} tokens that this model's text encoder reads, and {lost} is cut off; take fewer"
+                    )
+                raise BadInput(
+                    f"data.templates_file: {source}: {shown(template)} is longer than the {room} tokens that this "
+                    f"model's text encoder reads, and {lost} is cut off; shorten it"
+                )
+
+    def warnings(self, texts: dict[str, str]) -> list[str]:
+        """A warning for each text that is cut off.
+
+        Args:
+            texts: {what a message calls it: text}.
+        """
+        room = self.limit - _ENDS
+        return [
+            f"{name} is longer than the {room} tokens that this model's text encoder reads: {lost} is cut off"
+            for name, text in texts.items()
+            if (lost := self.lost(text))
+        ]

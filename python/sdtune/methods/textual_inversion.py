@@ -15,10 +15,14 @@ from sdtune.launch.run_folder import Run
 from sdtune.methods.embedding import install_embedding
 from sdtune.methods.formats import save_embeddings
 from sdtune.methods.method import Learned, Method
-from sdtune.methods.placeholder import add_placeholder, expand_placeholder, initializer_ids, word_of
+from sdtune.methods.placeholder import TextLimit, add_placeholder, expand_placeholder, initializer_ids, word_of
 from sdtune.models.family import Family, Networks
 from sdtune.models.pipelines import copy_pipeline
 from sdtune.settings import Job
+
+_SANE = 1000.0
+"""Norm of a learned embedding, as a multiple of the vocabulary's largest, beyond which training has diverged. Useful
+embeddings are larger than the vocabulary's: AdamW at 5e-3 can move each number by 5 in 1,000 steps."""
 
 
 class TextualInversion(Method):
@@ -31,37 +35,50 @@ class TextualInversion(Method):
         [(name, encoder)] = networks.text_encoders.items()
         start = initializer_ids(encoder.tokenizer, data.initializer_token, data.num_vectors)
         ids = add_placeholder(encoder.tokenizer, data.placeholder_token, data.num_vectors)
-        self._embeddings = install_embedding(encoder.model, ids, start).learned
+        embedding = install_embedding(encoder.model, ids, start)
+        self._embeddings = embedding.learned
         self.learned = {
-            f"{name}.embeddings": Learned(parameter=self._embeddings, learning_rate=job.training.learning_rate)
+            f"{name}.embeddings": Learned(
+                parameter=self._embeddings,
+                learning_rate=job.training.learning_rate,
+                largest=_SANE * float(embedding.weight.float().norm(dim=-1).max()),
+            )
         }
         self._templates = caption_templates(data.learnable_property, data.templates_file)
         self._expanded = self.expand_prompt(data.placeholder_token)
         self.num_captions = len(self._templates)
 
     @classmethod
-    def check(cls, job: Job, family: Family) -> None:
-        """See :meth:`Method.check`: the caption templates, the placeholder token and the initializer token."""
+    def check(cls, job: Job, family: Family) -> list[str]:
+        """See :meth:`Method.check`: the placeholder and initializer tokens, and that captions are read to their end."""
         refuse_caption_files(Path(job.data.path))
-        cls.check_token(job, family)
+        return cls.check_token(job, family)
 
     @staticmethod
-    def check_token(job: Job, family: Family) -> dict[str, Any]:
+    def check_token(job: Job, family: Family) -> list[str]:
         """Check templates and tokens.
 
         Returns:
-            The tokenizers, with the placeholder token.
+            Warnings for the user.
 
         Raises:
             BadInput: names the setting.
         """
-        data = job.data
-        caption_templates(data.learnable_property, data.templates_file)
-        tokenizers = family.load_tokenizers(Path(job.model.path))
-        for tokenizer in tokenizers.values():
+        data, validation = job.data, job.validation
+        templates = caption_templates(data.learnable_property, data.templates_file)
+        texts = {"validation.prompt": validation.prompt or ""}
+        if validation.reference_caption:
+            texts["validation.reference_caption"] = templates[0].format(validation.reference_caption)
+        warnings = []
+        for tokenizer in family.load_tokenizers(Path(job.model.path)).values():
             initializer_ids(tokenizer, data.initializer_token, data.num_vectors)
             add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
-        return tokenizers
+            limit = TextLimit(
+                tokenizer.backend_tokenizer, tokenizer.model_max_length, data.placeholder_token, data.num_vectors
+            )
+            limit.check_templates(templates, data.templates_file)
+            warnings += limit.warnings(texts)
+        return warnings
 
     @classmethod
     def example_prompts(cls, job: Job) -> list[str]:

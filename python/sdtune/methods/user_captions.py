@@ -6,6 +6,7 @@ from typing import Any
 from sdtune.data.caption_files import read_captions
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
+from sdtune.methods.placeholder import TextLimit
 from sdtune.settings import Job
 
 
@@ -44,3 +45,18 @@ def user_captions(
     if wrong := problem(data.instance_prompt):
         raise BadInput(f"data.instance_prompt: {wrong}")
     return [data.instance_prompt] * len(pictures)
+
+
+def prompt_warnings(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:
+    """Warnings of the job's prompts that a text encoder does not read to their end."""
+    asked = {
+        "validation.prompt": job.validation.prompt,
+        "validation.reference_caption": job.validation.reference_caption,
+        "prior.class_prompt": job.prior.class_prompt,
+    }
+    texts = {name: text for name, text in asked.items() if text}
+    return [
+        warning
+        for tokenizer in tokenizers.values()
+        for warning in TextLimit(tokenizer.backend_tokenizer, tokenizer.model_max_length, "", 0).warnings(texts)
+    ]

@@ -7,9 +7,6 @@ import torch
 
 from sdtune.models.family import Batch
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-"""Prediction types of noise schedules that :func:`denoising_losses` has a target for."""
-
 
 def denoising_losses(
     scheduler: Any, batch: Batch, predict: Callable[[torch.Tensor], torch.Tensor], snr_gamma: float | None
@@ -17,7 +14,8 @@ def denoising_losses(
     """Mean squared error of a network's prediction for each sample.
 
     Args:
-        scheduler: a ``DDPMScheduler`` of diffusers; its ``prediction_type`` is one of :data:`PREDICTION_TYPES`.
+        scheduler: a ``DDPMScheduler`` of diffusers; its ``prediction_type`` is one of
+            :data:`standalone.model_folder.PREDICTION_TYPES`.
         batch: b samples.
         predict: noisy latents [b, c, h, w] -> prediction of the same shape, both float32.
         snr_gamma: gamma of min-SNR weights (Hang et al., arXiv 2303.09556); None for no weights.

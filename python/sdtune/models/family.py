@@ -15,10 +15,11 @@ from PIL import Image
 from torch import nn
 
 from sdtune.errors import BadInput
-from sdtune.models.folder import check_model_folder, model_fingerprint, weight_files
+from sdtune.models.folder import model_fingerprint, weight_files
 from sdtune.models.footprint import Footprint, footprint
 from sdtune.models.geometry import Geometry, read_geometry
 from sdtune.settings import Job
+from standalone.model_folder import model_problems, side_problem, size_multiple
 
 ImageEncoder = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Pixels [b, 3, h, w] in [-1, 1] -> mean and log-variance of the VAE's posterior, each float32 [b, c, h, w]."""
@@ -116,20 +117,22 @@ class Family(ABC):
     other_parts: ClassVar[tuple[str, ...]]
     """Subfolders of a pipeline that have to exist besides."""
 
-    def check(self, model: Path, resolution: int) -> None:
-        """Check a model folder, and that its VAE can encode pictures of ``resolution`` pixels.
+    def check(self, model: Path, sides: Mapping[str, int]) -> None:
+        """Check a model folder, and that the model can work on pictures of these sizes.
+
+        Args:
+            model: folder of the pipeline.
+            sides: {setting, such as ``data.resolution``: pixels}.
 
         Raises:
-            BadInput: names what is wrong, with the remedy.
+            BadInput: names everything that is wrong, with the remedy.
         """
-        check_model_folder(model, self.weight_parts, self.other_parts)
-        factor = self.geometry(model).factor
-        if resolution % factor:
-            lower = resolution // factor * factor
-            raise BadInput(
-                f"data.resolution: {resolution} is not a multiple of the VAE's factor {factor}; "
-                f"take {lower or factor} or {lower + factor}"
-            )
+        problems = [f"model.path: {model} {problem}" for problem in model_problems(model, installed=True)]
+        if not problems:
+            multiple = size_multiple(model)
+            problems = [p for name, side in sides.items() if (p := side_problem(name, side, multiple))]
+        if problems:
+            raise BadInput("; ".join(problems))
 
     @abstractmethod
     def load_tokenizers(self, model: Path) -> dict[str, Any]:

@@ -22,38 +22,6 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def pipeline_class(model: Path) -> str:
-    """Name of the pipeline class in ``model_index.json``.
-
-    Raises:
-        BadInput: the folder or the file does not exist.
-    """
-    if not model.is_dir():
-        raise BadInput(f"model.path: the model folder {model} does not exist")
-    if not (model / "model_index.json").is_file():
-        raise BadInput(f"model.path: {model} has no model_index.json; it has to be a pipeline in diffusers layout")
-    return str(read_config(model / "model_index.json").get("_class_name"))
-
-
-def check_model_folder(model: Path, weights: Sequence[str], others: Sequence[str]) -> None:
-    """Check that a folder has all parts of a pipeline, with weights in safetensors format.
-
-    Args:
-        model: folder of the pipeline.
-        weights: subfolders that must hold weights, such as ``unet``.
-        others: other subfolders that must exist, such as ``scheduler``.
-
-    Raises:
-        BadInput: names the part that is missing.
-    """
-    for part in (*weights, *others):
-        if not (model / part).is_dir():
-            raise BadInput(f"model.path: {model} has no {part}/; it has to be a pipeline in diffusers layout")
-    for part in weights:
-        if not any((model / part).glob("*.safetensors")):
-            raise BadInput(f"model.path: {model / part} holds no .safetensors file; other formats are refused")
-
-
 def weight_files(model: Path, parts: Sequence[str]) -> list[Path]:
     """All safetensors files in the subfolders ``parts`` of ``model``, sorted by path."""
     return sorted(path for part in parts for path in (model / part).glob("*.safetensors"))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.models.family import Family
-from sdtune.models.folder import pipeline_class
+from sdtune.models.folder import read_config
 from sdtune.models.sd import StableDiffusion
+from standalone.model_folder import ModelError, layout_of
 
 FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
 
@@ -16,9 +17,12 @@ def family_of(model: str | Path) -> Family:
     Raises:
         BadInput: the folder is not a pipeline in diffusers layout, or no family supports its class.
     """
-    name = pipeline_class(Path(model))
-    for family in FAMILIES:
-        if name in family.pipeline_classes:
-            return family
-    supported = ", ".join(c for family in FAMILIES for c in family.pipeline_classes)
-    raise BadInput(f"model.path: {model} is a {name}, which is not supported; supported pipelines: {supported}")
+    model = Path(model)
+    if not model.is_dir():
+        raise BadInput(f"model.path: the model folder {model} does not exist")
+    try:
+        layout_of(model)
+    except ModelError as error:
+        raise BadInput(f"model.path: {model} {error}") from None
+    name = read_config(model / "model_index.json").get("_class_name")
+    return next(family for family in FAMILIES if name in family.pipeline_classes)

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 from sdtune.errors import BadInput
 from sdtune.host.memory import release_free_memory
 from sdtune.host.processor import instruction_set
-from sdtune.models.denoising import PREDICTION_TYPES, denoising_losses
+from sdtune.models.denoising import denoising_losses
 from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEncoder
 from sdtune.models.folder import model_fingerprint, read_config
 from sdtune.models.geometry import Geometry, read_geometry
@@ -227,17 +227,13 @@ class StableDiffusion(Family):
     weight_parts = ("unet", "vae", "text_encoder")
     other_parts = ("tokenizer", "scheduler")
 
-    def check(self, model: Path, resolution: int) -> None:
-        """See :meth:`Family.check`; also checks the prediction type of the noise schedule."""
-        super().check(model, resolution)
-        prediction = read_config(model / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-        if prediction not in PREDICTION_TYPES:
-            allowed = " nor ".join(PREDICTION_TYPES)
-            raise BadInput(f"model.path: its prediction type {prediction!r} is neither {allowed}")
-
     def load_tokenizers(self, model: Path) -> dict[str, Any]:
         """See :meth:`Family.load_tokenizers`."""
-        return {"text_encoder": CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")}
+        tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
+        # a tokenizer that does not know it says 10^30
+        reads = read_config(model / "text_encoder" / "config.json").get("max_position_embeddings", 77)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, reads)
+        return {"text_encoder": tokenizer}
 
     def load(self, job: Job) -> StableDiffusionNetworks:
         """See :meth:`Family.load`."""

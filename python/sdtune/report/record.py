@@ -196,7 +196,7 @@ def read_run(folder: str | Path) -> RunRecord:
         ranks=_ranks([m for m in lines if m["kind"] == "ranks"], hosts),
         hosts=hosts,
         finished=json.loads(run.finished.read_text(encoding="utf-8")) if run.finished.is_file() else None,
-        concept=sorted(run.concept.glob("*.jpg")),
+        concept=sorted((*run.concept.glob("*.jpg"), *run.concept.glob("*.png"))),
         validation=_validation(run.validation),
         images=[_read_image(p) for p in sorted(run.images.glob("*.png")) if p.name != "contact_sheet.png"],
         packages={

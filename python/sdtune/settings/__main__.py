@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sdtune.settings.ansible import role_defaults, role_map, role_options
-from sdtune.settings.job import RUN_NAME_PATTERN
+from sdtune.settings.job import RUN_NAME_PATTERN, RUN_NAME_RULE
 from sdtune.settings.reference import reference
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -25,7 +25,10 @@ def _blocks() -> dict[str, list[str]]:
         blocks[f"roles/{role}/meta/argument_specs.yml"] = role_options(role)
     blocks["roles/launch_config/vars/main.yml"] = role_map("_launch_config_settings", "training")
     blocks["roles/image_generation/vars/main.yml"] = role_map("_image_generation_settings", "generation")
-    blocks["roles/cluster/vars/main.yml"] = [f"cluster_name_pattern: ^{RUN_NAME_PATTERN}\\Z"]
+    blocks["roles/cluster/vars/main.yml"] = [
+        f"cluster_name_pattern: ^{RUN_NAME_PATTERN}\\Z",
+        f"cluster_name_rule: {RUN_NAME_RULE}",
+    ]
     return blocks
 
 

@@ -37,9 +37,17 @@ def _typed(value: Any, kind: Any) -> Any:
     if (kind in (int, float) and isinstance(value, str)) or (kind is float and type(value) is int):
         try:
             return kind(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return value
+    if kind is str and type(value) is int:
+        return str(value)  # a name such as 42, without quotes
     return value
+
+
+def typed(value: Any, setting: Setting) -> Any:
+    """The value of a variable as its setting has it in a job: 0 and empty text are None for an optional one."""
+    value = _typed(value, setting.kind)
+    return None if setting.optional and value in (0, "") and not isinstance(value, bool) else value
 
 
 def job_data(values: Mapping[str, Any], kind: str = "training") -> dict[str, Any]:
@@ -63,12 +71,7 @@ def _section_data(values: Mapping[str, Any], cls: type[Settings]) -> dict[str, A
         if setting.name not in values:
             continue
         value = values[setting.name]
-        if setting.nested:
-            value = _section_data(value, setting.nested)
-        else:
-            value = _typed(value, setting.kind)
-            value = None if setting.optional and not value else value
-        data[setting.name] = value
+        data[setting.name] = _section_data(value, setting.nested) if setting.nested else typed(value, setting)
     return data
 
 

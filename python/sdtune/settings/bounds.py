@@ -5,7 +5,11 @@ A bound has two texts: ``str(bound)`` for the reference page, and ``complaint(va
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
+
+NAME_BYTES = 255
+"""Longest name of a file that Linux allows."""
 
 
 def _number(value: float) -> str:
@@ -118,3 +122,46 @@ class Pattern(Bound):
     def complaint(self, value: Any) -> str:
         """Quote the value and say the rule."""
         return f"{value!r} {self}"
+
+
+@dataclass(frozen=True)
+class Each(Bound):
+    """A rule for each item of a list."""
+
+    bound: Bound
+
+    def __str__(self) -> str:
+        return f"each {self.bound}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether the bound allows every item."""
+        return all(self.bound.allows(item) for item in value)
+
+    def complaint(self, value: Any) -> str:
+        """What is wrong with the first item that is not allowed."""
+        return self.bound.complaint(next(item for item in value if not self.bound.allows(item)))
+
+
+@dataclass(frozen=True)
+class PathText(Bound):
+    """A path that a file system can have, on one line."""
+
+    def __str__(self) -> str:
+        return "a path"
+
+    def allows(self, value: Any) -> bool:
+        """Whether the path is not empty, on one line, and no part of it is longer than a name may be."""
+        return bool(value.strip()) and "\n" not in value and self._too_long(value) is None
+
+    @staticmethod
+    def _too_long(value: str) -> str | None:
+        return next((part for part in PurePath(value).parts if len(part.encode()) > NAME_BYTES), None)
+
+    def complaint(self, value: Any) -> str:
+        """Say which rule the path breaks."""
+        if not value.strip():
+            return "is empty; name a path"
+        if "\n" in value:
+            return f"{value!r} holds a line break"
+        part = self._too_long(value) or ""
+        return f"{part[:20]}... is {len(part.encode())} bytes long, and the name of a file has at most {NAME_BYTES}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import Between, Ge, Pattern
+from sdtune.settings.bounds import Between, Ge, PathText, Pattern
 from sdtune.settings.fields import Derived, Flag, HostPath, OnlyFor, Settings, Unit
 
 PLACEHOLDER = "<concept>"
@@ -25,7 +25,7 @@ class DataArgs(Settings):
 
     section: ClassVar[str] = "data"
 
-    path: Annotated[str, Flag("train_data_dir", lora="instance_data_dir"), Derived("cluster_data_path")]
+    path: Annotated[str, PathText(), Flag("train_data_dir", lora="instance_data_dir"), Derived("cluster_data_path")]
     """Folder of the training pictures. Beside them it may hold captions, for the methods that use them: NAME.txt for
     NAME.jpg, or one metadata.jsonl with the keys file_name and text."""
     instance_prompt: Annotated[str | None, CAPTIONED] = None
@@ -44,9 +44,14 @@ class DataArgs(Settings):
     num_vectors: Annotated[int, Ge(1), NEW_TOKEN] = 1
     """Embedding vectors of the placeholder token."""
     resolution: Annotated[int, Unit("pixels"), Ge(8)] = 512
-    """Side of the square training pictures; a multiple of the VAE's scale factor, which is 8 in most models."""
+    """Side of the square training pictures: a multiple of the VAE's scale factor times the UNet's halvings, which is
+    64 for Stable Diffusion 1.x and 2.x."""
     center_crop: bool = False
     """Crop the largest centered square before resizing. If false, a picture is resized to a square as it is."""
+    background: Annotated[
+        str, Pattern("white|grey|black|#[0-9A-Fa-f]{6}", "be white, grey, black, or a color such as #f0f0f0")
+    ] = "white"
+    """Color behind the transparent parts of pictures."""
     aspect_ratio_buckets: bool = False
     """Keep the proportions of each picture: it gets a size of its own, with sides that are multiples of 64 and at most
     as many pixels as the square, and is cut to it in the center."""

@@ -7,18 +7,24 @@ Everything else is derived from the declaration: loading and its errors (:mod:`.
 import ast
 import dataclasses
 import inspect
+import math
+import re
 import textwrap
 import types
 import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from sdtune.errors import BadInput
-from sdtune.settings.bounds import Bound, Ge, Gt
+from sdtune.errors import BadInput, shown
+from sdtune.settings.bounds import Bound, Ge, Gt, PathText
 
 MISSING = dataclasses.MISSING
 SAME = object()
 """Stands for the default of the field itself."""
+LARGEST = 2**63 - 1
+"""Largest whole number of any setting: what torch and NumPy hold."""
+# control characters other than tab and line break, and halves of characters, which no file can hold
+_NO_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class OnlyFor:
         return " and ".join(self.methods)
 
 
-HostPath = Annotated[str, Variable(type="path")]
+HostPath = Annotated[str, PathText(), Variable(type="path")]
 """A path on the hosts."""
 
 
@@ -152,15 +158,38 @@ class Setting:
         """Whether a method uses it."""
         return self.only_for is None or method in self.only_for.methods
 
+    def misplaced(self, value: Any, method: str) -> str:
+        """What is wrong with a value that a method does not use; empty if it is the default, or is used."""
+        if value == self.default or self.is_for(method):
+            return ""
+        return (
+            f"{shown(value)} is of no use to the method {method}, it is a setting of {self.only_for}; leave it out, or "
+            f"change the method (Ansible: training_method)"
+        )
+
     @property
     def derived(self) -> str | None:
         """The playbooks' expression for it, or None if an inventory sets it."""
         return next((m.expression for m in self.markers if isinstance(m, Derived)), None)
 
+    def complaint(self, value: Any) -> str:
+        """What is wrong with a value of the right type; empty if nothing is, and for None."""
+        if value is None:
+            return ""
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                return f"{item} is no finite number"
+            if isinstance(item, str) and (wrong := _NO_TEXT.search(item)):
+                return f"{shown(item)} holds the character {wrong[0]!r}, which is no text"
+            if isinstance(item, int) and not -LARGEST <= item <= LARGEST:
+                return f"{shown(item, 24)} is too large; whole numbers go up to 2^63-1"
+        broken = next((bound for bound in self.bounds if not bound.allows(value)), None)
+        return broken.complaint(value) if broken else ""
+
     def described(self, unset: str = "Unset") -> str:
         """The meaning with unit and bounds; ``unset`` is how "no value" is written."""
         facts = [f"in {m.name}" for m in self.markers if isinstance(m, Unit)]
-        facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0))]  # goes without saying
+        facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0), PathText())]  # goes without saying
         meaning = self.meaning.replace("Unset:", f"{unset}:")
         if facts:
             sentence = ", ".join(facts)
@@ -188,12 +217,8 @@ class Settings:
             BadInput: names the setting and its value.
         """
         for setting in settings_of(type(self)):
-            value = getattr(self, setting.name)
-            if value is None:
-                continue
-            for bound in setting.bounds:
-                if not bound.allows(value):
-                    raise BadInput(f"{setting.key}: {bound.complaint(value)}")
+            if complaint := setting.complaint(getattr(self, setting.name)):
+                raise BadInput(f"{setting.key}: {complaint}")
 
 
 def _meanings(cls: type) -> dict[str, str]:

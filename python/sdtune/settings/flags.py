@@ -85,7 +85,7 @@ def job_from_flags(flags: argparse.Namespace, method: str) -> Job:
 
 
 def training_job(argv: Sequence[str] | None, description: str, method: str) -> tuple[Job, argparse.Namespace]:
-    """Parse the command line of a method's program: ``--job FILE``, or flags, and ``--check``.
+    """Parse the command line of a method's program: ``--job FILE``, or flags; ``--check`` and ``--warnings``.
 
     A job file says itself which method it is for.
 
@@ -94,9 +94,12 @@ def training_job(argv: Sequence[str] | None, description: str, method: str) -> t
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--job", metavar="FILE", help=f"job file (YAML); only --check, --{', --'.join(_AT_START)} may be given with it"
+        "--job",
+        metavar="FILE",
+        help=f"job file (YAML); only --check, --warnings, --{', --'.join(_AT_START)} may be given with it",
     )
     parser.add_argument("--check", action="store_true", help="check the job and its inputs, then exit")
+    parser.add_argument("--warnings", metavar="FILE", help="with --check: also write the warnings to FILE, as JSON")
     add_job_flags(parser, method)
     flags = parser.parse_args(argv)
     if flags.job is None:

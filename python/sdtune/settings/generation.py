@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import Ge, Multiple
+from sdtune.settings.bounds import Between, Each, Ge, Multiple, PathText
 from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
 
@@ -19,7 +19,7 @@ class GenerationJob(Settings):
     role: ClassVar[str] = "image_generation"
     prefix: ClassVar[str] = "image_generation_"
 
-    run_dir: Annotated[str, Derived("cluster_run_dir")]
+    run_dir: Annotated[str, PathText(), Derived("cluster_run_dir")]
     """Folder of the run; the pictures go to ``images/`` in it."""
     source: Literal["openvino", "pipeline"] = "openvino"
     """Model that generates: openvino (the exported model, on all hosts), or pipeline (the PyTorch pipeline, on the
@@ -34,7 +34,7 @@ class GenerationJob(Settings):
     """Prompts; each is generated with every seed."""
     negative_prompt: str = ""
     """Negative prompt."""
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    seeds: Annotated[list[int], Each(Between(0, 2**63 - 1))] = field(default_factory=lambda: [1, 2, 3, 4])
     """Seeds of the initial noise."""
     num_inference_steps: Annotated[int, Ge(1)] = 25
     """Denoising steps."""

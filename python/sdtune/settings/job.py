@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import Between, Pattern
+from sdtune.settings.bounds import Between, PathText, Pattern
 from sdtune.settings.data import DataArgs
 from sdtune.settings.fields import Derived, Flag, Settings, Variable, sections_of, settings_of
 from sdtune.settings.lora import LoraArgs
@@ -16,6 +16,8 @@ from sdtune.settings.validation import ValidationArgs
 
 RUN_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """Run names that are allowed; the run folder has the same name. The playbooks check the same expression."""
+RUN_NAME_RULE = "1 to 100 letters (A to Z), digits, dots, dashes and underscores, beginning with a letter or a digit"
+"""The same in words, for messages here and in the playbooks."""
 
 
 MethodName = Literal["textual_inversion", "lora", "pivotal"]
@@ -30,17 +32,14 @@ class Job(Settings):
 
     run_name: Annotated[
         str,
-        Pattern(
-            RUN_NAME_PATTERN,
-            "be 1 to 100 letters (A to Z), digits, dots, dashes and underscores, and begin with a letter or a digit",
-        ),
+        Pattern(RUN_NAME_PATTERN, f"be {RUN_NAME_RULE}"),
         Derived("launch_config_run_name"),
     ]
     """Name of the run."""
     method: Annotated[MethodName, Flag("training_method")] = "textual_inversion"
     """What is learned: the embeddings of a new token (textual_inversion), matrices of low rank beside the projections
     of the UNet (lora, also known as DreamBooth with LoRA), or both together (pivotal)."""
-    run_dir: Annotated[str, Flag("output_dir"), Derived("launch_config_run_dir")]
+    run_dir: Annotated[str, PathText(), Flag("output_dir"), Derived("launch_config_run_dir")]
     """Run folder, which receives everything that the run produces."""
     overwrite: Annotated[bool, Variable(in_job=False)] = False
     """Replace a finished run in the run folder."""
@@ -69,9 +68,5 @@ class Job(Settings):
         for cls in sections_of(type(self))[1:]:
             section = getattr(self, cls.section)
             for setting in settings_of(cls):
-                value = getattr(section, setting.name)
-                if value != setting.default and not setting.is_for(self.method):
-                    raise BadInput(
-                        f"{setting.key}: {value!r} is of no use to the method {self.method}, it is a setting of "
-                        f"{setting.only_for}; leave it out, or change the method (Ansible: training_method)"
-                    )
+                if problem := setting.misplaced(getattr(section, setting.name), self.method):
+                    raise BadInput(f"{setting.key}: {problem}")

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
+from sdtune.files import read_text
 from sdtune.settings.fields import MISSING, Settings, settings_of
 
 T = TypeVar("T")
@@ -17,28 +18,30 @@ T = TypeVar("T")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def convert(value: Any, kind: Any, where: str) -> Any:
     """``value`` as ``kind``, if YAML means it so; otherwise BadInput that names ``where``."""
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value is False and "no" in choices:
             raise BadInput(f'{where}: YAML reads a bare no as false; write it in quotes: "no"')
-        if value not in choices:
-            raise BadInput(f"{where}: {value!r} is not one of {', '.join(choices)}")
+        if not isinstance(value, str) or value not in choices:
+            raise BadInput(f"{where}: {shown(value)} is not one of {', '.join(choices)}")
         return value
     if typing.get_origin(kind) is list:
         if not isinstance(value, list):
-            raise BadInput(f"{where}: {value!r} is not a list")
-        return [_convert(v, typing.get_args(kind)[0], f"{where}[{i}]") for i, v in enumerate(value)]
+            raise BadInput(f"{where}: {shown(value)} is not a list")
+        return [convert(v, typing.get_args(kind)[0], f"{where}[{i}]") for i, v in enumerate(value)]
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, where)
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4, without a dot, as text
             return float(value)
-        except ValueError:
-            raise BadInput(f"{where}: {value!r} is not a number") from None
+        except (ValueError, OverflowError):
+            raise BadInput(f"{where}: {shown(value)} is not a number") from None
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a name such as 42, without quotes
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise BadInput(f"{where}: {value!r} is not {_TYPE_NAMES[kind]}")
+        raise BadInput(f"{where}: {shown(value)} is not {_TYPE_NAMES[kind]}")
     return value
 
 
@@ -49,7 +52,7 @@ def build(cls: type[T], mapping: Any, where: str = "") -> T:
         BadInput: a key is unknown or missing, or a value has the wrong type or is out of range; the message names it.
     """
     if not isinstance(mapping, Mapping):
-        raise BadInput(f"{where or 'the job file'}: {mapping!r} is not a mapping of keys to values")
+        raise BadInput(f"{where or 'the job file'}: {shown(mapping)} is not a mapping of keys to values")
     settings = {s.name: s for s in settings_of(cls)}
     former = {s.former: s.name for s in settings.values() if s.former}
     prefix = f"{where}." if where else ""
@@ -59,7 +62,7 @@ def build(cls: type[T], mapping: Any, where: str = "") -> T:
         if name not in settings:
             near = difflib.get_close_matches(str(key), settings, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(settings)}"
-            raise BadInput(f"unknown job key {prefix}{key}{hint}")
+            raise BadInput(f"unknown job key {prefix}{key if str(key).isidentifier() else shown(key)}{hint}")
         values[name] = value
     for name, setting in settings.items():
         if name not in values and setting.default is MISSING:
@@ -67,7 +70,7 @@ def build(cls: type[T], mapping: Any, where: str = "") -> T:
     for name, value in values.items():
         setting = settings[name]
         if not (value is None and setting.optional):
-            values[name] = _convert(value, setting.kind, f"{prefix}{name}")
+            values[name] = convert(value, setting.kind, f"{prefix}{name}")
     return cls(**values)
 
 
@@ -81,8 +84,8 @@ def read_yaml(path: str | Path, cls: type[T]) -> T:
     if not path.is_file():
         raise BadInput(f"job file {path} does not exist")
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mapping = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"job file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     return build(cls, mapping)
 

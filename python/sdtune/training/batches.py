@@ -40,6 +40,7 @@ class Batches:
             job.data.center_crop,
             buckets=job.data.aspect_ratio_buckets,
             unmirrored=len(of_class),
+            background=job.data.background,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             sum_over_ranks=lambda x: accelerator.reduce(x, "sum"),

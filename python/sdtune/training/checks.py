@@ -62,18 +62,29 @@ def check_world_size(job: Job) -> None:
         )
 
 
-def check_job(job: Job) -> None:
+def picture_sides(job: Job) -> dict[str, int]:
+    """The sizes of pictures that a job asks for: {setting: pixels}."""
+    sides = {"data.resolution": job.data.resolution}
+    asked = {"openvino.height": job.openvino.height, "openvino.width": job.openvino.width}
+    return sides | {name: side for name, side in asked.items() if side is not None}
+
+
+def check_job(job: Job) -> list[str]:
     """Check everything that can be checked on one host without loading networks.
+
+    Returns:
+        Warnings for the user.
 
     Raises:
         BadInput: the first problem, with the remedy.
     """
     family = family_of(job.model.path)
-    family.check(Path(job.model.path), job.data.resolution)
+    family.check(Path(job.model.path), picture_sides(job))
     list_pictures(job.data.path)
-    method_of(job).check(job, family)
+    warnings = method_of(job).check(job, family)
     check_class_pictures(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
     check_memory(job, family)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)
+    return warnings

@@ -11,7 +11,7 @@ from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.models.registry import family_of
 from sdtune.settings import Job
-from sdtune.settings.fields import Settings, settings_of
+from sdtune.settings.fields import Settings, sections_of, settings_of
 
 # settings that a resumed run may change, because they do not change what is learned
 _MAY_CHANGE = (
@@ -27,6 +27,7 @@ _MAY_CHANGE = (
 )
 # settings that resume_reshard allows to change: how a global batch is divided into ranks, micro-steps and batches
 _RESHARDED = ("world_size", "train_batch_size", "gradient_accumulation_steps")
+_DEFAULTS = {s.name: s.default for section in sections_of(Job) for s in settings_of(section)}
 
 
 def pictures_fingerprint(folder: str | Path) -> str:
@@ -78,8 +79,8 @@ def check_same_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]
     Raises:
         BadInput: anything else is different.
     """
-    saved = {"method": "textual_inversion", **saved}  # the only one, before a checkpoint said it
-    differing = [key for key in ours if saved.get(key) != ours[key]]
+    # a setting that the saved run's version did not have is as if it had its default
+    differing = [key for key in ours if saved.get(key, _DEFAULTS.get(key)) != ours[key]]
     for key in differing:
         if reshard and key in _RESHARDED:
             continue

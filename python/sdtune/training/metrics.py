@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from sdtune.errors import BadInput
 from sdtune.files import write_atomically
 
 
@@ -54,6 +55,19 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All objects of a file, in order. A last line that a crash left incomplete is ignored."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """All objects of a file, in order. A last line that a crash left incomplete is ignored.
+
+    Raises:
+        BadInput: another line is damaged, as by an editor or a disk; the message has its number.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            one = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            one = False
+        if isinstance(one, dict):
+            found.append(one)
+        elif one is not None:
+            raise BadInput(f"line {number} of {path} is damaged; remove this line")
+    return found

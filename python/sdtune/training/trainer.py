@@ -24,7 +24,7 @@ from sdtune.training.checkpoint import Progress, save_checkpoint
 from sdtune.training.distributed import check_on_all_ranks, start_accelerator
 from sdtune.training.drawing import ValidationPictures
 from sdtune.training.exchange import exchange
-from sdtune.training.finite import check_gradients, check_losses
+from sdtune.training.finite import check_gradients, check_learned, check_losses
 from sdtune.training.optimizer import make_optimizer, make_schedule
 from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
@@ -204,6 +204,7 @@ class Trainer:
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
+        check_learned(self._method.learned, self.progress.step + 1)
         self.progress.step += 1
         self.progress.samples += self.global_batch
         return lr
@@ -217,7 +218,7 @@ class Trainer:
         self._accelerator.wait_for_everyone()
         pictures = self._batches.own_pictures
         if self._is_main:
-            save_thumbnails(pictures, self._run.concept)
+            save_thumbnails(pictures, self._run.concept, self._job.data)
         self._recorder = Recorder(self._run, self._accelerator, self.progress.step)
         self._recorder.start(
             self._job, self._networks, global_batch=self.global_batch, pictures=len(pictures), begun=self._begun
@@ -286,6 +287,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Draw the last pictures and write the results. Returns the content of ``finished.json``."""
         step, validator = self.progress.step, self._validator
+        check_learned(self._method.learned, step)  # a run that resumes after its last step made none
         self._pictures.draw(step)
         if self._is_main and self._stopped_early:
             print(f"stopped early at step {step}: {self.progress.stale} consecutive validations without improvement")

@@ -18,9 +18,11 @@ for pair; do
     else
         code=$?
         ((code != 124)) || output+=" nothing for $seconds s"
-        # Libraries print remarks first; the line that names an error says more.
-        reason=$(grep --max-count=1 --ignore-case --extended-regexp 'error|abort|terminate|cannot|refused|timed out' <<< "$output") \
-            || reason=$(grep --max-count=1 . <<< "$output")
+        # Libraries print remarks first, torch's warnings among them. What names an error counts most, then what sounds like one.
+        said=$(grep --invert-match --extended-regexp '^\[W|^[[:space:]]*$' <<< "$output") || said=$output
+        for pattern in '([A-Za-z]*Error|error):' 'error|abort|terminate|cannot|refused|timed out' '.'; do
+            ! reason=$(grep --max-count=1 --ignore-case --extended-regexp "$pattern" <<< "$said") || break
+        done
         echo "${pair%%=*} wrong $reason ($code)"
     fi
 done

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdtune.errors import BadInput
+from sdtune.host.libraries import mapped_files
 from sdtune.host.processor import instruction_set
 from sdtune.ops.kernels.build import PROCESSORS, library
 
@@ -25,9 +26,7 @@ def _share_openmp() -> None:
     """Let libraries that are loaded from now on use torch's OpenMP: one set of threads, pinned once."""
     if hasattr(ctypes.CDLL(None), "GOMP_parallel"):  # in LD_PRELOAD, or shared by torch
         return
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    files = {line.split(maxsplit=5)[5] for line in maps if line.count("/")}
-    openmp = [file for file in files if Path(file).name.startswith(("libiomp5", "libgomp"))]
+    openmp = [file for file in mapped_files() if Path(file).name.startswith(("libiomp5", "libgomp"))]
     # other packages bring one of their own
     for file in sorted(openmp, key=lambda file: ("/torch" not in file, file))[:1]:
         ctypes.CDLL(file, mode=ctypes.RTLD_GLOBAL)
