@@ -65,14 +65,17 @@ def save_diffusers(path: Path, lora: LoraFile) -> None:
 
 
 def save_kohya(path: Path, lora: LoraFile) -> None:
-    """Write one file in the names of kohya's scripts, which ComfyUI, A1111, Forge and InvokeAI read."""
+    """Write one file in the names of kohya's scripts, which ComfyUI, A1111, Forge and InvokeAI read.
+
+    Its alphas are the rank, and its B are multiplied by alpha / rank instead: OpenVINO GenAI passes over alphas.
+    """
     tensors = {}
     for network, factors in lora.networks.items():
         for module, (a, b) in factors.items():
             name = f"{_KOHYA[network]}_{module.replace('.', '_')}"
             tensors[f"{name}.lora_down.weight"] = _tensor(a)
-            tensors[f"{name}.lora_up.weight"] = _tensor(b)
-            tensors[f"{name}.alpha"] = torch.tensor(lora.alpha)
+            tensors[f"{name}.lora_up.weight"] = _tensor(b * lora.scaling)
+            tensors[f"{name}.alpha"] = torch.tensor(float(lora.rank))
     _write(tensors, path, dict(lora.metadata))
 
 
