@@ -107,6 +107,7 @@ faults: dev-tools lab-tools
 	@$(LAB) up faults --hosts 2 --mirror
 	PATH="$(BIN):$$PATH" ansible-playbook -i inventory/lab-faults provision.yml
 	PATH="$(BIN):$$PATH" $(BIN)/python molecule/faults/faults.py faults --all
+	PATH="$(BIN):$$PATH" $(BIN)/python molecule/faults/kills.py faults --kills 15
 	@$(LAB) down faults
 
 lab-down:

@@ -22,7 +22,7 @@ def free_port() -> int:
     """A port that is free, and that the Linux kernel does not assign to others before the playbook uses it."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.SystemRandom().randrange(20_000, 29_000)  # below launch_config_master_port's default
+            port = random.SystemRandom().randrange(20_000, 29_000)  # below launch_config_port_range
             probe.bind(("", port))
             return port
 
@@ -69,7 +69,8 @@ def model(tmp_path):
 def provisioned(tmp_path):
     """A work_dir that looks provisioned. Fakes: python and mpirun are scripts.
 
-    While the file python.refuse is beside it, python prints it and fails, as the check of a job would.
+    The fake of python becomes the program that it would start with a port. While the file python.refuse is beside it,
+    it prints that and fails, as the check of a job would.
     """
     work = tmp_path / "work"
     files = ("env/native/lib/libiomp5.so", "lib/native/libtcmalloc.so", "models/toyworld.sha256", "data/concept.sha256")
@@ -79,7 +80,10 @@ def provisioned(tmp_path):
     for name in ("sdtune/python", "models/toyworld", "data/concept", "env/native/bin"):
         (work / name).mkdir(parents=True, exist_ok=True)
     python = work / "env/native/bin/python"
-    python.write_text('#!/bin/sh\nif [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi\n')
+    python.write_text(
+        '#!/bin/sh\nif [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi\n'
+        '[ "$4" != meet ] || { shift 4; exec "$@"; }\n'  # as python -P -m sdtune.launch meet COMMAND
+    )
     mpirun = work / "env/native/bin/mpirun"
     mpirun.write_text('#!/bin/sh\necho "mpirun $*"\n')
     for script in (python, mpirun):

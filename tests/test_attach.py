@@ -1,5 +1,8 @@
 """train.yml typed again: it brings what a finished run lacks, once, and then refuses the run as finished."""
 
+import json
+from hashlib import sha256
+
 import pytest
 
 
@@ -8,7 +11,12 @@ def run(provisioned):
     """A run that finished under its supervisor while nobody followed. The fake of python exports and reports."""
     run = provisioned / "runs/r"
     run.mkdir(parents=True)
-    (run / "finished.json").write_text("{}")
+    proof = {
+        "world_size": 1,
+        "ranks": [{"rank": 0}],
+        "learned": {"learned_embeds.safetensors": sha256(b"").hexdigest()},
+    }
+    (run / "finished.json").write_text(json.dumps(proof))
     (run / "state.json").write_text('{"run_name": "r", "state": "finished", "reason": "", "failures": []}')
     for name in ("job.yaml", "learned_embeds.safetensors", "metrics.jsonl"):
         (run / name).touch()

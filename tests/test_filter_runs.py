@@ -23,6 +23,7 @@ def apply(name, *args, **options):
         (["all"], [], ALL),
         (["all"], ["openvino_export"], ["training", "run_report"]),
         (["launch_config", "training"], [], ["training"]),
+        (["sweep"], ["openvino_export"], ["training", "run_report"]),
         (["preflight"], [], []),
     ],
 )
@@ -71,6 +72,17 @@ def test_what_is_missing_is_brought_once(key, role, word):
 def test_only_a_run_that_finished_under_its_supervisor_is_completed(state):
     """One that launch.sh did by itself is refused as finished; one that was stopped is started again."""
     assert not apply("run_plan", {**DONE, "collected": False, "state": state}, ALL)["attach"]
+
+
+def test_runs_that_share_a_host():
+    """Another run is in the way where it has cores that this one needs; the runs of the call itself are not."""
+    night = {"run": "night", "user": "ann", "pid": 7, "cores": "0-3"}
+    many = {"run": "m" * 40, "user": "bob", "pid": 8, "cores": "many"}
+    assert apply("shares_in_the_way", [night], ["day"], "ann") == "run night of user ann, on cores 0-3"
+    assert apply("shares_in_the_way", [night], ["night"], "bob") == "run night of user ann, on cores 0-3"
+    assert apply("shares_in_the_way", [night], ["night"], "ann") == ""
+    assert apply("shares_in_the_way", [night, many], ["m" * 100], "bob", "4-7") == ""
+    assert apply("shares_in_the_way", [night], ["day"], "ann", "3,8") != ""
 
 
 def test_summary_of_a_drawing():

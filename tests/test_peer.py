@@ -37,13 +37,6 @@ def test_a_listener_answers_and_goes_by_itself():
     eventually(lambda: "refused" in json.loads(peer("connect", f"a=127.0.0.1:{port}"))["a"].get("error", ""))
 
 
-def test_a_port_in_use_is_reported():
-    """Only while a program listens there."""
-    port = peer("listen", "127.0.0.1", "10")
-    assert peer("free", "127.0.0.1", port) == "Address already in use"
-    eventually(lambda: peer("free", "127.0.0.1", port) == "")
-
-
 def test_a_clock_that_differs_is_measured():
     """A fake of a host whose clock is an hour ahead."""
     with socket.create_server(("127.0.0.1", 0)) as server:

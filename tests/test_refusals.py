@@ -223,7 +223,7 @@ def test_a_port_in_use(playbook, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = playbook("train.yml", launch_config_master_port=port)
-    refused(done, tmp_path, f"port {port}, where ranks meet, cannot be had (Address already in use); wait for the run")
+    refused(done, tmp_path, f"port {port} is taken ({port} by a program of user", "and ranks have to meet at one")
 
 
 def test_a_host_without_the_user_of_the_run(playbook, tmp_path):

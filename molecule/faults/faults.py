@@ -63,9 +63,9 @@ class Cluster:
                 env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
             )  # fmt: skip
 
-    def prepare(self) -> None:
-        """Write the files of the run that every case starts."""
-        done = self.playbook("train.yml", "--tags=launch_config", training_overwrite=True)
+    def prepare(self, **settings: object) -> None:
+        """Write the files of the run that every case starts, with settings in place of those of vars/run.yml."""
+        done = self.playbook("train.yml", "--tags=launch_config", training_overwrite=True, **settings)
         said = done.communicate()[0]
         assert done.returncode == 0, said
 

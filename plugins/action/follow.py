@@ -48,6 +48,9 @@ def describe(seen: dict) -> str:
     name = state.get("run_name", "the run")
     if seen["standstill"]:
         return f"{name} stands still: {seen['standstill']}"
+    if state.get("state") == "waiting" and "used_by" in state:
+        used = ", ".join(f"{host}, used by {others}" for host, others in state["used_by"].items())
+        return f"{name}: waiting for {used}"
     if state.get("state") == "waiting":
         return f"{name}: waiting for {', '.join(state.get('waiting_for', []))} to come back"
     parts = []

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ansible import constants
-from ansible.executor.task_result import CallbackTaskResult
-from ansible.plugins.callback.default import CallbackModule as Default
+from ansible import constants  # type: ignore[import-untyped]
+from ansible.executor.task_result import CallbackTaskResult  # type: ignore[import-untyped]
+from ansible.plugins.callback.default import CallbackModule as Default  # type: ignore[import-untyped]
 
 DOCUMENTATION = """
 name: reason_first
@@ -43,7 +43,7 @@ def reason(result: Mapping[str, Any]) -> str:
     return message or "no reason given"
 
 
-class CallbackModule(Default):
+class CallbackModule(Default):  # type: ignore[misc]
     """The callback ``reason_first``."""
 
     CALLBACK_VERSION = 2.0

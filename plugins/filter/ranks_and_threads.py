@@ -45,6 +45,27 @@ def host_ranks(
     return max(1, min(by_cores, by_memory))
 
 
+def core_numbers(text: str) -> list[int]:
+    """Numbers of a list of cores in the Linux kernel's notation, such as ``0-3,8``, in its order."""
+    numbers: list[int] = []
+    for part in filter(None, str(text).replace(" ", "").split(",")):
+        first, _, last = part.partition("-")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def core_count(text: str) -> int:
+    """How many cores such a list has."""
+    return len(set(core_numbers(text)))
+
+
+def cores_of_ranks(text: str, ranks: int | str) -> list[str]:
+    """Share the cores of a run out among its ranks on a host: each gets as many, adjacent ones; a rest is left over."""
+    numbers = sorted(set(core_numbers(text)))
+    each = max(1, len(numbers) // int(ranks))
+    return [",".join(map(str, numbers[rank * each : (rank + 1) * each] or numbers)) for rank in range(int(ranks))]
+
+
 def job_shape(
     shapes: Mapping[str, HostShape],
     hosts: int,
@@ -110,6 +131,8 @@ class FilterModule:
             "has_bf16": has_bf16,
             "numa_count": numa_count,
             "host_ranks": host_ranks,
+            "core_count": core_count,
+            "cores_of_ranks": cores_of_ranks,
             "job_shape": job_shape,
             "job_precision": job_precision,
             "job_summary": job_summary,

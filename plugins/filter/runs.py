@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
+
+SHOWN = 40  # characters of a run's name in a claim, as standalone/host_claims.py has it
 
 # {role: (key of run_state.look, what a message calls it)}: what follows when the training of a run has finished.
 _AFTER_TRAINING = {
@@ -15,7 +17,8 @@ _AFTER_TRAINING = {
 
 def roles_after_training(run_tags: Collection[str], skip_tags: Collection[str]) -> list[str]:
     """The roles from the end of the training on that a call of train.yml with these tags plays."""
-    return [role for role in _AFTER_TRAINING if role not in skip_tags and ("all" in run_tags or role in run_tags)]
+    everything = not {"all", "sweep"}.isdisjoint(run_tags)  # role sweep plays these roles for each of its runs
+    return [role for role in _AFTER_TRAINING if role not in skip_tags and (everything or role in run_tags)]
 
 
 def run_plan(seen: Mapping[str, Any], roles: Collection[str], overwrite: bool = False) -> dict[str, Any]:
@@ -43,6 +46,32 @@ def run_plan(seen: Mapping[str, Any], roles: Collection[str], overwrite: bool = 
     return {"attach": True, "reason": f"has finished, and this call brings what is missing: {missing}", "left": left}
 
 
+def _numbers(cores: str) -> set[int]:
+    """Numbers of a list such as ``0-3,8``."""
+    ranges = [part.partition("-") for part in filter(None, str(cores).replace(" ", "").split(","))]
+    return {number for first, _, last in ranges for number in range(int(first), int(last or first) + 1)}
+
+
+def shares_in_the_way(shares: Iterable[Mapping[str, Any]], names: Collection[str], user: str, cores: str = "") -> str:
+    """The other runs that use cores of a host, as a message names them; empty if there are none.
+
+    Args:
+        shares: What ``host_claims.py shares`` says of the host: runs of all users.
+        names: The runs that this call is about.
+        user: Who runs them.
+        cores: Those of the host that they need, such as ``0-13``; empty: all.
+    """
+    own = {name[:SHOWN] for name in names}
+    wanted = _numbers(cores)
+    found = []
+    for one in shares:
+        others = set() if one["cores"] == "many" else _numbers(one["cores"])
+        overlap = not wanted or not others or not wanted.isdisjoint(others)
+        if overlap and not (one["user"] == user and one["run"] in own):
+            found.append(f"run {one['run']} of user {one['user']}, on cores {one['cores']}")
+    return ", ".join(found)
+
+
 def drawing_summary(state: Mapping[str, Any]) -> str:
     """How many pictures were drawn, by whom, and which hosts were lost; ``state`` as in drawing.json."""
     hosts = ", ".join(f"{host}: {batches}" for host, batches in state["hosts"].items())
@@ -58,5 +87,6 @@ class FilterModule:
         return {
             "roles_after_training": roles_after_training,
             "run_plan": run_plan,
+            "shares_in_the_way": shares_in_the_way,
             "drawing_summary": drawing_summary,
         }

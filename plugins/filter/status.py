@@ -44,6 +44,8 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
     if run["supervised"]:
         if state.get("stopping"):
             return "is stopping"
+        if state.get("state") == "waiting" and "used_by" in state:
+            return "waits for " + ", ".join(f"{host}, used by {others}" for host, others in state["used_by"].items())
         if state.get("state") == "waiting":
             return f"waits for {', '.join(state['waiting_for'])}"
         return "is going on"
@@ -53,6 +55,8 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
         return "died with its supervisor"
     if run["finished"]:
         return "is finished"
+    if run.get("unproven"):
+        return f"is not known to have finished: {run['unproven']}"
     return f"{state['state']}: {state['reason']}" if "reason" in state else "is not going on"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
 from sdtune.files import follow_mode
+from sdtune.launch import hydra
 from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 from sdtune.settings import Job, training_job
@@ -65,11 +66,13 @@ def run(main: Callable[[], None], *, preload: bool = False) -> None:
     except Stopped as stopped:
         print(stopped, flush=True)
         code = 3
+        _leave(reporter, code)
     except Exception as error:  # noqa: BLE001 - shown in full, and the process ends
         reporter.report(error)
         traceback.print_exc()
         code = 1
     else:
+        _leave(reporter, 0)
         if _ONECCL_BINDINGS not in sys.modules:
             return
         # Their thread releases the last tensor while Python finalizes, and aborts the process then.
@@ -79,6 +82,12 @@ def run(main: Callable[[], None], *, preload: bool = False) -> None:
     # At once, without any clean-up: Hydra does not end the other ranks when one leaves, but closing this rank's
     # connections ends the collective operation in which they wait.
     os._exit(code)
+
+
+def _leave(reporter: Reporter, code: int) -> None:
+    """Tell who watches this rank that its end is none to worry about."""
+    reporter.leave(code)
+    hydra.finalize()
 
 
 def hide_modules(*names: str) -> None:
@@ -114,10 +123,10 @@ def train(description: str, method: str) -> None:
     job, flags = training_job(None, description, method)
     if job.method == "textual_inversion":
         hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
+    follow_mode(Path(job.run_dir))
     if flags.check:
         _check(job, flags.warnings)
         return
-    follow_mode(Path(job.run_dir))
     from sdtune.training import trainer  # after the flags: importing torch takes seconds
 
     trainer.train(job)

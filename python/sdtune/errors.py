@@ -5,6 +5,10 @@ class BadInput(Exception):
     """The job cannot be done as it was asked for. The message names the cause and the remedy. Exit code 2."""
 
 
+class HostBusy(BadInput):
+    """Another run uses cores of a host that this one needs. Exit code 2."""
+
+
 class TrainingFailed(Exception):
     """Training stopped because its result would be wrong, for example after a loss of NaN. Exit code 1."""
 

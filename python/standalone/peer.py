@@ -113,15 +113,6 @@ def connect(peers: list[str]) -> dict[str, dict[str, float | str]]:
     return found
 
 
-def why_not_free(address: str, port: int) -> str:
-    """Why a program cannot listen at a port; empty when it can. Like the job's own, this ignores TIME_WAIT."""
-    try:
-        socket.create_server((address, port)).close()
-    except OSError as error:
-        return os.strerror(error.errno or 0)
-    return ""
-
-
 def parser() -> argparse.ArgumentParser:
     """The subcommands."""
     top = argparse.ArgumentParser(prog="peer.py", description="Test the network and the clocks between two hosts.")
@@ -133,10 +124,6 @@ def parser() -> argparse.ArgumentParser:
     text = 'ask listeners; print {"NAME": {"skew": seconds}} or {"NAME": {"error": why}} for each'
     command = commands.add_parser("connect", help=text, description=text)
     command.add_argument("peers", nargs="*", metavar="NAME=ADDRESS:PORT")
-    text = "print why a program cannot listen at a port; nothing when it can"
-    command = commands.add_parser("free", help=text, description=text)
-    command.add_argument("address", metavar="ADDRESS")
-    command.add_argument("port", type=int, metavar="PORT")
     return top
 
 
@@ -145,10 +132,8 @@ def main(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     if options.command == "listen":
         listen(options.address, options.seconds)
-    elif options.command == "connect":
+    else:
         print(json.dumps(connect(options.peers)))
-    elif why := why_not_free(options.address, options.port):
-        print(why)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ RANK = "SDTUNE_RANK"
 """Environment variable of the processes of a rank: its number."""
 
 STATE = "state.json"
+FINISHED = "finished.json"
 STOP = "stop"
 COLLECTED = ".collected"
 EXPORTED = "openvino"
@@ -82,6 +84,33 @@ def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
         return []
     lines = text.split("\n")
     return [found for line in lines[1 if start else 0 : -1] if (found := _object(line))]
+
+
+def why_unproven(run: Path) -> str:
+    """Why ``finished.json`` does not prove that the run has finished; empty when it does.
+
+    It has to name every rank of one attempt, and what was learned has to have the checksum that it states.
+    """
+    facts = _object(_read(run / FINISHED))
+    if not facts:
+        return f"{FINISHED} is missing or damaged"
+    if "learned" not in facts or "ranks" not in facts:
+        return f"{FINISHED} does not say which ranks finished; an earlier version wrote it"
+    try:
+        named, expected = sorted(rank["rank"] for rank in facts["ranks"]), list(range(facts["world_size"]))
+        learned = {str(name): str(checksum) for name, checksum in facts["learned"].items()}
+    except (AttributeError, KeyError, TypeError):
+        return f"{FINISHED} is damaged"
+    if named != expected:
+        return f"{FINISHED} names {len(named)} of {len(expected)} ranks"
+    for name, checksum in learned.items():
+        try:
+            found = hashlib.sha256((run / name).read_bytes()).hexdigest()
+        except (OSError, ValueError):
+            return f"{name} is missing"
+        if found != checksum:
+            return f"{name} is not what its ranks learned: it has another checksum"
+    return ""
 
 
 def newest_checkpoint(run: Path) -> int | None:
@@ -154,9 +183,10 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
     Returns:
         ``exists``: there is such a folder; ``left``: if not, processes that work for it all the same;
         ``supervised``: a supervisor is running; ``standstill``: see :func:`standstill`; ``unsupervised``: the run is
-        going on without one; ``finished``; ``collected``: its results were brought to a control node; ``exported``,
-        ``reported``: it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended;
-        ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
+        going on without one; ``finished``; ``unproven``: why what its finished.json says is not believed, empty where
+        it is or there is none; ``collected``: its results were brought to a control node; ``exported``, ``reported``:
+        it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended; ``state``: see
+        :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
     patience = end
@@ -171,14 +201,15 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         if not (supervised or unsupervised) or now >= min(end, patience):
             break
         time.sleep(min(0.2, max(0.0, end - now)))
-    exists = run.is_dir()
+    exists, unproven = run.is_dir(), why_unproven(run)
     return {
         "exists": exists,
         "left": [] if exists else [p.pid for p in processes_by_run(run.parent).get(run.name, [])],
         "standstill": still,
         "supervised": supervised,
         "unsupervised": unsupervised,
-        "finished": (run / "finished.json").exists(),
+        "finished": (run / FINISHED).exists() and not unproven,
+        "unproven": unproven if (run / FINISHED).exists() else "",
         "collected": (run / COLLECTED).exists(),
         "exported": (run / EXPORTED).exists(),
         "reported": (run / REPORT).exists(),
@@ -235,7 +266,7 @@ def processes_by_run(runs: Path) -> dict[str, list[Process]]:
     for process in scan_processes():
         run = process.environment.get(RUN)
         if run is None and "sdtune.launch" in process.command and "run" in process.command[:-1]:  # a supervisor
-            run = process.command[process.command.index("run") + 1]
+            run = next((word for word in process.command[process.command.index("run") :] if word.startswith("/")), None)
         if run is not None and Path(run).parent == runs:
             found.setdefault(Path(run).name, []).append(process)
     return found

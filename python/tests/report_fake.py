@@ -1,5 +1,6 @@
 """Fake run folders for tests of the report: their numbers are invented."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -108,7 +109,10 @@ def write_run(
     lines = [start_of(folder, name, prompt, described), *steps_of(hosts * ranks_per_host, slow)]
     text = "".join(json.dumps({"time": 1.79e9, **line}) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    finished = {"steps": 40, "stopped_early": False, "seconds": 93.0, "reference_loss": 0.05}
+    (folder / "learned_embeds.safetensors").write_bytes(b"learned")
+    proof = {"attempt": 1, "token_sha256": "", "world_size": 1, "ranks": [{"rank": 0}]}
+    proof["learned"] = {"learned_embeds.safetensors": hashlib.sha256(b"learned").hexdigest()}
+    finished = {**proof, "steps": 40, "stopped_early": False, "seconds": 93.0, "reference_loss": 0.05}
     (folder / "finished.json").write_text(json.dumps(finished), encoding="utf-8")
     (folder / "launch.sh").touch()
     write_pictures(folder, hosts, prompt)

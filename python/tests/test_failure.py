@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from sdtune.errors import BadInput, TrainingFailed
+from sdtune.errors import BadInput, HostBusy, TrainingFailed
 from sdtune.launch.failure import Evidence, hung_rank, is_explained, judge
 from sdtune.launch.launcher_output import killed_ranks
 from sdtune.launch.rank_error import RankError, Reporter
@@ -75,6 +75,12 @@ SURPRISE = KeyError("surprise")
         ),
         ({"ended": [1]}, "rank 1 on node2 ended without an error message"),
         ({"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1]}, "rank 1 on node2 ended without an error message"),
+        # a rank whose work was done is no cause
+        ({"ended": [0, 1], "left": {0}, "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        (
+            {"exit_code": None, "ended": [1], "killed": [(1, 9)], "out_of_memory": {1}},
+            "rank 1 on node2 was killed by signal 9, for want of memory: the Linux kernel did it",
+        ),
         # without agents, Hydra's report and the records remain
         ({"killed": [(1, 11)], "errors": {0: error(CLOSED, 0)}}, "rank 1 on node2 was killed by signal 11"),
         # what sdtune refuses counts, whoever ended first
@@ -102,6 +108,13 @@ def test_what_is_tried_again():
     assert judge(evidence(ended=[1], killed=[(1, 9)])).retry
     assert not judge(evidence(ended=[1], errors={1: error(TrainingFailed("nan"), 1)})).retry
     assert not judge(evidence(exit_code=2, launcher_lines=["error: no"])).retry
+
+
+def test_a_host_that_another_run_uses_is_no_failure_of_the_run():
+    refused = judge(evidence(exit_code=None, ended=[1], errors={1: error(HostBusy("node2 is used by run a"), 1)}))
+    assert (refused.busy, refused.retry, refused.code) == (True, False, 2)
+    assert refused.why == "rank 1 on node2: error: node2 is used by run a"
+    assert not judge(evidence(ended=[1], errors={1: error(BadInput("no"), 1)})).busy
 
 
 def test_what_is_shown():

@@ -13,6 +13,7 @@ import pytest
 
 from sdtune.launch import processes
 from standalone import run_state
+from tests.conftest import FINISH
 
 PYTHON = Path(__file__).parents[1]
 TEMPLATES = PYTHON.parent / "templates"
@@ -23,6 +24,7 @@ PROGRAM = """
 import fcntl, os, signal, sys, time
 sys.path.insert(0, {path!r})
 from sdtune import cli, errors
+{finish}
 arguments, rank = sys.argv[1:], int(os.environ.get("PMI_RANK", -1))
 
 def lose_connection():
@@ -46,6 +48,7 @@ cli.run(main)
 """
 ENVIRONMENT = f"""
 export PATH={PREFIX / "bin"}:$PATH PYTHONPATH={PYTHON} LD_PRELOAD=
+export MASTER_ADDR=127.0.0.1 SDTUNE_PORTS=21000-21099
 export I_MPI_ROOT={PREFIX} FI_PROVIDER_PATH={PREFIX / "lib"} FI_PROVIDER=tcp
 """
 
@@ -60,7 +63,9 @@ def launch(tmp_path):
         assert (PREFIX / "bin/mpirun").exists(), "these tests run in an environment made by the roles"
         code = tmp_path / "code"
         code.mkdir()
-        (code / "textual_inversion.py").write_text(PROGRAM.format(path=str(PYTHON), what=what, check=check))
+        (code / "textual_inversion.py").write_text(
+            PROGRAM.format(path=str(PYTHON), what=what, check=check, finish=FINISH)
+        )
         for name in ("launch.sh", "rank.sh"):
             environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
             environment.filters["quote"] = lambda text: f"'{text}'"
@@ -71,6 +76,7 @@ def launch(tmp_path):
                 _launch_config_ranks=2,
                 launch_config_world_size=2,
                 launch_config_ranks=2,
+                launch_config_backend="gloo",
             )
             (run / name).write_text(text)
             (run / name).chmod(0o755)
@@ -125,8 +131,9 @@ def test_a_rank_that_fails(launch, what, why):
     assert not processes.processes_of(str(run))
 
 
-def test_ranks_that_finish(launch):
-    run, code = launch("open(f'done-{rank}', 'w').close()")
+@pytest.mark.parametrize("supervised", [True, False])
+def test_ranks_that_finish(launch, supervised):
+    run, code = launch("open(f'done-{rank}', 'w').close(); finish()", supervised=supervised)
     assert code == 0
     assert {path.name for path in run.glob("done-*")} == {"done-0", "done-1"}
     assert not list((run / "logs").glob("error-*"))
@@ -135,6 +142,15 @@ def test_ranks_that_finish(launch):
 def test_launch_sh_refuses_before_it_starts_a_rank(launch):
     run, code = launch("time.sleep(60)", check="raise errors.BadInput('no picture; add one')")
     assert (code, run_state.read_state(run)["reason"]) == (2, "no picture; add one")
+
+
+def test_without_a_supervisor_a_killed_rank_ends_the_launch(launch):
+    """Hydra itself does it, on the word of rank.sh; the other rank would sleep for minutes."""
+    began = time.monotonic()
+    run, code = launch("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(300)", supervised=False)
+    assert code != 0
+    assert time.monotonic() - began < 120
+    assert not processes.processes_of(str(run))
 
 
 def test_without_a_supervisor_the_error_is_in_the_run_folder(launch):

@@ -15,7 +15,8 @@ import pytest
 
 from sdtune.launch import processes, rank_error, supervisor
 from sdtune.launch.state import StateFile
-from standalone import run_state
+from standalone import host_claims, launch_files, run_state
+from tests.conftest import FINISH
 
 PYTHON = Path(__file__).parents[1]
 SUPERVISE = ("-P", "-m", "sdtune.launch")
@@ -89,7 +90,7 @@ def plan(run, rank, **settings):
         "on_host_loss": "fail",
     }
     (run / "supervisor.json").write_text(json.dumps(facts | settings))
-    (run / "rank.py").write_text(RANK)
+    (run / "rank.py").write_text(FINISH + RANK)
     (run / "what.py").write_text(rank)
 
 
@@ -149,7 +150,7 @@ def nothing_left(run, seconds=15):
 
 
 def test_a_run_that_finishes(run):
-    plan(run, "step(1); open('finished.json', 'w').close()")
+    plan(run, "step(1); finish()")
     assert start(run).wait(30) == 0
     seen = run_state.look(run)
     assert (seen["state"]["state"], seen["supervised"], seen["finished"]) == ("finished", False, True)
@@ -225,7 +226,7 @@ def test_a_rank_for_which_the_others_wait(run):
 
 
 def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
-    plan(run, "step(1)\nif '--resume_from_checkpoint' not in arguments: time.sleep(60)", max_restarts=1)
+    plan(run, "step(1)\nif '--resume_from_checkpoint' not in arguments: time.sleep(60)\nfinish()", max_restarts=1)
     process = start(run, "--overwrite")
     wait_for(lambda: (run / "metrics.jsonl").exists())
     pid = pid_of(run, 1)
@@ -238,6 +239,77 @@ def test_a_killed_rank_and_a_restart_from_the_newest_checkpoint(run):
     said = (run / "logs/launch.log").read_text()
     assert "arguments: --overwrite\n" in said
     assert "arguments: --resume_from_checkpoint auto\n" in said
+    nothing_left(run)
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["after", "before"])
+def test_a_rank_that_is_killed_early_ends_the_attempt(run, started):
+    """After its agent has connected, and before it has one; mpirun, as Hydra, waits for all ranks."""
+    death = "kill -9 $BASHPID" if not started else ":"
+    what = "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)"
+    plan(run, what, host_timeout=3)
+    launch = (
+        (run / "launch.sh").read_text().replace("local self=$BASHPID", f'local self=$BASHPID; [ "$1" = 0 ] || {death}')
+    )
+    (run / "launch.sh").write_text(re.sub(r"code=0\nwait -n.*?\n}\n", "", launch, flags=re.DOTALL))
+    began = time.monotonic()
+    assert start(run).wait(60) == 1
+    assert time.monotonic() - began < 30  # of which a busy machine needs most to start Python
+    reason = run_state.read_state(run)["reason"]
+    assert reason.startswith(
+        "rank 1 on here ended without an error message"
+        if started
+        else "rank 1 on here has not started, or ended before"
+    )
+    nothing_left(run)
+
+
+def test_a_launch_that_ends_well_without_having_finished_is_a_failure(run):
+    """As by ranks of another run in its place, or with a finished.json of an earlier one."""
+    finish = "if rank == 0: os.environ['SDTUNE_TOKEN'] = 'of another attempt'\nfinish()"
+    plan(run, finish)
+    assert start(run).wait(60) == 1
+    state = run_state.read_state(run)
+    assert state["reason"] == "mpirun ended well, but the ranks of this attempt finished nothing"
+
+
+def test_a_run_waits_for_its_host_when_asked_to(run):
+    """Another process claims the core; the run starts when that has ended, and its wait is no attempt."""
+    plan(run, "finish()", wait_for_hosts=True, cores={"here": "9100"})
+    code = "from standalone import host_claims; held = host_claims.claim_cores('night', [9100]); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=PYTHON)
+    wait_for(lambda: host_claims.in_the_way(host_claims.shares(), [9100]))
+    process = start(run)
+    state = wait_for(lambda: (found := run_state.read_state(run)).get("state") == "waiting" and found)
+    assert state["used_by"]["here"].startswith("run night of user ")
+    other.communicate(b"\n")
+    assert process.wait(60) == 0
+    state = run_state.read_state(run)
+    assert (state["state"], state["attempt"], "used_by" in state) == ("finished", 1, False)
+
+
+def stage(run, call, **settings):
+    """Files of a call as launch_config stages them."""
+    folder = launch_files.staged(run, call)
+    folder.mkdir()
+    (folder / "job.yaml").write_text(f"training:\n  max_train_steps: {settings.pop('steps')}\n")
+    (folder / "supervisor.json").write_text((run / "supervisor.json").read_text())
+
+
+def test_of_two_calls_at_once_the_second_follows_and_changes_nothing(run):
+    plan(run, "step(1); time.sleep(60)")
+    stage(run, "a", steps=250)
+    stage(run, "b", steps=7)
+    command = [sys.executable, *SUPERVISE, "start", "--call"]
+    two = {x: subprocess.Popen([*command, x, run], stdout=subprocess.PIPE, text=True) for x in "ab"}
+    did = {x: json.loads(process.communicate(timeout=60)[0])["did"] for x, process in two.items()}
+    assert sorted(did.values()) == ["attached", "started"]
+    steps = 250 if did["a"] == "started" else 7
+    assert (run / "job.yaml").read_text() == f"training:\n  max_train_steps: {steps}\n"
+    with pytest.raises(BlockingIOError):
+        launch_files.place_alone(run, "a" if did["a"] == "attached" else "b")
+    assert (run / "job.yaml").read_text() == f"training:\n  max_train_steps: {steps}\n"
+    os.kill(run_state.read_state(run)["pid"], signal.SIGTERM)
     nothing_left(run)
 
 

@@ -4,6 +4,7 @@ To see how far a run is, or to stop it: standalone/run_state.py.
 """
 
 import argparse
+import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,11 +27,23 @@ def parser() -> argparse.ArgumentParser:
                 "2 cannot work, 3 stopped on request"),
     ):  # fmt: skip
         command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--call", metavar="ID", help="name of this call; files staged under it are put in place")
         command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
         command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of launch.sh")
     text = "kill the processes that a run has left on this host"
     command = commands.add_parser("sweep", help=text, description=text)
     command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
+    text = "become the program COMMAND, with a port and a token for its ranks to meet; needs the variables of env.sh"
+    command = commands.add_parser("meet", help=text, description=text)
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
+    text = "put staged launch files in place on this host"
+    command = commands.add_parser("place", help=text, description=text)
+    command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
+    command.add_argument("staged", metavar="ID", help="the name under which they were staged")
+    text = "the other runs that use cores of this host, as JSON"
+    command = commands.add_parser("shares", help=text, description=text)
+    command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
+    command.add_argument("cores", nargs="?", default="", metavar="CORES", help="those that count, such as 0-13")
     text = "watch one rank; rank.sh calls it, with standard input as the pipe from the rank"
     command = commands.add_parser("agent", help=text, description=text)
     command.add_argument("rank", type=int, metavar="RANK", help="number of the rank")
@@ -54,15 +67,27 @@ def main() -> None:
         follow_mode(options.run)
         from sdtune.launch import detach
 
-        detach.report(options.run, options.arguments)
+        detach.report(options.run, options.arguments, options.call)
+    elif options.command == "meet":
+        from sdtune.launch import meeting
+
+        meeting.start(options.arguments)
+    elif options.command == "place":
+        from standalone import launch_files
+
+        launch_files.place(options.run, options.staged)
+    elif options.command == "shares":
+        from sdtune.launch import shared_hosts
+
+        print(json.dumps(shared_hosts.others_here(str(options.run), options.cores)))
     else:
         follow_mode(options.run)
-        _supervise(options.run, options.arguments)
+        _supervise(options.run, options.arguments, options.call)
 
 
-def _supervise(run: Path, arguments: list[str]) -> None:
+def _supervise(run: Path, arguments: list[str], call: str | None) -> None:
     from sdtune.files import hold_lock
-    from sdtune.launch import supervisor
+    from sdtune.launch import staging, supervisor
     from standalone import run_state
 
     with ExitStack() as stack:
@@ -70,7 +95,9 @@ def _supervise(run: Path, arguments: list[str]) -> None:
             stack.enter_context(hold_lock(run / run_state.SUPERVISOR_LOCK, timeout=1))
         except BlockingIOError:
             sys.exit(f"error: {run}: another supervisor is at work")
-        sys.exit(supervisor.Supervisor(run, arguments).supervise())
+        if call is not None:
+            staging.place_on_all_hosts(run, call)
+        sys.exit(supervisor.Supervisor(run, arguments, call).supervise())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from sdtune.launch import endpoint
+from sdtune.launch import endpoint, processes
 from sdtune.launch.processes import send_signal, state_and_parent
 from sdtune.launch.rank_error import RankError
 from sdtune.launch.wire import (
@@ -59,11 +59,16 @@ class RankPipe:
     def __init__(self, descriptor: int) -> None:
         self.descriptor: int | None = descriptor
         self.error: object = None
+        self.exit: int | None = None
         self._lines = Lines()
         os.set_blocking(descriptor, False)
 
     def read(self) -> str:
-        """Read what is there: an error is kept in ``error``, anything else is returned (a piece of a stack)."""
+        """Read what is there: an error is kept in ``error``, the code of a rank that left in ``exit``.
+
+        Returns:
+            Anything else: a piece of a stack.
+        """
         pieces = []
         while self.descriptor is not None:
             try:
@@ -78,11 +83,19 @@ class RankPipe:
         with contextlib.suppress(ProtocolError):  # endless lines are no stack
             for line in self._lines.feed(b"".join(pieces)):
                 if line.startswith(b"{"):
-                    with contextlib.suppress(ValueError, RecursionError):
-                        self.error = asdict(RankError.from_mapping(json.loads(line)))
+                    self._keep(line)
                 else:
                     stack.append(line.decode(errors="replace") + "\n")
         return "".join(stack)
+
+    def _keep(self, line: bytes) -> None:
+        """Keep the exit code or the error that the rank has written."""
+        with contextlib.suppress(ValueError, RecursionError):
+            said = json.loads(line)
+            if set(said) == {"exit"}:
+                self.exit = int(said["exit"])
+            else:
+                self.error = asdict(RankError.from_mapping(said))
 
 
 class Agent:
@@ -92,6 +105,7 @@ class Agent:
         self.rank, self.pid, self.pipe, self.log = rank, pid, pipe, log
         self.timeout = float(where["timeout"])
         self.launchers = _launchers(launcher)
+        self.killed_for_memory = processes.killed_for_memory()
         try:
             self.rank_end: int | None = os.pidfd_open(pid)
         except ProcessLookupError:  # the rank was faster than this process
@@ -124,13 +138,23 @@ class Agent:
         """Send one line."""
         self.connection.sendall(encode(**fields))
 
+    def report_end(self, why: str = "") -> None:
+        """Tell the supervisor how the rank ended, and why, if this agent ended it."""
+        self.pipe.read()
+        memory = processes.killed_for_memory() > self.killed_for_memory
+        self.send(gone=True, error=self.pipe.error, exit=self.pipe.exit, memory=memory, why=why)
+
     def end_rank(self, why: str) -> None:
-        """Kill the rank and its launchers on this host, and write the reason to the rank's log."""
+        """Kill the rank, and write the reason to the rank's log.
+
+        Also kill its launchers on this host, unless the supervisor ordered it: they report how each rank ended, first.
+        """
         append_to_log(self.log, f"agent: {why}; this rank is ended\n")
         if self.rank_end is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.rank_end, signal.SIGKILL)
-        send_signal(self.launchers, signal.SIGKILL)
+        if why != _ORDERED:
+            send_signal(self.launchers, signal.SIGKILL)
 
     def watch(self) -> None:
         """Exchange lines with the supervisor until the rank ends, or has to be ended."""
@@ -154,8 +178,7 @@ class Agent:
                     break
                 if not self.connection.recv(4096):
                     return
-            self.pipe.read()
-            self.send(gone=True, error=self.pipe.error, why=why)
+            self.report_end(why)
 
     def _step(self) -> str | None:
         """Wait for the next event and handle it.
@@ -170,8 +193,7 @@ class Agent:
         if self.rank_end is None or self.rank_end in readable:
             if connected and not self.connection.recv(1, socket.MSG_PEEK):
                 return "the supervisor is gone"  # it ended first, and with it the rank's launcher
-            self.pipe.read()
-            self.send(gone=True, error=self.pipe.error)
+            self.report_end()
             return None
         if self.pipe.descriptor in readable and (stack := self.pipe.read()):
             append_to_log(self.log, stack)

@@ -82,6 +82,12 @@ class AgentServer:
         """Those of them whose agent was lost: it closed the connection without reporting the end. Since when."""
         self.ended_by_agent: dict[int, str] = {}
         """Those of them that their agent ended, and why."""
+        self.left: set[int] = set()
+        """Those of them whose work was done: they finished, or stopped on request."""
+        self.out_of_memory: set[int] = set()
+        """Those of them on whose host the Linux kernel killed a process for want of memory meanwhile."""
+        self.last_joined = time.monotonic()
+        """Monotonic time at which the last agent connected."""
         self.errors: dict[int, RankError] = {}
         self.stacks: dict[int, str] = {}
         self._world_size, self._selector, self._on_error = world_size, selector, on_error
@@ -138,6 +144,7 @@ class AgentServer:
             raise ProtocolError(f"rank {rank} is not expected")
         connection.rank = rank
         self.connections[rank] = connection
+        self.last_joined = time.monotonic()
         self.unauthenticated.remove(connection)
         self._send(connection, WELCOME)
 
@@ -183,6 +190,10 @@ class AgentServer:
                 self.ended_by_agent[rank] = message.why
             connection.ended = True
             self.ended.append(rank)
+            if message.exit is not None:
+                self.left.add(rank)
+            if message.memory:
+                self.out_of_memory.add(rank)
         self._send(connection, b"beat\n")
 
     def _drop(self, connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import selectors
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sdtune.launch import endpoint, failure, rank_error
+from sdtune.launch import endpoint, failure, meeting, rank_error
 from sdtune.launch.agent_server import AgentServer
 from sdtune.launch.failure import Evidence, Outcome
 from sdtune.launch.launcher_output import LauncherOutput, killed_ranks
@@ -21,16 +22,22 @@ from standalone import run_state
 
 _TICK = 0.25  # seconds between two looks
 _ENDING = 10.0  # seconds for ranks and agents to end, or to report, before the next measure
+_REPORTING = 3.0  # after a rank has ended early, for mpirun to end and for others to report
 _EXPLAINED = 2.0  # seconds; when all processes of a host are killed, mpirun ends before
 _REACHABLE = 5.0  # an agent that sent something in so many seconds can still confirm the end of its rank
 
 
 class Attempt:
-    """The processes of one launch, and the connections to their agents."""
+    """The processes of one launch, and the connections to their agents.
 
-    def __init__(self, run: Path, plan: Plan, hosts: dict[str, str], arguments: list[str]) -> None:
+    Attributes:
+        token: secret of this attempt, which its ranks know, see :mod:`sdtune.launch.meeting`.
+    """
+
+    def __init__(self, run: Path, plan: Plan, hosts: dict[str, str], arguments: list[str], number: int = 1) -> None:
         self.run, self.plan, self.hosts = run, plan, list(hosts.items())
         self.world_size = len(hosts) * plan.ranks_per_node
+        self.number, self.token = number, secrets.token_hex(16)
         rank_error.remove_all(run)
         self.selector = selectors.DefaultSelector()
         self.agents = AgentServer(
@@ -45,6 +52,8 @@ class Attempt:
         self.selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
         self.progressed, self.began = time.monotonic(), time.time()
         self.mark, self.made_step = self._metrics_mark(), False
+        self.early_end: float | None = None
+        """Monotonic time at which a rank was seen to have ended before its work was done."""
         self.looked, self.stood_still = time.monotonic(), 0.0
         self.decision: str | None = None
         self.culprit: int | None = None
@@ -53,6 +62,8 @@ class Attempt:
         environment = {
             **os.environ,
             WHERE: f"{self.agents.address},{self.plan.host_timeout},{self.agents.token}",
+            meeting.TOKEN: self.token,
+            meeting.ATTEMPT: str(self.number),
         }
         if len(self.hosts) < len(self.plan.hosts):
             nodes = self.run / "nodefile.fewer"
@@ -95,18 +106,40 @@ class Attempt:
         Args:
             interrupted: says why the attempt has to be ended at once, or None.
         """
-        while self.decision is None and self.process.poll() is None:
+        while self.decision is None and self.process.poll() is None and not self._ended_early():
             now = time.monotonic()  # before the sockets are read: what lies there unread is no silence
             self._listen(_TICK)
             if (mark := self._metrics_mark()) != self.mark:
                 self.mark, self.progressed = mark, now
                 self.made_step = self.made_step or "step" in run_state.progress(self.run, self.began)
-            self.decision = interrupted() or self._silent_host(now) or self._lost_agent(now) or self._stall(now)
-        if self.decision is None and self.process.poll() != 0:
+            self.decision = interrupted() or self._silent_host(now) or self._lost_agent(now) or self._hung(now)
+        code = self.process.poll()
+        if self.decision is None and code is not None and code != 0:
             self._await_reports()
-        outcome = failure.judge(self._evidence())
-        outcome.unconfirmed = self.end()
+        unconfirmed = self.end()
+        outcome = failure.judge(self._evidence(code))  # Hydra reports the signals when all ranks have ended
+        outcome.unconfirmed = unconfirmed
         return outcome
+
+    def _ended_early(self) -> bool:
+        """Whether a rank has ended before its work was done, and mpirun had time to end by itself since."""
+        early = [rank for rank in self.agents.ended if rank not in self.agents.left | self.agents.lost.keys()]
+        if not early:
+            return False
+        if self.early_end is None:
+            self.early_end = time.monotonic()
+        cause_is_known = not failure.is_consequence(self._evidence(None), early[0])
+        return time.monotonic() - self.early_end > (_REPORTING if cause_is_known else _ENDING)
+
+    def _absent_rank(self, now: float) -> str | None:
+        """A rank of which nothing was heard, although the agents of others have been there for ``host_timeout``."""
+        absent = sorted(set(range(self.world_size)) - set(self.agents.connections))
+        seconds = now - self.agents.last_joined
+        if not absent or not self.agents.connections or seconds <= self.plan.host_timeout:
+            return None
+        self.culprit = absent[0]
+        place = f"rank {self.culprit} on {self._host_of(self.culprit)}"
+        return f"{place} has not started, or ended before it could report, and the others waited {seconds:.0f} s for it"
 
     def _host_of(self, rank: int) -> str:
         return self.hosts[rank // self.plan.ranks_per_node][0]
@@ -123,7 +156,11 @@ class Attempt:
         rank = next((rank for rank, since in self.agents.lost.items() if now - since > _EXPLAINED), None)
         if rank is None:
             return None
-        return f"{failure.describe_lost_agents(self._evidence(), rank)}; no rank goes on without one"
+        return f"{failure.describe_lost_agents(self._evidence(None), rank)}; no rank goes on without one"
+
+    def _hung(self, now: float) -> str | None:
+        """Why the attempt does not go on: a rank does not start, or nothing is written."""
+        return self._absent_rank(now) or self._stall(now)
 
     def _stall(self, now: float) -> str | None:
         if now - self.progressed <= (self.plan.stall_timeout if self.made_step else self.plan.start_timeout):
@@ -134,10 +171,6 @@ class Attempt:
         while time.monotonic() < end:
             self._listen(_TICK)
         why = f"nothing was written to metrics.jsonl for {now - self.progressed:.0f} s"
-        if self.agents.ended:  # the others wait for a rank that is gone
-            evidence = self._evidence()
-            self.culprit = failure.first_cause(evidence)
-            return f"{why}; {failure.describe(evidence, self.culprit)}"
         found = failure.hung_rank(
             stopped=stopped | self.agents.stopped(),
             absent=set(range(self.world_size)) - set(self.agents.connections),
@@ -155,22 +188,24 @@ class Attempt:
             self._listen(0.1)
             if not self.output.at_end:
                 continue
-            evidence = self._evidence()
+            evidence = self._evidence(self.process.poll())
             if len(self.agents.ended) == self.world_size:
                 return
             if waited > 1 and (evidence.no_rank_started or failure.is_explained(evidence)):
                 return
 
-    def _evidence(self) -> Evidence:
+    def _evidence(self, code: int | None) -> Evidence:
         launcher_lines = list(self.output.launcher)
         return Evidence(
             hosts=[name for name, _ in self.hosts],
             ranks_per_node=self.plan.ranks_per_node,
-            exit_code=self.process.poll(),
+            exit_code=code,
             decision=self.decision,
             culprit=self.culprit,
             ended=self.agents.ended,
+            left=self.agents.left,
             lost_agents=self.agents.lost,
+            out_of_memory=self.agents.out_of_memory,
             ended_by_agent=self.agents.ended_by_agent,
             stood_still=self.stood_still,
             errors=self.agents.errors,
@@ -180,6 +215,12 @@ class Attempt:
             launcher_lines=launcher_lines,
         )
 
+    def _let_mpirun_report(self) -> None:
+        """Give mpirun the time to see that the agents have ended all ranks, and to report how each ended."""
+        end = time.monotonic() + _REPORTING
+        while self.agents.connections and time.monotonic() < end and not self.output.at_end:
+            self._listen(_TICK)
+
     def end(self) -> list[str]:
         """End everything on every host, in bounded time.
 
@@ -187,6 +228,7 @@ class Attempt:
             Names of the hosts that did not confirm it; they were cut off, and their agents end the ranks.
         """
         self.agents.order(b"end")
+        self._let_mpirun_report()
         for measure in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + _ENDING
             if self.process.poll() is None:

@@ -1,8 +1,8 @@
 """Measure an all-reduce over all ranks, and check its sum. Prints one table.
 
-Started by the Ansible role cluster_check under mpirun, one process a host, with env.sh read:
+Started by the Ansible role cluster_check, one process a host, with env.sh read:
 
-    python -m sdtune.launch.check_all_reduce --backend gloo --model MODEL
+    python -m sdtune.launch meet mpirun ... python -m sdtune.launch.check_all_reduce --backend gloo --model MODEL
 
 The small message has the size of the learned embeddings, which training sums in every step. Each time is that of the
 slowest rank. Gbit/s is what each of n ranks sends in a ring all-reduce: 2 (n - 1) / n of the bytes.
@@ -11,7 +11,6 @@ slowest rank. Gbit/s is what each of n ranks sends in a ring all-reduce: 2 (n - 
 import argparse
 import datetime
 import json
-import os
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from torch import distributed
 from sdtune import cli
 from sdtune.errors import TrainingFailed
 from sdtune.training.backends import check_backend, load_backend
+from sdtune.training.joining import join
 
 
 def all_reduce(floats: int, repeats: int) -> list[float]:
@@ -65,12 +65,11 @@ def main() -> None:
     config = json.loads((args.model / "text_encoder" / "config.json").read_text(encoding="utf-8"))
 
     load_backend(args.backend)
-    distributed.init_process_group(
-        args.backend,
-        rank=int(os.environ["PMI_RANK"]),
-        world_size=int(os.environ["PMI_SIZE"]),
-        timeout=datetime.timedelta(seconds=args.timeout),
-    )
+    timeout = datetime.timedelta(seconds=args.timeout)
+    if args.backend == "mpi":
+        distributed.init_process_group(args.backend, timeout=timeout)
+    else:
+        join("of the cluster check", args.backend, timeout)
     check_backend(args.backend)
     ranks = distributed.get_world_size()
     hosts: list[str | None] = [None] * ranks

@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -40,11 +41,17 @@ def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Po
         )
 
 
-def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
+def start(run: Path, arguments: list[str], call: str | None = None, *, seconds: float = 90) -> str:
     """Start a supervisor in the background, unless there is one, and wait until it has written its first state.
 
+    Args:
+        run: the run folder.
+        arguments: of launch.sh.
+        call: name under which launch files are staged, which are put in place first; None: those of before stay.
+        seconds: to wait.
+
     Returns:
-        ``started``, or ``attached`` when the run was going on already.
+        ``started``, or ``attached`` when the run was going on already, or another call was faster.
 
     Raises:
         BadInput: it does not start, or the run is going on without a supervisor; with the end of the supervisor's log.
@@ -53,21 +60,18 @@ def start(run: Path, arguments: list[str], *, seconds: float = 20) -> str:
         return "attached"
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):
         raise BadInput(f"{run}: this run is going on already, without a supervisor; wait for it, or stop its mpirun")
-    log, began = run / "logs" / "supervisor.log", time.time()
-    supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", str(run), *arguments]
+    call, log, began = call or secrets.token_hex(6), run / "logs" / "supervisor.log", time.time()
+    supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", "--call", call, str(run), *arguments]
     process = _spawn(supervise, f"sdtune-{run.name}", run, log)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         state = run_state.read_state(run)
         if state.get("started", 0) >= began:
-            return "started"
-        if process.poll() is not None:
-            if run_state.is_locked(
-                run / run_state.SUPERVISOR_LOCK
-            ):  # another caller was faster, or systemd-run has done its part
-                return "started" if run_state.read_state(run).get("started", 0) >= began else "attached"
-            if process.returncode:
-                break
+            return "started" if state.get("call") == call else "attached"
+        if process.poll():  # 0 is systemd-run, which has done its part
+            if run_state.is_locked(run / run_state.SUPERVISOR_LOCK):  # another call was faster
+                return "attached"
+            end = min(end, time.monotonic() + 2)  # until that one holds the lock
         time.sleep(0.05)
     output = log.read_text(encoding="utf-8", errors="replace").strip() or "it printed nothing"
     raise BadInput(f"{run}: the supervisor does not start: {output[-800:]}")
@@ -94,6 +98,6 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None
     raise BadInput(output[-800:].removeprefix("error: "))
 
 
-def report(run: Path, arguments: list[str]) -> None:
+def report(run: Path, arguments: list[str], call: str | None) -> None:
     """Start the supervisor, and print what was done, as JSON."""
-    print(json.dumps({"run": str(run), "did": start(run, arguments)}))
+    print(json.dumps({"run": str(run), "did": start(run, arguments, call)}))

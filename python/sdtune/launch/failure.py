@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sdtune.launch import rank_error
 from sdtune.launch.rank_error import RankError
 
 BAD_INPUT = 2
@@ -31,8 +32,12 @@ class Evidence:
     """The rank that the decision is about."""
     ended: Sequence[int] = ()
     """Ranks that have ended, in the order in which their agents reported it."""
+    left: Collection[int] = ()
+    """Those of them whose work was done."""
     lost_agents: Collection[int] = ()
     """Those of them whose agents were lost: they ended without a report. The rank may have lived."""
+    out_of_memory: Collection[int] = ()
+    """Those of them on whose host the Linux kernel killed a process for want of memory meanwhile."""
     ended_by_agent: Mapping[int, str] = field(default_factory=dict)
     """Those of them that their agents ended, and why."""
     stood_still: float = 0.0
@@ -83,6 +88,8 @@ class Outcome:
     """The rank that failed first."""
     host: str | None = None
     """Name of its host."""
+    busy: bool = False
+    """Whether it did not start because another run uses a host."""
     unconfirmed: list[str] = field(default_factory=list)
     """Hosts that did not confirm the end of their ranks. They were cut off, and their agents end the ranks."""
 
@@ -108,6 +115,9 @@ def judge(evidence: Evidence) -> Outcome:
     rank = final[0] if final else first_cause(evidence)
     outcome = _outcome(evidence, code, rank, describe(evidence, rank))
     outcome.retry = not final
+    if code < 0 and any(evidence.errors[one].kind == rank_error.BAD_INPUT for one in final):
+        outcome.code = BAD_INPUT  # as launch.sh itself ends, unless ranks still wait for the one that refused
+    outcome.busy = any(evidence.errors[one].is_busy for one in final)
     return outcome
 
 
@@ -129,6 +139,11 @@ def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outco
     )
 
 
+def is_consequence(evidence: Evidence, rank: int) -> bool:
+    """Whether a rank says of its end that another has left, of which more may be on its way."""
+    return rank in evidence.errors and evidence.errors[rank].is_consequence
+
+
 def first_cause(evidence: Evidence) -> int | None:
     """The rank that ended first; None when nothing is known.
 
@@ -139,8 +154,9 @@ def first_cause(evidence: Evidence) -> int | None:
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
     if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
         return next(iter(causes or evidence.ended_by_agent))
-    if evidence.ended:
-        first = evidence.ended[0]
+    early = [rank for rank in evidence.ended if rank not in evidence.left]
+    if early:
+        first = early[0]
         weak = first in evidence.lost_agents or (first in evidence.errors and first not in causes)
         return causes[0] if causes and weak else first
     killed = [rank for rank, _ in evidence.killed if rank not in evidence.errors]
@@ -158,8 +174,11 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     if rank in evidence.ended_by_agent:
         return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
     number = dict(evidence.killed).get(rank)
+    memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
     if number is not None:
-        return f"{evidence.place_of(rank)} was killed by signal {number}"
+        return f"{evidence.place_of(rank)} was killed by signal {number}{memory}"
+    if memory:
+        return f"{evidence.place_of(rank)} was killed{memory}"
     return f"{evidence.place_of(rank)} ended without an error message"
 
 

@@ -29,6 +29,28 @@ def state_and_parent(pid: int) -> tuple[str, int]:
     return fields[0], int(fields[1])
 
 
+def killed_for_memory(group: Path | None = None) -> int:
+    """How many processes the Linux kernel has killed for want of memory: in this process's group, else on the host.
+
+    Args:
+        group: folder of the control group; that of this process by default.
+    """
+    if group is None:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        paths = {line.split(":", 2)[1]: line.split(":", 2)[2].lstrip("/") for line in lines}
+        first = Path("/sys/fs/cgroup") / paths.get("", "")
+        group = first if "memory" not in paths else Path("/sys/fs/cgroup/memory") / paths["memory"]
+    for path in (group / "memory.events", group / "memory.oom_control", Path("/proc/vmstat")):
+        try:
+            counts = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        except OSError:
+            continue
+        for count in counts:
+            if count[0] == "oom_kill":
+                return int(count[1])
+    return 0
+
+
 def processes_of(run: str) -> list[int]:
     """PIDs on this host that have ``SDTUNE_RUN=<run>`` in their environment, except this process."""
     return [

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput, DrawingFailed, TrainingFailed
+from sdtune.errors import BadInput, DrawingFailed, HostBusy, TrainingFailed
 from sdtune.files import write_atomically
 from standalone import run_state
 
@@ -111,6 +111,11 @@ class RankError:
         return self.kind != UNEXPECTED
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the rank did not start because another run uses its host."""
+        return self.exception == f"{HostBusy.__module__}.{HostBusy.__qualname__}"
+
+    @property
     def is_consequence(self) -> bool:
         """Whether it only says that another rank has left."""
         return self.kind == UNEXPECTED and _CONSEQUENCE.search(self.summary) is not None
@@ -148,6 +153,12 @@ class Reporter:
         rank, pipe = os.environ.pop(run_state.RANK, ""), os.environ.pop(AGENT_FD, "")
         self.rank = int(rank) if rank.isdigit() else None
         self.pipe = int(pipe) if pipe.isdigit() and self.rank is not None else None
+
+    def leave(self, code: int) -> None:
+        """Tell the agent that this rank ends because its work is done, with this exit code."""
+        if self.pipe is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.pipe, json.dumps({"exit": code}).encode() + b"\n")
 
     def report(self, error: Exception) -> None:
         """Send the error to the agent, and write its file; neither may hide the error itself."""

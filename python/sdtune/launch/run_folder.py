@@ -1,5 +1,6 @@
 """The run folder, on the primary: the one folder for everything that a run produces."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -103,9 +104,16 @@ class Run:
         finally:
             probe.unlink(missing_ok=True)
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Write ``finished.json``, the last file that training writes."""
-        write_atomically(self.finished, json.dumps(facts, indent=2) + "\n")
+    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write ``finished.json``, the last file that training writes: ``facts``, and the SHA-256 of each file of what was learned.
+
+        Returns:
+            Its content.
+        """
+        files = sorted(self.folder.glob("*.safetensors"))
+        learned = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        write_atomically(self.finished, json.dumps({**facts, "learned": learned}, indent=2) + "\n")
+        return {**facts, "learned": learned}
 
     def facts(self) -> dict[str, Any]:
         """The contents of ``finished.json``.

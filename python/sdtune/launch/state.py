@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Plan:
     """Restarts before the run counts as failed."""
     on_host_loss: str
     """What to do when a lost host does not come back: ``fail`` or ``continue``."""
+    wait_for_hosts: bool = False
+    """Whether the run waits for hosts that another run uses, instead of being refused."""
+    cores: dict[str, str] = field(default_factory=dict)
+    """By host, the cores that the run was given there, such as ``0-13``; empty: all."""
 
     @classmethod
     def read(cls, run: Path) -> "Plan":

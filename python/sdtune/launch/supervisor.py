@@ -7,6 +7,7 @@ attempt is :mod:`sdtune.launch.attempt`; :mod:`sdtune.launch.failure` decides wh
 
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -16,6 +17,8 @@ from typing import Any
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import BAD_INPUT, Outcome
 from sdtune.launch.lost_hosts import wait_for_hosts
+from sdtune.launch.meeting import digest_of
+from sdtune.launch.shared_hosts import used_by_others
 from sdtune.launch.state import Heartbeat, Plan, StateFile
 from standalone import run_state
 
@@ -26,7 +29,7 @@ FINISHED, FAILED, STOPPED = 0, 1, 3
 class Supervisor:
     """All attempts of one run."""
 
-    def __init__(self, run: Path, arguments: list[str]) -> None:
+    def __init__(self, run: Path, arguments: list[str], call: str | None = None) -> None:
         self.run, self.arguments, self.plan = run, arguments, Plan.read(run)
         self.began = time.time()
         self.heartbeat = Heartbeat(run)
@@ -36,6 +39,7 @@ class Supervisor:
             run,
             state="running",
             run_name=run.name,
+            call=call,
             pid=os.getpid(),
             host=os.uname().nodename,
             started=self.began,
@@ -75,8 +79,13 @@ class Supervisor:
         self.state.write()
         hosts, arguments, number = dict(self.plan.hosts), self.arguments, 1
         while True:
-            outcome = Attempt(self.run, self.plan, hosts, arguments).follow(self._interrupted)
-            code = self._code_after(outcome, number)
+            if self.plan.wait_for_hosts and (code := self._queue(hosts)) is not None:
+                return code
+            attempt = Attempt(self.run, self.plan, hosts, arguments, number)
+            outcome = attempt.follow(self._interrupted)
+            if outcome.busy and self.plan.wait_for_hosts and not self._interrupted():  # two started at one moment
+                continue
+            code = self._code_after(outcome, number, attempt.token)
             if code is not None:
                 return code
             absent = wait_for_hosts(self.run, self.plan, self._goes_on_waiting)
@@ -90,9 +99,25 @@ class Supervisor:
 
     # --- after an attempt ------------------------------------------------------------------------------------------
 
-    def _code_after(self, outcome: Outcome, number: int) -> int | None:
+    def _queue(self, hosts: dict[str, str]) -> int | None:
+        """Wait while other runs use the hosts. The exit code when the run ends meanwhile; None when it may start."""
+        while used := used_by_others(self.run, self.plan, hosts):
+            if self._interrupted() or self.stop_request is not None:
+                if self.ended_by:
+                    return self._close(FAILED, "failed", reason=self.ended_by)
+                return self._close(STOPPED, "stopped", reason="on request, while other runs used its hosts")
+            self.state.write(state="waiting", waiting_for=list(used), used_by=used)
+            time.sleep(random.uniform(1, 4))  # two that wait do not start at the same moment
+        self.state.facts.pop("used_by", None)
+        self.state.write(state="running", attempt_started=time.time())
+        return None
+
+    def _code_after(self, outcome: Outcome, number: int, token: str) -> int | None:
         """Record how an attempt ended; the exit code, or None when another attempt follows."""
-        if outcome.code == 0 or self._finished():
+        proven = self._finished(token)
+        if outcome.code == 0 and not proven:
+            outcome.code, outcome.why = FAILED, "mpirun ended well, but the ranks of this attempt finished nothing"
+        if proven:
             note = {} if outcome.code == 0 else {"note": f"after the last file was written, {outcome.why}"}
             return self._close(FINISHED, "finished", exit_code=0, **note)
         clean = self._ranks_stopped()
@@ -161,8 +186,13 @@ class Supervisor:
         last = run_state.tail_of(self.run / "metrics.jsonl")[-1:]
         return any(x["kind"] == "stopped" and x["time"] >= self.state.facts["attempt_started"] for x in last)
 
-    def _finished(self) -> bool:
-        return self._written_since_start("finished.json")
+    def _finished(self, token: str) -> bool:
+        """Whether the ranks that know this token have finished the run, all of them."""
+        try:
+            facts = json.loads((self.run / "finished.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(facts.get("token_sha256") == digest_of(token) and not run_state.why_unproven(self.run))
 
     def _has_progress(self) -> bool:
         """Whether this run has written metrics; until then, what is in its folder may be of an earlier run."""

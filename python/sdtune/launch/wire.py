@@ -103,6 +103,10 @@ class Message:
     """Why the agent ended it; empty when it ended by itself, or on an order."""
     error: RankError | None = None
     """What the rank recorded itself."""
+    exit: int | None = None
+    """Exit code of a rank that left because its work was done."""
+    memory: bool = False
+    """Whether the Linux kernel killed a process of its group, or host, for want of memory meanwhile."""
 
 
 def encode(**fields: object) -> bytes:
@@ -132,6 +136,8 @@ def parse(line: bytes, rank: int) -> Message:
 def _checked(name: str, value: Any) -> object:
     if name == "error":
         return None if value is None else RankError.from_mapping(value)
-    if type(value) is not {"beat": str, "stack": str, "gone": bool, "why": str}.get(name):
+    if name == "exit" and value is None:
+        return None
+    if type(value) is not {"beat": str, "stack": str, "gone": bool, "why": str, "exit": int, "memory": bool}.get(name):
         raise ProtocolError("a field is unknown, or of another type")
     return value

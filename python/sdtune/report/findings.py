@@ -63,7 +63,9 @@ def _about_stack(run: RunRecord) -> Iterator[str]:
 
 
 def _about_learning(run: RunRecord) -> Iterator[str]:
-    if run.finished is None:
+    if run.unproven:
+        yield f"This run is not known to have finished: {run.unproven}. Train it again to be sure of what it learned."
+    elif run.finished is None:
         yield "This run has not finished: the page shows its progress."
     elif run.finished.get("stopped_early"):
         yield f"Stopped early at step {run.finished['steps']}, because the validation loss did not improve any more."

@@ -1,6 +1,5 @@
 """The content of a run folder, read once. A run that is still training, or was stopped, has a report too."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.report.formatting import NOTHING
 from sdtune.training.metrics import read_metrics
+from standalone import run_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,9 @@ class RunRecord:
     hosts: list[dict[str, Any]]
     """One object for each host, see :func:`sdtune.training.ranks.describe_hosts`."""
     finished: dict[str, Any] | None
-    """``finished.json``; None for a run that has not finished."""
+    """``finished.json``; None for a run that has not finished, or does not prove it."""
+    unproven: str
+    """Why its ``finished.json`` does not prove that it finished; empty if it does, or if there is none."""
     concept: list[Path]
     """Small copies of the training pictures."""
     validation: dict[int, dict[int, Path]]
@@ -186,6 +188,7 @@ def read_run(folder: str | Path) -> RunRecord:
     if job is None:  # metrics of an older release
         job = yaml.safe_load(run.job.read_text(encoding="utf-8")) if run.job.is_file() else {}
     hosts = latest.get("hosts", [])
+    unproven = run_state.why_unproven(run.folder)
     return RunRecord(
         folder=run.folder.resolve(),
         job=job,
@@ -195,7 +198,8 @@ def read_run(folder: str | Path) -> RunRecord:
         validations=[m for m in lines if m["kind"] == "validation"],
         ranks=_ranks([m for m in lines if m["kind"] == "ranks"], hosts),
         hosts=hosts,
-        finished=json.loads(run.finished.read_text(encoding="utf-8")) if run.finished.is_file() else None,
+        finished=None if unproven else run.facts(),
+        unproven=unproven if run.finished.is_file() else "",
         concept=sorted((*run.concept.glob("*.jpg"), *run.concept.glob("*.png"))),
         validation=_validation(run.validation),
         images=[_read_image(p) for p in sorted(run.images.glob("*.png")) if p.name != "contact_sheet.png"],

@@ -17,6 +17,7 @@ from sdtune.settings import Job
 from sdtune.training.backends import check_backend, load_backend
 from sdtune.training.checks import check_job, check_world_size, launched_world_size
 from sdtune.training.identity import run_identity
+from sdtune.training.joining import claim_cores, join
 
 T = TypeVar("T")
 
@@ -65,16 +66,19 @@ def start_accelerator(job: Job) -> Accelerator:
     """Set up the process group with all other ranks.
 
     Raises:
-        BadInput: the backend is not in this torch, or the number of ranks differs from the job or Accelerate's config.
+        BadInput: the backend is not in this torch, the number of ranks differs from the job or Accelerate's config, or
+            the other ranks are of another run or use hosts of one.
     """
     check_world_size(job)
+    claim_cores(job)
     if path := os.environ.get(CONFIG_VARIABLE):
         read_accelerate_config(path)
     if launched_world_size() > 1:
         load_backend(job.training.backend)
-        # torch's default is 30 minutes; so long would ranks wait for a rank that does not start or does not answer
-        timeout = timedelta(seconds=job.training.collective_timeout)
-        PartialState(cpu=True, backend=job.training.backend, timeout=timeout)
+        if job.training.backend != "mpi":
+            join(job.run_name, job.training.backend, timedelta(seconds=job.training.collective_timeout))
+        # it takes a process group that is there; that of mpi it creates itself
+        PartialState(cpu=True, backend=job.training.backend)
         check_backend(job.training.backend)
     trackers = None if job.training.report_to == "none" else job.training.report_to
     accelerator = Accelerator(cpu=True, log_with=trackers, project_dir=job.run_dir)

@@ -1,6 +1,7 @@
-"""What rank 0 records of all ranks: their hosts, and the means of their step times."""
+"""What rank 0 records of all ranks: their hosts, the means of their step times, and who finished the run."""
 
 import os
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from sdtune.errors import TrainingFailed
 from sdtune.host.facts import describe_hardware, describe_host
 from sdtune.host.memory import peak_rss_bytes
+from sdtune.launch.meeting import Attempt
 
 
 def group_by_host(described: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -25,6 +28,29 @@ def describe_hosts(rank: int, world_size: int) -> list[dict[str, Any]]:
     """Facts of every host that has ranks, the same on all ranks. A collective operation: every rank calls it."""
     interface = os.environ.get("GLOO_SOCKET_IFNAME") if world_size > 1 else None
     return group_by_host(gather_object([{**describe_host(), **describe_hardware(interface), "rank": rank}]))
+
+
+def sign(accelerator: Accelerator, samples: int) -> dict[str, Any]:
+    """Who finished a run, for ``finished.json``: the same on all ranks. A collective operation: every rank calls it.
+
+    Args:
+        accelerator: of this run.
+        samples: on which this rank trained in this attempt.
+
+    Returns:
+        ``attempt``; ``token_sha256``, the digest of its token; ``ranks``: number, host, process and samples of each.
+
+    Raises:
+        TrainingFailed: a rank belongs to another attempt.
+    """
+    attempt = Attempt.of(os.environ)
+    mine = {"rank": accelerator.process_index, "host": platform.node(), "pid": os.getpid(), "samples": samples}
+    signed = gather_object([{**mine, "attempt": attempt.number, "token_sha256": attempt.digest}])
+    shared = {"attempt": attempt.number, "token_sha256": attempt.digest}
+    for rank in signed:
+        if {key: rank.pop(key) for key in shared} != shared:
+            raise TrainingFailed(f"rank {rank['rank']} on {rank['host']} is of another attempt; nothing was saved")
+    return {**shared, "ranks": signed}
 
 
 class RankTimes:

@@ -26,6 +26,7 @@ from sdtune.training.drawing import ValidationPictures
 from sdtune.training.exchange import exchange
 from sdtune.training.finite import check_gradients, check_learned, check_losses
 from sdtune.training.optimizer import make_optimizer, make_schedule
+from sdtune.training.ranks import sign
 from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
 from sdtune.training.validation import Validator
@@ -93,6 +94,7 @@ class Trainer:
         self._schedule = make_schedule(self._optimizer, settings)
 
         self.progress = Progress()
+        self._samples = 0  # of this rank, in this attempt
         self._validator: Validator | None = None
         self._stop_requested = self._stopped_early = False
 
@@ -170,6 +172,7 @@ class Trainer:
             numbers = sample_numbers(
                 self.progress.samples, micro, rank, batch=settings.train_batch_size, world_size=self._world_size
             )
+            self._samples += len(numbers)
             for samples in self._batches.groups(self._batches.samples(numbers)):
                 batch = self._batches.make(samples)
                 began = time.perf_counter()
@@ -302,13 +305,14 @@ class Trainer:
             "validation_loss": validator.latest if validator else None,
             "initializer_loss": validator.baseline if validator else None,
             "reference_loss": validator.reference if validator else None,
+            **sign(self._accelerator, self._samples),
         }
         self._recorder.close()
         if self._is_main:
             self._method.save(self._run, facts)
             if self._job.training.save_as_full_pipeline:
                 self._method.save_pipeline(self._run, Path(self._job.model.path))
-            self._run.finish(facts)
+            facts = self._run.finish(facts)
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
         return facts

@@ -8,5 +8,5 @@ cd "$1"
 seconds=$2 ranks=$3 per_node=$4
 shift 4
 # shellcheck disable=SC2016 # the shells of the ranks expand it
-exec timeout "$seconds" mpirun -f nodefile -n "$ranks" -ppn "$per_node" \
+exec timeout "$seconds" python -P -m sdtune.launch meet mpirun -f nodefile -n "$ranks" -ppn "$per_node" \
     bash -c '. ./env.sh && exec python "$@"' rank -P -m sdtune.launch.check_all_reduce "$@" < /dev/null

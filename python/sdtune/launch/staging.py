@@ -1,0 +1,52 @@
+"""Launch files that Ansible has staged on every host are put in place by the supervisor, which holds the run's lock."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sdtune.errors import BadInput
+from sdtune.files import hold_lock
+from sdtune.host.ssh import command_on
+from standalone import launch_files, run_state
+
+
+def _place_on(run: Path, call: str, address: str) -> str:
+    """Put them in place on another host; returns why that failed, or nothing."""
+    command = [sys.executable, "-P", "-m", "sdtune.launch", "place", str(run), call]
+    try:
+        done = subprocess.run(
+            command_on(address, command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "it did not answer for 60 s"
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    return "" if done.returncode == 0 else (lines[-1] if lines else f"code {done.returncode}")
+
+
+def place_on_all_hosts(run: Path, call: str) -> None:
+    """Put the staged files in place on this host and on the others, if there are any.
+
+    Raises:
+        BadInput: a host cannot do it, or the run is going on without a supervisor; with the remedy.
+    """
+    if not launch_files.staged(run, call).is_dir():
+        return
+    hosts = json.loads((launch_files.staged(run, call) / "supervisor.json").read_text(encoding="utf-8"))["hosts"]
+    others = dict(list(hosts.items())[1:])
+    try:
+        with hold_lock(run / run_state.LAUNCH_LOCK, timeout=1):
+            launch_files.place(run, call)
+    except BlockingIOError:
+        raise BadInput(f"{run}: this run is going on already, without a supervisor; wait for it") from None
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        failed = dict(zip(others, pool.map(lambda name: _place_on(run, call, others[name]), others), strict=True))
+    problems = [f"{name}: the launch files cannot be put in place: {why}" for name, why in failed.items() if why]
+    if problems:
+        raise BadInput("; ".join(problems) + "; type ansible-playbook train.yml again")
