@@ -105,7 +105,7 @@ class Run:
             probe.unlink(missing_ok=True)
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write ``finished.json``, the last file that training writes: ``facts``, and the SHA-256 of each file of what was learned.
+        """Write ``finished.json``, the last file that training writes: ``facts``, and the SHA-256 of what was learned.
 
         Returns:
             Its content.
