@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
             "model": {"path": str(MODEL)},
             "data": {"path": str(REPOSITORY / "toyworld" / "concept"), "resolution": 64, "instance_prompt": PROMPT},
             "training": {"max_train_steps": 20, "train_batch_size": 4, "mixed_precision": PRECISION},
-            "lora": {"learning_rate": 3e-3, "rank": 4, "alpha": 8.0, "targets": "attention+feed_forward"},
+            "lora": {"learning_rate": 1e-3, "rank": 4, "alpha": 8.0, "targets": "attention+feed_forward"},
             "validation": {"steps": 20, "triples": 16, "reference_caption": "yellow toy"},
             "openvino": {"lora_weight": 0.0},
         },
@@ -77,7 +77,7 @@ def test_a_weight_is_chosen_by_the_export_or_by_the_generation(trained):
     assert np.abs(with_lora - without).mean() > 5
     assert np.abs(drawn(trained, source="pipeline", lora_weight=1e-9) - without).mean() < 1
     half = drawn(trained, source="pipeline", lora_weight=0.5)
-    assert 1 < np.abs(half - without).mean() < np.abs(with_lora - without).mean()
+    assert min(np.abs(half - other).mean() for other in (with_lora, without)) > 1
     with pytest.raises(BadInput, match=r"lora_weight: the OpenVINO copy .* has its LoRA at 0.0, not 0.5; export"):
         drawn(trained, lora_weight=0.5)
 
