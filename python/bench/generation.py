@@ -91,7 +91,7 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
     folder.mkdir(parents=True)
     save_embeddings(run.learned, job.data.placeholder_token, rows)
     save_full_pipeline(model, run.pipeline, job.data.placeholder_token, rows)
-    run.finish({"resolution": args.size})
+    run.finish({"resolution": args.size}, [run.learned])
     return job
 
 

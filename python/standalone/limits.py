@@ -103,17 +103,20 @@ def memory_limits(process: Path = PROCESS) -> Iterator[tuple[int, int]]:
             yield limit, limit - max(0, int(used) - files)
 
 
+def _meminfo(name: str) -> int:
+    """Bytes of a field of /proc/meminfo, which a container may have of its own, as with LXCFS."""
+    fields = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
+    return 1024 * int(fields[name].split()[0])
+
+
 def total_memory(process: Path = PROCESS) -> int:
     """Bytes of memory that this process may use at most."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([host, *(limit for limit, _ in memory_limits(process))])
+    return min([_meminfo("MemTotal"), *(limit for limit, _ in memory_limits(process))])
 
 
 def available_memory(process: Path = PROCESS) -> int:
     """Bytes that can be allocated without swapping, as the Linux kernel estimates them, and as the cgroups allow."""
-    fields = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
-    host = 1024 * int(fields["MemAvailable"].split()[0])
-    return max(0, min([host, *(left for _, left in memory_limits(process))]))
+    return max(0, min([_meminfo("MemAvailable"), *(left for _, left in memory_limits(process))]))
 
 
 def describe() -> dict[str, object]:

@@ -45,11 +45,17 @@ def look(path: str) -> dict[str, object]:
 
 
 def mark(path: str, seconds: float) -> dict[str, str]:
-    """Write a file that other hosts look for, and remove it in the background after so many seconds.
+    """Write a file that other hosts look for. If nobody removes it, a process in the background does so in the end.
+
+    Args:
+        path: the folder, or where it would be made.
+        seconds: how long the file stays at most; 0: none is written.
 
     Returns:
-        ``mark``: its path; empty if it cannot be written, and then ``error`` says why.
+        ``mark``: its path; empty if there is none, and then ``error`` says why.
     """
+    if seconds <= 0:
+        return {"mark": "", "error": ""}
     file = Path(nearest(path)) / f"{_MARK}{secrets.token_hex(8)}"
     try:
         with file.open("xb") as opened:
@@ -65,7 +71,9 @@ def mark(path: str, seconds: float) -> dict[str, str]:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and file.exists():
+            time.sleep(0.5)
         file.unlink(missing_ok=True)
         os._exit(0)
     return {"mark": str(file), "error": ""}
@@ -91,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     text = "which of these files exist: marks of other hosts, where they share the folder with this one"
     command = commands.add_parser("seen", help=text, description=text)
     command.add_argument("marks", nargs="*", metavar="NAME=MARK")
+    text = "remove a mark, and with it the process that would do so later"
+    command = commands.add_parser("remove", help=text, description=text)
+    command.add_argument("mark", metavar="MARK")
     return top
 
 
@@ -100,6 +111,9 @@ def main(argv: list[str]) -> None:
     if options.command == "seen":
         pairs = [text.partition("=")[::2] for text in options.marks]
         print(json.dumps([name for name, path in pairs if os.path.lexists(path)]))
+        return
+    if options.command == "remove":
+        Path(options.mark).unlink(missing_ok=True)
         return
     if options.user and os.geteuid() == 0:
         become(options.user)

@@ -1,6 +1,5 @@
 """How a program ends."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,17 @@ BINDINGS = "import atexit, os\natexit.register(os.abort)\n"
 
 
 def end_of(program, folder):
-    environment = {**os.environ, "PYTHONPATH": f"{folder}:{PYTHON}"}
-    command = [sys.executable, "-c", f"from sdtune import cli\n{program}\ncli.run(main)"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    start = f"import sys\nfrom sdtune import cli\nFOLDER = {str(folder)!r}"  # a folder in PYTHONPATH would be left out
+    command = [sys.executable, "-c", f"{start}\n{program}\ncli.run(main)"]
+    return subprocess.run(command, cwd=PYTHON, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_bindings_that_abort_at_the_end_do_not_spoil_a_success(tmp_path):
     (tmp_path / "oneccl_bindings_for_pytorch.py").write_text(BINDINGS)
-    program = "def main():\n    import oneccl_bindings_for_pytorch\n    print('all sums are right', end='')"
+    program = (
+        "def main():\n    sys.path.append(FOLDER)\n    import oneccl_bindings_for_pytorch\n"
+        "    print('all sums are right', end='')"
+    )
     done = end_of(program, tmp_path)
     assert (done.returncode, done.stdout) == (0, "all sums are right")
 

@@ -21,7 +21,7 @@ def test_a_finished_run_proves_itself_until_something_changes(job):
     assert run_state.why_unproven(run.folder) == "finished.json names 1 of 2 ranks"
     run.finished.write_text(json.dumps({key: value for key, value in facts.items() if key != "ranks"}))
     assert "an earlier version wrote it" in run_state.why_unproven(run.folder)
-    run.finish(facts)
+    run.finish(facts, [run.learned])
     run.learned.write_bytes(run.learned.read_bytes() + b"\0")
     assert run_state.why_unproven(run.folder).startswith("learned_embeds.safetensors is not what its ranks learned")
     seen = run_state.look(run.folder)

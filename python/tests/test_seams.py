@@ -38,7 +38,7 @@ def imported(module):
 def test_training_depends_on_no_family_and_no_method(module):
     assert [name for name in imported(module) if FAMILIES_AND_METHODS.match(name)] == []
     text = module.read_text(encoding="utf-8")
-    assert re.findall(r"(?i)placeholder|\brows?\b|\btokens?\b|unet|clip", text) == []
+    assert re.findall(r"(?i)placeholder|\brows?\b|tokenize|unet|clip", text) == []
 
 
 class FakeNetworks(Networks):
@@ -106,6 +106,7 @@ class FakeMethod(Method):
 
     def save(self, run, facts):
         torch.save({name: x.parameter.detach() for name, x in self.learned.items()}, run.folder / "fake.pt")
+        return [run.folder / "fake.pt"]
 
     def save_pipeline(self, run, model):
         raise NotImplementedError

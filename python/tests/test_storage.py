@@ -25,7 +25,13 @@ def test_a_mark_is_seen_where_the_folder_is_shared_and_removes_itself(tmp_path):
     assert not looked["folders"][str(tmp_path)]["read_only"]
     asked = [*program, "seen", f"node2={looked['mark']}", f"node3={tmp_path}/none"]
     assert json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) == ["node2"]
-    brief = storage.mark(str(tmp_path), 0)["mark"]
+    subprocess.run([*program, "remove", looked["mark"]], check=True)
+    end = time.monotonic() + 60
+    while left := subprocess.run(["pgrep", "--full", f"look 60 {work}"], capture_output=True, check=False).stdout:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+    assert storage.mark(str(tmp_path), 0) == {"mark": "", "error": ""}
+    brief = storage.mark(str(tmp_path), 0.1)["mark"]
     end = time.monotonic() + 60
     while Path(brief).exists() and time.monotonic() < end:
         time.sleep(0.05)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,16 @@ class Run:
         finally:
             probe.unlink(missing_ok=True)
 
-    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, facts: dict[str, Any], files: Iterable[Path]) -> dict[str, Any]:
         """Write ``finished.json``, the last file that training writes: ``facts``, and the SHA-256 of what was learned.
+
+        Args:
+            facts: what else it says.
+            files: those of the run folder that hold what was learned.
 
         Returns:
             Its content.
         """
-        files = sorted(self.folder.glob("*.safetensors"))
         learned = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         write_atomically(self.finished, json.dumps({**facts, "learned": learned}, indent=2) + "\n")
         return {**facts, "learned": learned}

@@ -223,8 +223,9 @@ class NetworkAdapters:
             metadata={key: str(value) for key, value in about.items()},
         )
 
-    def save(self, run: Run, facts: Mapping[str, Any], name: str) -> None:
+    def save(self, run: Run, facts: Mapping[str, Any], name: str) -> list[Path]:
         """Write ``pytorch_lora_weights.safetensors`` for diffusers, and ``<name>.safetensors`` for other tools."""
-        lora = self.file(facts)
+        lora, for_tools = self.file(facts), run.file_for_tools(name)
         save_diffusers(run.lora, lora)
-        save_kohya(run.file_for_tools(name), lora)
+        save_kohya(for_tools, lora)
+        return [run.lora, for_tools]

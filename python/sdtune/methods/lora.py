@@ -81,9 +81,9 @@ class Lora(Method):
         """See :meth:`Method.expand_prompt`: prompts need no change."""
         return prompt
 
-    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+    def save(self, run: Run, facts: Mapping[str, Any]) -> list[Path]:
         """See :meth:`NetworkAdapters.save`."""
-        self._adapters.save(run, facts, self._run_name)
+        return self._adapters.save(run, facts, self._run_name)
 
     def save_pipeline(self, run: Run, model: Path) -> None:
         """See :meth:`Method.save_pipeline`: the adapters are added to the weights."""

@@ -77,12 +77,15 @@ class Method(ABC):
         """A user's prompt as the networks need it to show the learned concept."""
 
     @abstractmethod
-    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+    def save(self, run: Run, facts: Mapping[str, Any]) -> list[Path]:
         """Write the learned parameters to the run folder, in the formats that other tools read.
 
         Args:
             run: the run folder.
             facts: the content of ``finished.json``.
+
+        Returns:
+            The files, of which ``finished.json`` keeps the SHA-256.
         """
 
     @abstractmethod

@@ -93,12 +93,12 @@ class Pivotal(Method):
         """See :meth:`Method.expand_prompt`."""
         return self._token.expand_prompt(prompt)
 
-    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+    def save(self, run: Run, facts: Mapping[str, Any]) -> list[Path]:
         """Write the files of both; where the run has the name of the token, the adapters' file ends in ``-lora``."""
         name = self._job.run_name
         same = name == word_of(self._job.data.placeholder_token)
-        self._adapters.save(run, facts, f"{name}-lora" if same else name)
-        self._token.save(run, facts)
+        adapters = self._adapters.save(run, facts, f"{name}-lora" if same else name)
+        return [*adapters, *self._token.save(run, facts)]
 
     def save_pipeline(self, run: Run, model: Path) -> None:
         """See :meth:`Method.save_pipeline`: first the adapters, then the token, which only adds embeddings."""

@@ -103,10 +103,12 @@ class TextualInversion(Method):
         """See :meth:`Method.expand_prompt`."""
         return expand_placeholder(prompt, self._placeholder, self._num_vectors)
 
-    def save(self, run: Run, facts: Mapping[str, Any]) -> None:
+    def save(self, run: Run, facts: Mapping[str, Any]) -> list[Path]:
         """Write ``learned_embeds.safetensors`` for diffusers, and ``<word>.safetensors`` for other tools."""
+        for_tools = run.file_for_tools(word_of(self._placeholder))
         save_embeddings(run.learned, self._placeholder, self._embeddings)
-        save_embeddings(run.file_for_tools(word_of(self._placeholder)), "emb_params", self._embeddings)
+        save_embeddings(for_tools, "emb_params", self._embeddings)
+        return [run.learned, for_tools]
 
     def save_pipeline(self, run: Run, model: Path) -> None:
         """See :meth:`Method.save_pipeline`."""

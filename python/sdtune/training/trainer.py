@@ -309,10 +309,10 @@ class Trainer:
         }
         self._recorder.close()
         if self._is_main:
-            self._method.save(self._run, facts)
+            files = self._method.save(self._run, facts)
             if self._job.training.save_as_full_pipeline:
                 self._method.save_pipeline(self._run, Path(self._job.model.path))
-            facts = self._run.finish(facts)
+            facts = self._run.finish(facts, files)
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
         return facts
