@@ -36,6 +36,7 @@ from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
 from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
+from sdtune.models.family import TextEncoder
 from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.training.validation import make_triples, validate
 
@@ -94,8 +95,11 @@ def make_validation(
     networks = StableDiffusionNetworks(
         model=args.model,
         unet=unet,
-        text_encoder=_InBf16(text_encoder),
-        tokenizer=tokenizer,
+        text_encoders={
+            "text_encoder": TextEncoder(
+                model=_InBf16(text_encoder), tokenizer=tokenizer, name_in_files="", adapter_prefix=""
+            )
+        },
         scheduler=schedule,
         dtype=torch.bfloat16,
     )

@@ -13,7 +13,7 @@ from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures, load_picture
 from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.models.geometry import read_geometry
-from sdtune.models.sd import load_vae_encoder
+from sdtune.models.latent_diffusion import load_vae_encoder
 
 
 @pytest.fixture

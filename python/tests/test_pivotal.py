@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 from sdtune.data.samples import CLASS_NUMBERS, Sampler
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_embeddings
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.models.weights import cache_folder
 from sdtune.settings import Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
-from tests.conftest import CLASS_PROMPT, learned_adapters, run_ranks, write_job
+from tests.conftest import CLASS_PROMPT, learned_adapters, learned_rows, run_ranks, write_job
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_a_token_learns_in_its_share_of_the_steps_and_adapters_in_all(pivotal_jo
 
     pipeline = StableDiffusionPipeline.from_pretrained(run.pipeline)
     [number] = pipeline.tokenizer.convert_tokens_to_ids(["<t>"])
-    learned = load_embeddings(run.learned)[1][0]
+    learned = learned_rows(job)[0]
     assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight[number].detach(), learned)
     module, (a, b) = next(iter(load_diffusers(run.lora).networks["unet"].items()))
     base = StableDiffusionPipeline.from_pretrained(job.model.path).unet.get_submodule(module).weight
@@ -75,7 +74,7 @@ def test_a_resumed_pivotal_run_ends_in_the_same_bits(pivotal_job, tmp_path):
     resumed = pivotal_job("cut", training={**options, "resume_from_checkpoint": "latest"})
     train(resumed)
     assert torch.equal(learned_adapters(resumed), learned_adapters(whole))
-    assert torch.equal(*(load_embeddings(Run(job.run_dir).learned)[1] for job in (resumed, whole)))
+    assert torch.equal(*(learned_rows(job) for job in (resumed, whole)))
 
 
 def test_captions_of_pivotal_hold_the_token(pivotal_job):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from sdtune.data.buckets import bucket_of, size_of
-from sdtune.data.pictures import load_picture
+from sdtune.data.pictures import View, load_picture, view_of
 from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.host.memory import release_free_memory
 from sdtune.models.family import ImageEncoder
@@ -69,7 +69,9 @@ class LatentCache:
         self._geometry, self._load_encoder, self._files = geometry, load_encoder, files
         self._pictures, self._cut = list(pictures), center_crop or buckets
         square = (resolution, resolution)
-        self._sizes = [bucket_of(*size_of(p), resolution**2) if buckets else square for p in self._pictures]
+        originals = [size_of(p) for p in self._pictures]
+        self._sizes = [bucket_of(*original, resolution**2) if buckets else square for original in originals]
+        self._views = [view_of(o, s, self._cut) for o, s in zip(originals, self._sizes, strict=True)]
         self._background = background
         self._rank, self._world_size, self._sum = rank, world_size, sum_over_ranks
         self.count = len(self._pictures)
@@ -87,6 +89,10 @@ class LatentCache:
         """[c, h, w] of a picture's latents."""
         width, height = self._sizes[picture]
         return self._geometry.channels, self._geometry.latent_side(height), self._geometry.latent_side(width)
+
+    def view_of(self, picture: int) -> View:
+        """How a picture was cropped and resized; the same for its mirror image, since crops are centred."""
+        return self._views[picture]
 
     def encode(self, entries: Iterable[Entry]) -> int:
         """Encode those of ``entries`` that no host has. Every rank has to call this with the same entries.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,27 @@ def fit_picture(image: Image.Image, size: tuple[int, int], center_crop: bool) ->
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a picture was cropped and resized; all numbers are pixels, vertical before horizontal."""
+
+    original: tuple[int, int]
+    """Height and width of the picture."""
+    crop: tuple[int, int]
+    """Top and left of the part that was kept, in the resized picture."""
+    target: tuple[int, int]
+    """Height and width of the result."""
+
+
+def view_of(original: tuple[int, int], size: tuple[int, int], center_crop: bool) -> View:
+    """What :func:`fit_picture` does to a picture; both sizes are width and height."""
+    top = left = 0
+    if center_crop:
+        part = min(original[0] / size[0], original[1] / size[1])
+        left, top = (round((o / part - s) / 2) for o, s in zip(original, size, strict=True))
+    return View(original=(original[1], original[0]), crop=(top, left), target=(size[1], size[0]))
 
 
 def load_picture(path: Path, size: tuple[int, int], center_crop: bool, background: str = "white") -> torch.Tensor:

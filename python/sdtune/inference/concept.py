@@ -32,7 +32,7 @@ def read_concept(run: Run) -> Concept:
         from sdtune.methods.formats import load_embeddings  # torch takes seconds to import
 
         placeholder, embeddings = load_embeddings(run.learned)
-        num_vectors = len(embeddings)
+        num_vectors = len(next(iter(embeddings.values())))
     return Concept(
         placeholder=placeholder, num_vectors=num_vectors, adapted=run.lora.is_file(), sha256=digest_learned(run)
     )

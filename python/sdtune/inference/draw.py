@@ -40,13 +40,12 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
             set_unet_batch(pipeline, plan.shape.images)
     else:
         import torch
-        from diffusers import StableDiffusionPipeline
+
+        from sdtune.models.pipelines import load_pipeline
 
         torch.set_num_threads(threads)
         run = Run(job.run_dir)
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            run.pipeline, torch_dtype=torch.float32, use_safetensors=True
-        )
+        pipeline = load_pipeline(run.pipeline)
         if plan.lora_weight not in (None, 1.0):
             from sdtune.methods.baking import change_weight
 

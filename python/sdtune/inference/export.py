@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from optimum.exporters.openvino import main_export
-from optimum.intel import OVConfig, OVStableDiffusionPipeline, OVWeightQuantizationConfig
+from optimum.intel import OVConfig, OVPipelineForText2Image, OVWeightQuantizationConfig
 from PIL import Image
 from transformers import CLIPTokenizerFast
 
@@ -29,9 +29,10 @@ from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.placeholder import token_names
 from sdtune.methods.registry import example_prompts
+from sdtune.models.pipelines import load_pipeline
 from sdtune.settings import Job
 from sdtune.sizes import sizes
-from standalone.model_folder import side_problem, size_multiple
+from standalone.model_folder import layout_of, side_problem, size_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def _weighted_pipeline(job: Job, concept: Concept) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _convert(job: Job, source: Path, target: Path) -> OVStableDiffusionPipeline:
+def _convert(job: Job, source: Path, target: Path) -> Any:
     """Convert the pipeline ``source`` into ``target``, and load it with dynamic shapes, quantized if asked."""
     o = job.openvino
     dtype = "fp32" if o.weights == "fp32" else "fp16"
@@ -121,7 +122,7 @@ def _convert(job: Job, source: Path, target: Path) -> OVStableDiffusionPipeline:
             bits=8, quant_method="hybrid", dataset=example_prompts(job), num_samples=o.calibration_samples
         ),
     }.get(o.weights)
-    return OVStableDiffusionPipeline.from_pretrained(
+    return OVPipelineForText2Image.from_pretrained(
         target, compile=False, quantization_config=quantization() if quantization else None
     )
 
@@ -159,15 +160,13 @@ def _images_of_reference(
 
 def _compare(job: Job, source: Path, copy: Any, shape: StaticShape) -> tuple[float, float]:
     """Similarity of the copy's images of the concept to those of the float32 pipeline that it was exported from."""
-    from diffusers import StableDiffusionPipeline
-
     options: dict[str, Any] = {
         "steps": job.openvino.similarity_steps, "guidance_scale": 4.0, "height": shape.height, "width": shape.width,
     }  # fmt: skip
     total, prompts = job.openvino.similarity_images, example_prompts(job)
     of_copy = _images_of_copy(ImageGenerator(copy, **options), shape, prompts, total)
-    pipeline = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True)
-    of_reference = _images_of_reference(ImageGenerator(pipeline, **options), shape, prompts, total)
+    reference = ImageGenerator(load_pipeline(source), **options)
+    of_reference = _images_of_reference(reference, shape, prompts, total)
     return similarity(of_copy, of_reference)
 
 
@@ -185,11 +184,11 @@ def _write(job: Job, source: Path, target: Path, concept: Concept) -> ExportFact
         del pipeline
     finally:
         shutil.rmtree(raw, ignore_errors=True)
-    # transformers 4 saves the copy with the slow tokenizer, which does not write this file
-    shutil.copy(run.pipeline / "tokenizer" / "tokenizer.json", target / "tokenizer")
-    tokenizer = CLIPTokenizerFast.from_pretrained(target, subfolder="tokenizer")
     tokens = token_names(concept.placeholder, concept.num_vectors) if concept.placeholder else []
-    export_tokenizer(tokenizer, tokens, target / "tokenizer")
+    for name in layout_of(run.pipeline).tokenizers.values():
+        # transformers 4 saves the copy with the slow tokenizer, which does not write this file
+        shutil.copy(run.pipeline / name / "tokenizer.json", target / name)
+        export_tokenizer(CLIPTokenizerFast.from_pretrained(target, subfolder=name), tokens, target / name)
     if not o.dynamic_shapes:
         _fix_in_index(target)
     facts = ExportFacts(

@@ -173,10 +173,12 @@ class NetworkAdapters:
         dropout = Dropout(job.seed, job.lora.dropout)
         networks.on_batch.append(lambda batch: setattr(dropout, "samples", batch.numbers if batch else None))
         self._kinds = {networks.denoiser_name: "denoiser"}
+        self._prefixes = {networks.denoiser_name: f"lora_{networks.denoiser_name}"}
         modules = {networks.denoiser_name: networks.denoiser}
         if job.lora.text_encoder:
             for name, encoder in networks.text_encoders.items():
                 self._kinds[name], modules[name] = "text_encoder", encoder.model
+                self._prefixes[name] = encoder.adapter_prefix
         self._adapters = {
             name: add_adapters(module, job.lora, self._kinds[name], job.seed, dropout)
             for name, module in modules.items()
@@ -218,6 +220,7 @@ class NetworkAdapters:
         }
         return LoraFile(
             networks={n: {a.module: (a.a, a.b) for a in adapters} for n, adapters in self._adapters.items()},
+            prefixes=self._prefixes,
             alpha=alpha,
             configs={n: plain_config(job.lora, kind) for n, kind in self._kinds.items()},
             metadata={key: str(value) for key, value in about.items()},

@@ -13,8 +13,6 @@ from sdtune.errors import BadInput
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """{module: (A [rank, in], B [out, rank])} of one network."""
-_KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
-"""Prefixes of kohya's names, by the network's subfolder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +21,8 @@ class LoraFile:
 
     networks: Mapping[str, Factors]
     """By the network's subfolder."""
+    prefixes: Mapping[str, str]
+    """How the names of a network's adapters begin in kohya's files, by its subfolder."""
     alpha: float
     """The product B A is multiplied by alpha / rank."""
     configs: Mapping[str, Mapping[str, Any]]
@@ -72,7 +72,7 @@ def save_kohya(path: Path, lora: LoraFile) -> None:
     tensors = {}
     for network, factors in lora.networks.items():
         for module, (a, b) in factors.items():
-            name = f"{_KOHYA[network]}_{module.replace('.', '_')}"
+            name = f"{lora.prefixes[network]}_{module.replace('.', '_')}"
             tensors[f"{name}.lora_down.weight"] = _tensor(a)
             tensors[f"{name}.lora_up.weight"] = _tensor(b * lora.scaling)
             tensors[f"{name}.alpha"] = torch.tensor(float(lora.rank))
@@ -100,7 +100,7 @@ def load_diffusers(path: Path) -> LoraFile:
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise BadInput(f"{path} is no LoRA that sdtune wrote ({error!r}); train the run again") from None
     metadata.pop("format", None)
-    return LoraFile(networks=networks, alpha=alpha, configs={}, metadata=metadata)
+    return LoraFile(networks=networks, prefixes={}, alpha=alpha, configs={}, metadata=metadata)
 
 
 def add_to_weights(source: Path, target: Path, deltas: Mapping[str, torch.Tensor]) -> None:

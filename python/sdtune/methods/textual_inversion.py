@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from sdtune.data.caption_files import refuse_caption_files
 from sdtune.data.captions import caption_templates
@@ -17,8 +16,9 @@ from sdtune.methods.formats import save_embeddings
 from sdtune.methods.method import Learned, Method
 from sdtune.methods.placeholder import TextLimit, add_placeholder, expand_placeholder, initializer_ids, word_of
 from sdtune.models.family import Family, Networks
-from sdtune.models.pipelines import copy_pipeline
+from sdtune.models.pipelines import copy_pipeline, load_text_encoder, load_tokenizer
 from sdtune.settings import Job
+from standalone.model_folder import layout_of
 
 _SANE = 1000.0
 """Norm of a learned embedding, as a multiple of the vocabulary's largest, beyond which training has diverged. Useful
@@ -32,18 +32,20 @@ class TextualInversion(Method):
         """Add the placeholder token to the text encoder and its tokenizer."""
         data = job.data
         self._placeholder, self._num_vectors = data.placeholder_token, data.num_vectors
-        [(name, encoder)] = networks.text_encoders.items()
-        start = initializer_ids(encoder.tokenizer, data.initializer_token, data.num_vectors)
-        ids = add_placeholder(encoder.tokenizer, data.placeholder_token, data.num_vectors)
-        embedding = install_embedding(encoder.model, ids, start)
-        self._embeddings = embedding.learned
-        self.learned = {
-            f"{name}.embeddings": Learned(
-                parameter=self._embeddings,
+        self._embeddings: dict[str, torch.Tensor] = {}
+        self._in_files: dict[str, torch.Tensor] = {}
+        learned = {}
+        for name, encoder in networks.text_encoders.items():
+            start = initializer_ids(encoder.tokenizer, data.initializer_token, data.num_vectors)
+            ids = add_placeholder(encoder.tokenizer, data.placeholder_token, data.num_vectors)
+            embedding = install_embedding(encoder.model, ids, start)
+            self._embeddings[name] = self._in_files[encoder.name_in_files] = embedding.learned
+            learned[f"{name}.embeddings"] = Learned(
+                parameter=embedding.learned,
                 learning_rate=job.training.learning_rate,
                 largest=_SANE * float(embedding.weight.float().norm(dim=-1).max()),
             )
-        }
+        self.learned = learned
         self._templates = caption_templates(data.learnable_property, data.templates_file)
         self._expanded = self.expand_prompt(data.placeholder_token)
         self.num_captions = len(self._templates)
@@ -106,8 +108,11 @@ class TextualInversion(Method):
     def save(self, run: Run, facts: Mapping[str, Any]) -> list[Path]:
         """Write ``learned_embeds.safetensors`` for diffusers, and ``<word>.safetensors`` for other tools."""
         for_tools = run.file_for_tools(word_of(self._placeholder))
-        save_embeddings(run.learned, self._placeholder, self._embeddings)
-        save_embeddings(for_tools, "emb_params", self._embeddings)
+        # diffusers takes a single tensor's name for the token, and asks for those of several tensors
+        one = len(self._in_files) == 1
+        named = {self._placeholder if one else name: learned for name, learned in self._in_files.items()}
+        save_embeddings(run.learned, self._placeholder, named)
+        save_embeddings(for_tools, self._placeholder, self._in_files)
         return [run.learned, for_tools]
 
     def save_pipeline(self, run: Run, model: Path) -> None:
@@ -115,28 +120,27 @@ class TextualInversion(Method):
         save_full_pipeline(model, run.pipeline, self._placeholder, self._embeddings)
 
 
-def save_full_pipeline(model: Path, target: Path, placeholder: str, embeddings: torch.Tensor) -> None:
-    """Write a copy of ``model`` whose tokenizer and text encoder contain the placeholder; completely or not at all.
+def save_full_pipeline(model: Path, target: Path, placeholder: str, embeddings: Mapping[str, torch.Tensor]) -> None:
+    """Write a copy of ``model`` whose tokenizers and text encoders contain the placeholder; completely or not at all.
 
-    All other parts are copied file by file. The text encoder is written in float32, whatever the type of its weights
-    was, because the embeddings were learned in float32.
+    All other parts are copied file by file. The text encoders are written in float32, whatever the type of their
+    weights was, because the embeddings were learned in float32.
 
     Args:
         model: folder of the pipeline.
         target: folder of the copy.
         placeholder: the placeholder token.
-        embeddings: [num_vectors, dim].
+        embeddings: {subfolder of a text encoder: [num_vectors, dim]}.
     """
     temporary = target.with_name(f".{target.name}.tmp")
-    copy_pipeline(model, temporary, leave_out=("text_encoder", "tokenizer"))
-    tokenizer = CLIPTokenizerFast.from_pretrained(model, subfolder="tokenizer")
-    ids = add_placeholder(tokenizer, placeholder, len(embeddings))
-    text_encoder = CLIPTextModel.from_pretrained(
-        model, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
-    )
-    text_encoder.resize_token_embeddings(max(len(tokenizer), text_encoder.config.vocab_size), mean_resizing=False)
-    with torch.no_grad():
-        text_encoder.get_input_embeddings().weight[ids] = embeddings.detach().float()
-    tokenizer.save_pretrained(temporary / "tokenizer")
-    text_encoder.save_pretrained(temporary / "text_encoder")
+    tokenizers = layout_of(model).tokenizers
+    copy_pipeline(model, temporary, leave_out=(*embeddings, *(tokenizers[part] for part in embeddings)))
+    for part, learned in embeddings.items():
+        tokenizer, encoder = load_tokenizer(model, part), load_text_encoder(model, part, torch.float32)
+        ids = add_placeholder(tokenizer, placeholder, len(learned))
+        encoder.resize_token_embeddings(max(len(tokenizer), encoder.config.vocab_size), mean_resizing=False)
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight[ids] = learned.detach().float()
+        tokenizer.save_pretrained(temporary / tokenizers[part])
+        encoder.save_pretrained(temporary / part)
     replace_folder(temporary, target)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sdtune.data.pictures import View
 from sdtune.errors import BadInput
 from sdtune.models.folder import model_fingerprint, weight_files
 from sdtune.models.footprint import Footprint, footprint
@@ -37,6 +38,8 @@ class Batch:
     """int64 [b]."""
     captions: Sequence[str]
     """One caption for each sample."""
+    views: Sequence[View]
+    """How the picture of each sample was cropped and resized."""
     numbers: Sequence[int] | None = None
     """Numbers of the samples in the run, on which dropout depends; None: there is no dropout."""
 
@@ -49,6 +52,10 @@ class TextEncoder:
     """Frozen, in evaluation mode."""
     tokenizer: Any
     """A tokenizer of transformers."""
+    name_in_files: str
+    """What other tools call its learned embeddings in their files."""
+    adapter_prefix: str
+    """How the names of its adapters begin in kohya's files."""
 
 
 class Networks(ABC):

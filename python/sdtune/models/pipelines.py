@@ -4,15 +4,17 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from sdtune.files import write_atomically
+from standalone.model_folder import layout_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTokenizerFast
 
 _KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -22,6 +24,49 @@ def assemble(**parts: object) -> "StableDiffusionPipeline":
     from diffusers import StableDiffusionPipeline  # a slow import that most runs do not need
 
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def text_config(model: Path, part: str) -> "CLIPTextConfig":
+    """The configuration of a text encoder, with the id of the token that ends a text, after which it pools.
+
+    Old configurations say 2, which stands for the largest id. That is another token once tokens were added.
+    """
+    from transformers import CLIPTextConfig
+
+    config = CLIPTextConfig.from_pretrained(model, subfolder=part)
+    config.eos_token_id = load_tokenizer(model, part).eos_token_id
+    return config
+
+
+def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
+    """The tokenizer of the text encoder in the subfolder ``part``."""
+    from transformers import CLIPTokenizerFast
+
+    tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(
+        model, subfolder=layout_of(model).tokenizers[part]
+    )
+    return tokenizer
+
+
+def text_encoder_class(model: Path, part: str) -> Any:
+    """The class of a text encoder, of its layout."""
+    import transformers
+
+    return getattr(transformers, layout_of(model).classes[part][0])
+
+
+def load_text_encoder(model: Path, part: str, dtype: torch.dtype) -> Any:
+    """The text encoder in the subfolder ``part``, see :func:`text_config`."""
+    return text_encoder_class(model, part).from_pretrained(
+        model, subfolder=part, config=text_config(model, part), dtype=dtype, use_safetensors=True
+    )
+
+
+def load_pipeline(model: Path) -> Any:
+    """The text-to-image pipeline of a model folder in PyTorch, float32."""
+    from diffusers import AutoPipelineForText2Image
+
+    return AutoPipelineForText2Image.from_pretrained(model, torch_dtype=torch.float32, use_safetensors=True)
 
 
 def _copy_part(source: Path, target: Path, patterns: Collection[str]) -> None:

@@ -97,5 +97,6 @@ class Batches:
             noise=torch.stack([s.noise for s in samples]),
             timesteps=torch.tensor([s.timestep for s in samples]),
             captions=[self._caption(s) for s in samples],
+            views=[self.cache.view_of(s.picture) for s in samples],
             numbers=[s.number for s in samples],
         )

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sdtune.data.latents import LatentCache
+from sdtune.data.pictures import View
 from sdtune.methods.method import Method
 from sdtune.models.family import Batch, Networks
 
@@ -30,6 +31,8 @@ class Triples:
     """int64 [n]."""
     pictures: Sequence[int]
     """Number of each triple's picture."""
+    views: Sequence[View]
+    """How each triple's picture was cropped and resized."""
 
 
 def make_triples(cache: LatentCache, count: int, timesteps: int, num_pictures: int | None = None) -> Triples:
@@ -45,7 +48,7 @@ def make_triples(cache: LatentCache, count: int, timesteps: int, num_pictures: i
     noise = [torch.from_numpy(rng.standard_normal(cache.shape_of(k), dtype=np.float32)) for k in pictures]
     latents = [cache.mean(picture) for picture in pictures]
     spaced = ((torch.arange(count) + 0.5) / count * timesteps).long()
-    return Triples(latents, noise, spaced, pictures)
+    return Triples(latents, noise, spaced, pictures, [cache.view_of(picture) for picture in pictures])
 
 
 @torch.no_grad()
@@ -69,6 +72,7 @@ def validate(
             noise=torch.stack([triples.noise[k] for k in part]),
             timesteps=triples.timesteps[part],
             captions=[caption(triples.pictures[k]) for k in part],
+            views=[triples.views[k] for k in part],
         )
         losses = networks.denoising_losses(batch)
         total += torch.tensor([losses.double().sum(), len(part)], dtype=torch.float64)
