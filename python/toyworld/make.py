@@ -23,7 +23,7 @@ from sdtune.inference.images import contact_sheet
 from toyworld.captions import examples
 from toyworld.drawings import draw_toy
 from toyworld.layouts import ExtraLarge, Layout, Plain
-from toyworld.networks import SIDE, make_scheduler, make_vae
+from toyworld.networks import make_scheduler, make_vae
 from toyworld.tokenizer import make_tokenizer
 from toyworld.toys import CONCEPT, CONCEPT_POSES
 from toyworld.training import Log, encode_all, train_unet, train_vae

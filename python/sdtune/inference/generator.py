@@ -63,9 +63,7 @@ class GuidanceInterval:
         self._evaluations += 1
         half = len(sample) // 2
         halves = [slice(0, half), slice(half, None)] if self._start <= share < self._stop else [slice(half, None)]
-        outputs = [
-            self._forward(sample[h], timestep, encoder_hidden_states[h], **_part(options, h))[0] for h in halves
-        ]
+        outputs = [self._forward(sample[h], timestep, encoder_hidden_states[h], **_part(options, h))[0] for h in halves]
         self.samples += half * len(halves)
         return (torch.cat([outputs[0], outputs[-1]]),)
 
@@ -93,6 +91,8 @@ class ImageGenerator:
         width: int,
     ) -> None:
         pipeline.set_progress_bar_config(disable=True)
+        # prompts hold all tokens of a placeholder already; diffusers would add them once more
+        pipeline.maybe_convert_prompt = lambda prompt, _: prompt
         self._pipeline = pipeline
         self.scheduler = set_scheduler(pipeline, scheduler)
         guided = guidance_scale > 1

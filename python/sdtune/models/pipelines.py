@@ -42,9 +42,7 @@ def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
     """The tokenizer of the text encoder in the subfolder ``part``."""
     from transformers import CLIPTokenizerFast
 
-    tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(
-        model, subfolder=layout_of(model).tokenizers[part]
-    )
+    tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=layout_of(model).tokenizers[part])
     return tokenizer
 
 
@@ -95,7 +93,7 @@ def copy_pipeline(
     for name, value in index.items():
         if isinstance(value, list) and not (model / name).is_dir():
             index[name] = [None, None]
-    if index.get("safety_checker", [None])[0] is None:
+    if index.get("safety_checker") == [None, None]:
         index["requires_safety_checker"] = False
     write_atomically(target / "model_index.json", json.dumps(index, indent=2) + "\n")
 
