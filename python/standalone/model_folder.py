@@ -224,7 +224,7 @@ def _check_width(configs: Configs, width: int, whose: str) -> Iterator[str]:
 def _shapes(configs: Configs) -> dict[str, dict[str, tuple[int, ...]]]:
     unet, vae = configs["unet"], configs["vae"]
     kernel = unet.get("conv_in_kernel", 3)
-    texts = {
+    texts: dict[str, dict[str, tuple[int, ...]]] = {
         part: {
             "embeddings.token_embedding.weight": (text.get("vocab_size", 49408), text.get("hidden_size", 512)),
             "embeddings.position_embedding.weight": (

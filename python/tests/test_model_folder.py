@@ -34,7 +34,7 @@ def test_a_good_model(model):
     [
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "has no text_encoder_2, no tokenizer_2"),
         ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "usually the refiner"),
-        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "is a StableDiffusion3Pipeline (a transformer"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "Pipeline (a transformer in place"),
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "(an inpainting model; take the model"),
         ("model_index.json", {"_class_name": None}, "is a None, which is not supported"),
         ("model_index.json", {"text_encoder": ["transformers", "T5"]}, "names 'T5' as its text_encoder"),

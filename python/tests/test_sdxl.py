@@ -1,5 +1,6 @@
 """Stable Diffusion XL on an untrained pipeline: conditioning as diffusers has it, all methods, files, exactness."""
 
+import json
 import shutil
 
 import pytest
@@ -10,13 +11,17 @@ from safetensors.torch import load_file
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures, view_of
 from sdtune.data.posterior_files import PosteriorFiles
+from sdtune.inference.draw import draw_batch, load_generator
+from sdtune.inference.export import export
 from sdtune.inference.generator import ImageGenerator
+from sdtune.inference.plan import make_plan
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_embeddings
 from sdtune.methods.lora_files import load_diffusers
+from sdtune.methods.textual_inversion import TextualInversion
 from sdtune.models.family import Batch
 from sdtune.models.registry import family_of
-from sdtune.settings import Job, build
+from sdtune.settings import GenerationJob, Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
 from tests.conftest import CLASS_PROMPT, run_ranks, write_job
@@ -122,6 +127,20 @@ def test_two_ranks_learn_what_one_learns_and_resuming_is_bit_exact(xl, tmp_path)
     torch.testing.assert_close(learned_by(resumed), learned_by(one), rtol=0, atol=0)
 
 
+def test_a_new_token_is_not_taken_for_the_end_of_the_text(xl, untrained_xl, tmp_path):
+    """The base model's configuration says 2, by which transformers takes the token with the largest id."""
+    old = shutil.copytree(untrained_xl, tmp_path / "old")
+    config = old / "text_encoder_2" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 2}))
+    pooled = []
+    for model in (old, untrained_xl):
+        job = xl(model={"path": str(model)})
+        networks = family_of(model).load(job)
+        TextualInversion(job, networks)
+        pooled.append(networks.encode(["a <t> in the snow"])["pooled_prompt_embeds"])
+    assert torch.equal(*pooled)
+
+
 def test_textual_inversion_learns_in_both_encoders(xl, untrained_xl):
     """And what it writes draws the same in diffusers, from ``pipeline/`` and from the file."""
     job = xl(validation={"steps": 2, "prompt": "a <t>", "num_images": 1})
@@ -164,3 +183,23 @@ def test_other_tools_read_a_lora_of_both_encoders(xl, untrained_xl):
         assert plain.get_list_adapters().keys() == {"unet", "text_encoder", "text_encoder_2"}
         torch.testing.assert_close(latents(plain, CLASS_PROMPT), ours, rtol=1e-3, atol=1e-3)
         plain.unload_lora_weights()
+
+
+# --- OpenVINO --------------------------------------------------------------------------------------------------------
+
+
+def test_the_openvino_copy_is_static_and_draws(xl):
+    """With int8 weights, and with guidance in a part of the steps, which cuts the added conditions in halves."""
+    openvino = {"batch_size": 2, "weights": "int8", "similarity_images": 1, "similarity_steps": 2}
+    job = xl(openvino=openvino, data={"num_vectors": 1})
+    train(job)
+    exported = export(job)
+    assert exported.similarity is not None
+    assert exported.similarity[0] > 20  # dB
+    drawn = []
+    for stop in (1.0, 0.5):
+        settings = {"run_dir": job.run_dir, "prompts": ["a <t> in the snow", "a <t> at night"], "seeds": [1]}
+        generation = build(GenerationJob, {**settings, "num_inference_steps": 2, "guidance_stop": stop})
+        plan = make_plan(generation)
+        drawn.append(draw_batch(load_generator(generation, plan, 1), generation, plan, 0))
+    assert len({png for files in drawn for png in files.values()}) == 4
