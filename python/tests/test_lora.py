@@ -88,7 +88,7 @@ def test_the_text_encoder_leaves_memory_and_pictures_are_still_drawn(lora_job):
 
 def test_adapters_of_another_base_model_are_refused(untrained_model, tmp_path):
     factors = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.zeros(4, 1280), torch.zeros(1280, 4))}
-    lora = LoraFile(networks={"unet": factors}, alpha=4.0, configs={}, metadata={})
+    lora = LoraFile(networks={"unet": factors}, prefixes={}, alpha=4.0, configs={}, metadata={})
     with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
         bake(lora, untrained_model, tmp_path / "pipeline", 1.0)
     assert not (tmp_path / "pipeline").exists()

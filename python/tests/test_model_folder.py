@@ -43,7 +43,7 @@ def test_a_good_model(model):
         ("unet/config.json", {"cross_attention_dim": 768}, "text encoder of width 128, and a UNet for width 768"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "needs more than a caption (addition_embed_type"),
         ("unet/config.json", {"block_out_channels": [320]}, "conv_in.weight in unet/ has the shape [64, 4, 3, 3], not"),
-        ("text_encoder/config.json", {"vocab_size": 7}, "has a tokenizer of 1264 tokens, and a text encoder of 7"),
+        ("text_encoder/config.json", {"vocab_size": 7}, "has a tokenizer of 1264 tokens in tokenizer/, and a text"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "has the prediction type 'sample'"),
     ],
 )  # fmt: skip
