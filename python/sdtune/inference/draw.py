@@ -22,6 +22,11 @@ def bind_to_cores(cores: Sequence[int]) -> None:
     os.sched_setaffinity(0, cores)
 
 
+def precision_of(job: GenerationJob) -> str:
+    """Type that a job's model computes in; a trained PyTorch pipeline is the reference, in f32 always."""
+    return "f32" if job.source == "pipeline" else job.precision
+
+
 def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenerator":
     """Load the pipeline. What OpenVINO compiles, it compiles at the first batch."""
     from sdtune.inference.generator import ImageGenerator  # torch and diffusers take seconds to import
@@ -44,9 +49,11 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
 
         torch.set_num_threads(threads)
         run = Run(job.run_dir)
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            run.pipeline, torch_dtype=torch.float32, use_safetensors=True
-        )
+        folder = job.model if job.source == "model" else run.pipeline
+        dtype = torch.bfloat16 if precision_of(job) == "bf16" else torch.float32
+        # a base model's index can name a safety checker that was not downloaded
+        without = {"safety_checker": None, "requires_safety_checker": False} if job.source == "model" else {}
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **without)
         if plan.lora_weight not in (None, 1.0):
             from sdtune.methods.baking import change_weight
 
@@ -83,8 +90,8 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
             "guidance_scale": job.guidance_scale,
             "guidance_interval": [job.guidance_start, job.guidance_stop],
             "scheduler": generator.scheduler,
-            "precision": job.precision if plan.exported else "f32",
-            "weights": plan.exported.weights if plan.exported else "fp32",
+            "precision": precision_of(job),
+            "weights": plan.exported.weights if plan.exported else {"f32": "fp32"}.get(precision_of(job), "bf16"),
             **({} if plan.lora_weight is None else {"lora_weight": plan.lora_weight}),
             "decoder": "tiny" if job.tiny_autoencoder else "full",
             "model_sha256": plan.model_sha256,
