@@ -24,6 +24,7 @@ from sdtune.inference.worker import serve
 from sdtune.launch import detach
 from sdtune.launch.run_folder import Run
 from sdtune.settings import GenerationJob, Job, read_yaml
+from standalone import run_state
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +83,8 @@ def main() -> None:
     if args.check:
         found = {"fingerprint": plan.fingerprint, "processes": len(plan.cores), "warnings": plan.warnings}
         found |= {"pictures": len(plan.requests), "batches": len(plan.batches), "folder": job.run_dir}
-        print(json.dumps({**found, "missing": len(plan.batches) - (len(there(plan, run.drawn)) if keep else 0)}))
+        found |= {"missing": len(plan.batches) - (len(there(plan, run.drawn)) if keep else 0)}
+        print(json.dumps({**found, "going": run_state.is_locked(run.folder / run_state.DRAWING_LOCK)}))
     elif args.worker is not None:
         serve(job, plan, args.worker)
     elif args.detach:

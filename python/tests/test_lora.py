@@ -110,7 +110,7 @@ def test_adapters_of_another_base_model_are_refused(untrained_model, tmp_path):
     with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
         check_base_model(tmp_path / "lora.safetensors", untrained_model)
     (tmp_path / "lora.safetensors").write_bytes(b"cut off")
-    with pytest.raises(BadInput, match=r"lora.safetensors is no LoRA that sdtune wrote .*cut off"):
+    with pytest.raises(BadInput, match=r"lora.safetensors cannot be read .*is cut off"):
         load_diffusers(tmp_path / "lora.safetensors")
 
 

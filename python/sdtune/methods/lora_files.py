@@ -100,7 +100,9 @@ def load_diffusers(path: Path) -> LoraFile:
                 pair = tensors[key], tensors[f"{network}.{module}.lora_B.weight"]
                 networks.setdefault(network, {})[module] = pair
         alpha = float(configs[f"{next(iter(networks))}.lora_alpha"])
-    except (ModelError, SafetensorError, ValueError, KeyError, StopIteration) as error:
+    except (ModelError, SafetensorError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())}); train the run again") from None
+    except (ValueError, KeyError, StopIteration) as error:
         raise BadInput(f"{path} is no LoRA that sdtune wrote ({shown(error)}); train the run again") from None
     metadata.pop("format", None)
     return LoraFile(networks=networks, alpha=alpha, configs={}, metadata=metadata)
