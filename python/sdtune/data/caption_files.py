@@ -55,7 +55,7 @@ def _from_text_files(
     files: Sequence[Path], pictures: Sequence[Path], problems: list[str]
 ) -> dict[str, tuple[str, str]]:
     """{picture: (caption, file)} of ``NAME.txt``; a file without its picture is a problem."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for file in files:
         named = [picture.name for picture in pictures if picture.stem == file.stem]
         if not named:
