@@ -81,12 +81,12 @@ def loss_on_others(job: Job, model: Path, others: Path) -> float:
 def main() -> None:
     """Train all, and print what the figures say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--mixed-precision", choices=("bf16", "no"), default="bf16")
+    parser.add_argument("--model", type=Path, required=True, help="folder of toyworld's pipeline")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of the pictures of a concept")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the figures")
+    parser.add_argument("--steps", type=int, default=100, help="of each run (default 100)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default 1 to 5")
+    parser.add_argument("--mixed-precision", choices=("bf16", "no"), default="bf16", help="default bf16")
     args = parser.parse_args()
     others = args.out / "others"
     others.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alternating runs of each contender (default 3)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 6, or 30 of toyworld)")
     parser.add_argument("--preload", default="", help="LD_PRELOAD of the runs: libiomp5 and libtcmalloc")
-    parser.add_argument("--method", choices=("textual_inversion", "lora"), nargs="+", dest="methods")
+    parser.add_argument(
+        "--method", choices=("textual_inversion", "lora"), nargs="+", dest="methods", help="default both"
+    )
     parser.add_argument("--ipex-python", type=Path, help="interpreter of the stack ipex: compares on that one too")
     args = parser.parse_args()
 

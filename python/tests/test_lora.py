@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
-from sdtune.data.caption_files import read_captions
+from sdtune.data.caption_files import find_captions
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.methods.baking import bake
-from sdtune.methods.lora_files import LoraFile, load_diffusers
+from sdtune.methods.lora_files import LoraFile, check_base_model, load_diffusers, save_diffusers
 from sdtune.settings import Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics
@@ -21,13 +22,26 @@ from tests.conftest import CLASS_PROMPT, learned_adapters, run_ranks, write_job
 ALL = {"text_encoder": True, "targets": "attention+feed_forward", "dropout": 0.3}
 
 
-@pytest.mark.parametrize("lora", [{}, ALL], ids=["default", "everything"])
-def test_two_ranks_learn_what_one_learns(lora_job, tmp_path, lora):
+@pytest.fixture
+def mixed(pictures, tmp_path):
+    """A folder of pictures of three shapes."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(pictures, folder)
+    for name, box in {"0.png": (0, 0, 96, 40), "1.png": (0, 0, 40, 96)}.items():
+        with Image.open(folder / name) as picture:
+            picture.crop(box).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["default", "everything"])
+def test_two_ranks_learn_what_one_learns(lora_job, mixed, tmp_path, everything):
     """And exchange the learned numbers, the loss and one flag, nothing else."""
     # with AdamW's usual epsilon, rounding decides the sign of a step where the gradient is almost 0
     options = {"max_train_steps": 3, "adam_epsilon": 1e-3}
-    one = lora_job("one", training={**options, "train_batch_size": 4}, lora=lora)
-    two = lora_job("two", training={**options, "world_size": 2}, lora=lora)
+    also = {"lora": ALL, "data": {"path": str(mixed), "resolution": 128, "aspect_ratio_buckets": True}}
+    also = also if everything else {}
+    one = lora_job("one", training={**options, "train_batch_size": 4}, **also)
+    two = lora_job("two", training={**options, "world_size": 2}, **also)
     train(one)
     run_ranks(write_job(tmp_path / "job.yaml", two), 2)
     learned = learned_adapters(two)
@@ -92,6 +106,12 @@ def test_adapters_of_another_base_model_are_refused(untrained_model, tmp_path):
     with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
         bake(lora, untrained_model, tmp_path / "pipeline", 1.0)
     assert not (tmp_path / "pipeline").exists()
+    save_diffusers(tmp_path / "lora.safetensors", lora)
+    with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
+        check_base_model(tmp_path / "lora.safetensors", untrained_model)
+    (tmp_path / "lora.safetensors").write_bytes(b"cut off")
+    with pytest.raises(BadInput, match=r"lora.safetensors cannot be read .*is cut off"):
+        load_diffusers(tmp_path / "lora.safetensors")
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
@@ -108,7 +128,10 @@ def folder(pictures, tmp_path):
 
 
 def captions_of(folder):
-    return read_captions(folder, sorted(folder.glob("*.png")), too_long)
+    """Those of a folder without problems."""
+    captions, problems = find_captions(folder, sorted(folder.glob("*.png")), too_long)
+    assert problems == []
+    return captions
 
 
 def test_captions_are_read_from_text_files_or_metadata(folder):
@@ -146,13 +169,26 @@ def test_captions_are_read_from_text_files_or_metadata(folder):
         ),
     ],
 )
-def test_all_problems_of_captions_are_told_at_once(folder, files, problems):
+def test_all_problems_of_captions_are_found_at_once(folder, files, problems):
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput) as refused:
-        captions_of(folder)
+    found = find_captions(folder, sorted(folder.glob("*.png")), too_long)[1]
     for problem in problems:
-        assert problem in str(refused.value)
+        assert any(problem in line for line in found)
+
+
+def test_pictures_and_captions_are_checked_in_one_report(lora_job, folder):
+    (folder / "0.png").write_bytes(b"no picture")
+    (folder / "1.txt").write_text("a toy " * 40, encoding="utf-8")
+    (folder / "2.txt").write_text("a toy", encoding="utf-8")
+    (folder / "2.jpg").write_bytes((folder / "2.png").read_bytes())
+    with pytest.raises(BadInput) as refused:
+        check_job(lora_job(data={"path": str(folder), "instance_prompt": None}))
+    said = str(refused.value)
+    assert said.startswith(f"data.path: {folder}/0.png cannot be read as a picture")
+    assert f"; {folder}/0.png has no caption" in said
+    assert f"; {folder}/1.txt: the caption has 82 tokens, and the text encoder takes 32: 'a toy" in said
+    assert "2." not in said  # one caption for both pictures of its name
 
 
 @pytest.mark.parametrize(

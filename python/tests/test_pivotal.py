@@ -1,4 +1,4 @@
-"""A new token together with LoRA adapters, and prior preservation."""
+"""A new token together with LoRA adapters."""
 
 import shutil
 from itertools import pairwise
@@ -8,15 +8,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from sdtune.data.samples import CLASS_NUMBERS, Sampler
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.methods.lora_files import load_diffusers
-from sdtune.models.weights import cache_folder
 from sdtune.settings import Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
-from tests.conftest import CLASS_PROMPT, learned_adapters, learned_rows, run_ranks, write_job
+from tests.conftest import learned_adapters, learned_rows
 
 
 @pytest.fixture
@@ -81,50 +79,3 @@ def test_captions_of_pivotal_hold_the_token(pivotal_job):
     with pytest.raises(BadInput, match=r"instance_prompt: the caption does not hold the new token <t>: 'a toy'"):
         check_job(pivotal_job(data={"instance_prompt": "a toy"}))
     check_job(pivotal_job(data={"instance_prompt": "a photo of <t>"}))
-
-
-# --- prior preservation ----------------------------------------------------------------------------------------------
-
-
-def test_class_samples_are_drawn_apart_from_the_others():
-    with_classes = Sampler(3, 5, 7, 1000, lambda _: (4, 8, 8), class_pictures=4, class_weight=0.5)
-    assert torch.equal(with_classes(9).noise, Sampler(3, 5, 7, 1000, lambda _: (4, 8, 8))(9).noise)
-    epoch = [with_classes.class_sample(n) for n in range(4)]
-    assert sorted(sample.picture for sample in epoch) == [5, 6, 7, 8]
-    assert [sample.number for sample in epoch] == [CLASS_NUMBERS + n for n in range(4)]
-    assert not torch.equal(epoch[0].noise, with_classes(0).noise)
-    assert with_classes.pictures_of(2)[1] == (epoch[2].picture, False)
-
-
-def test_class_pictures_are_drawn_once_and_preserve_what_was_there(lora_job, tmp_path):
-    """Two ranks share out the drawing; a second run draws nothing; the loss on class pictures counts."""
-    prior = {"preservation": True, "class_prompt": CLASS_PROMPT, "num_class_images": 3}
-    two = lora_job("two", prior=prior, training={"world_size": 2, "train_batch_size": 1, "adam_epsilon": 1e-3})
-    run_ranks(write_job(tmp_path / "job.yaml", two), 2)
-    [folder] = (cache_folder(two) / "class-pictures").iterdir()
-    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
-    assert sorted(times) == ["00000.png", "00001.png", "00002.png"]
-    one = lora_job("one", prior=prior, training={"adam_epsilon": 1e-3})
-    train(one)
-    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")} == times
-    torch.testing.assert_close(learned_adapters(two), learned_adapters(one), rtol=1e-3, atol=1e-5)
-    without = lora_job("without", training={"adam_epsilon": 1e-3})
-    train(without)
-    assert not torch.allclose(learned_adapters(without), learned_adapters(one), rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("prior", "message"),
-    [
-        ({"preservation": True}, "prior.class_prompt: prior preservation needs the caption of the class pictures"),
-        ({"class_prompt": "a toy"}, "prior.preservation: it is off, but there are a class prompt or class pictures"),
-        (
-            {"preservation": True, "class_prompt": "a toy", "class_path": "pictures"},
-            r"prior.class_path: .* holds 3 pictures, and 100 are asked for .*; add pictures, or ask for at most 3",
-        ),
-    ],
-)
-def test_what_is_wrong_with_prior_preservation_is_named(lora_job, pictures, prior, message):
-    prior = {key: str(pictures) if value == "pictures" else value for key, value in prior.items()}
-    with pytest.raises(BadInput, match=message):
-        check_job(lora_job(prior=prior))

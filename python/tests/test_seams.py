@@ -82,6 +82,10 @@ class FakeMethod(Method):
         raise NotImplementedError
 
     @classmethod
+    def caption_problems(cls, job, family):
+        raise NotImplementedError
+
+    @classmethod
     def example_prompts(cls, job):
         raise NotImplementedError
 

@@ -4,12 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdtune.errors import BadInput
-
 METADATA = "metadata.jsonl"
 _SUFFIX = ".txt"
-_MOST = 10
-"""So many problems are listed; of more, the number is told."""
 
 
 def is_caption_file(path: Path) -> bool:
@@ -27,7 +23,7 @@ def _read_text(path: Path, problems: list[str]) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path.name} cannot be read as UTF-8 ({error})")
+        problems.append(f"{path} cannot be read as UTF-8 ({error})")
         return ""
 
 
@@ -37,7 +33,7 @@ def _from_metadata(path: Path, names: set[str], problems: list[str]) -> dict[str
     for number, line in enumerate(_read_text(path, problems).splitlines(), start=1):
         if not line.strip():
             continue
-        where = f"{path.name} line {number}"
+        where = f"{path} line {number}"
         try:
             row = json.loads(line)
             name, text = row["file_name"], row["text"]
@@ -59,60 +55,55 @@ def _from_text_files(
     files: Sequence[Path], pictures: Sequence[Path], problems: list[str]
 ) -> dict[str, tuple[str, str]]:
     """{picture: (caption, file)} of ``NAME.txt``; a file without its picture is a problem."""
-    by_stem = {picture.stem: picture.name for picture in pictures}
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for file in files:
-        if file.stem not in by_stem:
-            problems.append(f"{file.name} has no picture of its name")
-        else:
-            found[by_stem[file.stem]] = " ".join(_read_text(file, problems).split()), file.name
+        named = [picture.name for picture in pictures if picture.stem == file.stem]
+        if not named:
+            problems.append(f"{file} has no picture of its name")
+        found |= dict.fromkeys(named, (" ".join(_read_text(file, problems).split()), str(file)))
     return found
 
 
-def read_captions(
+def find_captions(
     folder: str | Path, pictures: Sequence[Path], problem: Callable[[str], str | None] = lambda _: None
-) -> list[str]:
-    """The caption of each picture; none where the folder has no caption file.
+) -> tuple[list[str], list[str]]:
+    """The caption of each picture, and what is wrong with them; no captions where the folder has no caption file.
 
     Args:
         folder: the picture folder.
         pictures: all pictures in it.
         problem: what is wrong with a caption, or None.
 
-    Raises:
-        BadInput: lists what is wrong: captions that are missing, empty or have a problem, or names without a picture.
+    Returns:
+        A caption for each picture, empty where it has none; and all problems: captions that are missing, empty or
+        wrong, and files and lines that belong to no picture.
     """
     files = caption_files(Path(folder))
     if not files:
-        return []
+        return [], []
     problems: list[str] = []
     metadata = next((file for file in files if file.name == METADATA), None)
     if metadata is not None:
-        problems += [f"{file.name} and {METADATA} both hold captions" for file in files if file != metadata]
+        problems += [
+            f"{file} and {METADATA} both hold captions; keep one of them" for file in files if file != metadata
+        ]
         found = _from_metadata(metadata, {picture.name for picture in pictures}, problems)
     else:
         found = _from_text_files(files, pictures, problems)
     for picture in pictures:
         text, where = found.get(picture.name, ("", ""))
         if picture.name not in found:
-            problems.append(f"{picture.name} has no caption")
+            problems.append(f"{picture} has no caption")
         elif not text.strip():
             problems.append(f"{where}: the caption of {picture.name} is empty")
         elif wrong := problem(text):
             problems.append(f"{where}: {wrong}")
-    if problems:
-        more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
-        raise BadInput(f"data.path: {folder}: {'; '.join(problems[:_MOST])}{more}")
-    return [found[picture.name][0] for picture in pictures]
+    return [found.get(picture.name, ("", ""))[0] for picture in pictures], problems
 
 
-def refuse_caption_files(folder: Path) -> None:
-    """For methods with captions of their own.
-
-    Raises:
-        BadInput: names the first caption file.
-    """
-    for file in caption_files(folder):
-        raise BadInput(
-            f"data.path: {file} is no picture; move it out of the folder, or choose a method that uses captions (lora)"
-        )
+def unused_captions(folder: Path) -> list[str]:
+    """What is wrong with caption files where the method has captions of its own: one line, of the first one."""
+    return [
+        f"{file} is no picture; move it out of the folder, or choose a method that uses captions (lora)"
+        for file in caption_files(folder)[:1]
+    ]

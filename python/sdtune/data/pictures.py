@@ -1,7 +1,7 @@
 """Training pictures: listing a folder, decoding a file, and what to warn of."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,39 +21,51 @@ _CROPPED = 2.0
 """Aspect ratio from which on cropping to a square is reported."""
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
+def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
     """List the pictures of a folder, sorted by name, so that their numbers are the same on all hosts.
 
-    Hidden files and caption files are left out.
+    Hidden files and caption files are left out. :func:`picture_problems` says which of them cannot be read.
+
+    Args:
+        folder: where the pictures are.
+        setting: that names the folder, for errors.
 
     Raises:
-        BadInput: the folder is missing or empty, or something in it is not a picture that Pillow can read.
+        BadInput: the folder is missing or empty.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"data.path: the picture folder {folder} does not exist")
+        raise BadInput(f"{setting}: the picture folder {folder} does not exist")
     files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not is_caption_file(p))
     if not files:
-        raise BadInput(f"data.path: the picture folder {folder} is empty; put pictures of the concept in it")
-    for path in files:
-        if not path.name.isprintable():
-            raise BadInput(f"data.path: the name {shown(path.name)} in {folder} holds a line break; rename the file")
-        if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise BadInput(f"data.path: {path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder")
-        try:
-            with Image.open(path) as image:
-                image.load()  # verify() does not find truncated files
-        # Pillow's decoders raise all of these on damaged files
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
-            raise _unreadable(path, error) from None
-        except (UnidentifiedImageError, Image.DecompressionBombError, MemoryError) as error:
-            raise _unreadable(path, error) from None
+        raise BadInput(f"{setting}: the picture folder {folder} is empty; put pictures in it")
     return files
 
 
-def _unreadable(path: Path, error: BaseException) -> BadInput:
+def picture_problems(pictures: Iterable[Path]) -> list[str]:
+    """What is wrong with pictures, one line for each that training cannot use; decodes them all."""
+    return [problem for path in pictures if (problem := _problem(path))]
+
+
+def _problem(path: Path) -> str:
+    if not path.name.isprintable():
+        return f"the name {shown(path.name)} in {path.parent} holds a line break; rename the file"
+    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+        return f"{path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder"
+    try:
+        with Image.open(path) as image:
+            image.load()  # verify() does not find truncated files
+    # Pillow's decoders raise all of these on damaged files
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        return _unreadable(path, error)
+    except (UnidentifiedImageError, Image.DecompressionBombError, MemoryError) as error:
+        return _unreadable(path, error)
+    return ""
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"data.path: {path} cannot be read as a picture ({why}); replace or remove it")
+    return f"{path} cannot be read as a picture ({why}); replace or remove it"
 
 
 def open_picture(path: Path, background: str = "white") -> Image.Image:
@@ -128,7 +140,7 @@ def picture_warnings(
     """What a user should know of pictures that can be used: animations, sizes that do not fit, duplicates.
 
     Args:
-        pictures: files that :func:`list_pictures` has checked.
+        pictures: files without problems.
         resolution: of the training, in pixels.
         center_crop: of the training.
         buckets: the training gives each picture a size with its proportions.

@@ -38,6 +38,17 @@ def read_concept(run: Run) -> Concept:
     )
 
 
+def check_weight_can_change(run: Run) -> None:
+    """Check that the adapters of a run can be added to its ``pipeline/`` once more, at another weight.
+
+    Raises:
+        BadInput: they are of another base model.
+    """
+    from sdtune.methods.lora_files import check_base_model  # torch takes seconds to import
+
+    check_base_model(run.lora, run.pipeline)
+
+
 def digest_learned(run: Run) -> str:
     """SHA-256 over the contents of all files of learned parameters; of one file, its own SHA-256."""
     digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdtune.inference.images import encode_png
@@ -20,6 +21,11 @@ def bind_to_cores(cores: Sequence[int]) -> None:
     # with KMP_AFFINITY, which training sets, OpenVINO uses one core only
     os.environ.pop("KMP_AFFINITY", None)
     os.sched_setaffinity(0, cores)
+
+
+def precision_of(job: GenerationJob) -> str:
+    """Type that a job's model computes in; a trained PyTorch pipeline is the reference, in f32 always."""
+    return "f32" if job.source == "pipeline" else job.precision
 
 
 def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenerator":
@@ -45,7 +51,9 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
 
         torch.set_num_threads(threads)
         run = Run(job.run_dir)
-        pipeline = load_pipeline(run.pipeline)
+        folder = job.model if job.source == "model" else run.pipeline
+        dtype = torch.bfloat16 if precision_of(job) == "bf16" else torch.float32
+        pipeline = load_pipeline(Path(str(folder)), dtype)
         if plan.lora_weight not in (None, 1.0):
             from sdtune.methods.baking import change_weight
 
@@ -82,8 +90,8 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
             "guidance_scale": job.guidance_scale,
             "guidance_interval": [job.guidance_start, job.guidance_stop],
             "scheduler": generator.scheduler,
-            "precision": job.precision if plan.exported else "f32",
-            "weights": plan.exported.weights if plan.exported else "fp32",
+            "precision": precision_of(job),
+            "weights": plan.exported.weights if plan.exported else {"f32": "fp32"}.get(precision_of(job), "bf16"),
             **({} if plan.lora_weight is None else {"lora_weight": plan.lora_weight}),
             "decoder": "tiny" if job.tiny_autoencoder else "full",
             "model_sha256": plan.model_sha256,

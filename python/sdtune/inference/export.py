@@ -17,7 +17,7 @@ from transformers import CLIPTokenizerFast
 from sdtune.errors import BadInput
 from sdtune.files import replace_folder
 from sdtune.host.memory import available_bytes, lifetime_peak_rss_bytes
-from sdtune.inference.concept import Concept, read_concept
+from sdtune.inference.concept import Concept, check_weight_can_change, read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, requested_shape, write_facts
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.images import similarity
@@ -57,6 +57,8 @@ def check(job: Job) -> None:
     """
     run, shape = Run(job.run_dir), requested_shape(job)
     run.require_learned()
+    if run.lora.is_file() and job.openvino.lora_weight != 1.0:
+        check_weight_can_change(run)
     multiple = size_multiple(run.pipeline)
     for name, side in (("height", shape.height), ("width", shape.width)):
         if problem := side_problem(f"openvino.{name}", side, multiple):

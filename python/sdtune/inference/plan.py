@@ -16,7 +16,7 @@ from sdtune.errors import BadInput, shown
 from sdtune.host import memory
 from sdtune.host.numa import split_cores
 from sdtune.host.processor import has_bf16
-from sdtune.inference.concept import read_concept
+from sdtune.inference.concept import check_weight_can_change, read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.launch.run_folder import Run
@@ -169,7 +169,7 @@ def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int, mu
 
 def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, processes: int) -> None:
     """Refuse what does not fit into this host's memory, by prediction."""
-    bf16 = job.precision == "bf16" and job.source == "openvino"
+    bf16 = job.precision == "bf16" and job.source != "pipeline"
     one = predict_bytes(size, shape.images, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
     free = memory.available_bytes()
     if processes * one > free:
@@ -182,7 +182,7 @@ def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, pr
 
 
 def _check_precision(job: GenerationJob) -> None:
-    if job.precision == "bf16" and job.source == "openvino" and not has_bf16():
+    if job.precision == "bf16" and job.source != "pipeline" and not has_bf16():
         raise BadInput("precision: this CPU has no bf16 instructions (AVX-512 or AMX); take f32")
 
 
@@ -217,10 +217,21 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         placeholder, vectors, resolution = exported.placeholder, exported.num_vectors, exported.resolution
         size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
         weight = _lora_weight(job, exported, adapted=False)
+    elif job.source == "model":
+        from sdtune.models.registry import family_of  # torch takes seconds to import
+
+        if job.model is None:
+            raise BadInput("model: the source model needs the folder of the base model")
+        exported, folder = None, Path(job.model)
+        placeholder, vectors, weight = "", 0, _lora_weight(job, None, adapted=False)
+        resolution = job.height or int(run.facts()["resolution"])
+        size, model_sha256 = read_size(folder), family_of(folder).fingerprint(folder)
     else:
         exported, concept = None, read_concept(run)
         placeholder, vectors = concept.placeholder, concept.num_vectors
         resolution, weight = int(run.facts()["resolution"]), _lora_weight(job, None, concept.adapted)
+        if weight not in (None, 1.0):
+            check_weight_can_change(run)
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
     warnings = _check_tokens(job, placeholder, added_tokens(folder))
     warnings += _cut_off(job, folder, placeholder, vectors)

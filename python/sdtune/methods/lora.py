@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdtune.data.caption_files import read_captions
-from sdtune.data.pictures import list_pictures
 from sdtune.data.samples import Sample
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
@@ -16,24 +14,9 @@ from sdtune.methods.adapters import NetworkAdapters
 from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.method import Method
-from sdtune.methods.user_captions import prompt_warnings, user_captions
+from sdtune.methods.user_captions import caption_problems, prompt_warnings, user_captions
 from sdtune.models.family import Family, Networks
 from sdtune.settings import Job
-
-
-def _captions(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:
-    """The caption of each picture.
-
-    Raises:
-        BadInput: there is none, or one is wrong.
-    """
-    captions = user_captions(job, tokenizers)
-    if not captions:
-        raise BadInput(
-            f"data.instance_prompt: neither is it set nor has a picture in {job.data.path} a caption; set it, for "
-            f"example to: a photo of sks toy; or write NAME.txt beside each picture, or metadata.jsonl"
-        )
-    return captions
 
 
 class Lora(Method):
@@ -44,7 +27,7 @@ class Lora(Method):
     def __init__(self, job: Job, networks: Networks) -> None:
         """Add the adapters; text encoders without adapters encode all captions and leave memory."""
         self._run_name, self._dropout = job.run_name, job.data.caption_dropout
-        self._captions = _captions(job, {name: encoder.tokenizer for name, encoder in networks.text_encoders.items()})
+        self._captions = user_captions(job)
         self._adapters = NetworkAdapters(job, networks)
         self.learned = self._adapters.learned
         if not job.lora.text_encoder:
@@ -53,17 +36,24 @@ class Lora(Method):
 
     @classmethod
     def check(cls, job: Job, family: Family) -> list[str]:
-        """See :meth:`Method.check`: captions, rank and targets."""
-        tokenizers = family.load_tokenizers(Path(job.model.path))
-        _captions(job, tokenizers)
+        """See :meth:`Method.check`: that there are captions, rank and targets."""
+        if not user_captions(job):
+            raise BadInput(
+                f"data.instance_prompt: neither is it set nor has a picture in {job.data.path} a caption; set it, for "
+                f"example to: a photo of sks toy; or write NAME.txt beside each picture, or metadata.jsonl"
+            )
         NetworkAdapters.check(job, family)
-        return prompt_warnings(job, tokenizers)
+        return prompt_warnings(job, family.load_tokenizers(Path(job.model.path)))
+
+    @classmethod
+    def caption_problems(cls, job: Job, family: Family) -> list[str]:
+        """See :meth:`Method.caption_problems`."""
+        return caption_problems(job, family.load_tokenizers(Path(job.model.path)))
 
     @classmethod
     def example_prompts(cls, job: Job) -> list[str]:
         """See :meth:`Method.example_prompts`: all captions, each once."""
-        captions = read_captions(job.data.path, list_pictures(job.data.path))
-        return list(dict.fromkeys(captions)) or [str(job.data.instance_prompt)]
+        return list(dict.fromkeys(user_captions(job)))
 
     def caption(self, sample: Sample) -> str:
         """See :meth:`Method.caption`."""

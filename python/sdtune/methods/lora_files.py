@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
+from standalone.model_folder import ModelError, read_header
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """{module: (A [rank, in], B [out, rank])} of one network."""
@@ -86,6 +88,7 @@ def load_diffusers(path: Path) -> LoraFile:
         BadInput: the file is another one.
     """
     try:
+        read_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             configs = json.loads(metadata.pop("lora_adapter_metadata"))
@@ -97,10 +100,42 @@ def load_diffusers(path: Path) -> LoraFile:
                 pair = tensors[key], tensors[f"{network}.{module}.lora_B.weight"]
                 networks.setdefault(network, {})[module] = pair
         alpha = float(configs[f"{next(iter(networks))}.lora_alpha"])
-    except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise BadInput(f"{path} is no LoRA that sdtune wrote ({error!r}); train the run again") from None
+    except (ModelError, SafetensorError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())}); train the run again") from None
+    except (ValueError, KeyError, StopIteration) as error:
+        raise BadInput(f"{path} is no LoRA that sdtune wrote ({shown(error)}); train the run again") from None
     metadata.pop("format", None)
     return LoraFile(networks=networks, prefixes={}, alpha=alpha, configs={}, metadata=metadata)
+
+
+def check_base_model(path: Path, model: Path) -> None:
+    """Check that adapters fit a pipeline, by the headers of the files.
+
+    Args:
+        path: file of the adapters, in diffusers' format.
+        model: folder of the pipeline.
+
+    Raises:
+        BadInput: the adapters are of another base model, or a file cannot be read.
+    """
+    try:
+        adapters = read_header(path)
+        downs = [key for key in adapters if key.endswith(".lora_A.weight")]
+        weights = {
+            f"{network}.{name}": tensor.shape
+            for network in {key.partition(".")[0] for key in downs}
+            for file in (model / network).glob("*.safetensors")
+            for name, tensor in read_header(file).items()
+        }
+    except ModelError as error:
+        raise BadInput(str(error)) from None
+    for key in downs:
+        name = key.removesuffix(".lora_A.weight")
+        up = adapters.get(f"{name}.lora_B.weight")
+        shape = (up.shape[0] if up else 0, adapters[key].shape[1])
+        if weights.get(f"{name}.weight") != shape:
+            network, _, module = name.partition(".")
+            raise other_model(module, model / network)
 
 
 def add_to_weights(source: Path, target: Path, deltas: Mapping[str, torch.Tensor]) -> None:

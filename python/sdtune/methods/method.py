@@ -53,6 +53,11 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
+    def caption_problems(cls, job: Job, family: Family) -> list[str]:
+        """What is wrong with the captions beside the pictures; told together with what is wrong with the pictures."""
+
+    @classmethod
+    @abstractmethod
     def example_prompts(cls, job: Job) -> list[str]:
         """Captions of training, as the networks take them, for calibration and comparison of an export."""
 

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdtune.data.caption_files import read_captions
-from sdtune.data.pictures import list_pictures
 from sdtune.data.samples import Sample
 from sdtune.launch.run_folder import Run
 from sdtune.methods.adapters import NetworkAdapters
@@ -19,26 +17,15 @@ from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.method import Method
 from sdtune.methods.placeholder import add_placeholder, expand_placeholder, word_of
 from sdtune.methods.textual_inversion import TextualInversion
-from sdtune.methods.user_captions import user_captions
+from sdtune.methods.user_captions import caption_problems, user_captions
 from sdtune.models.family import Family, Networks
 from sdtune.settings import Job
 
 
-def _captions(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:
-    """The user's caption of each picture, with all tokens of the placeholder; none where templates are used.
-
-    Raises:
-        BadInput: a caption is wrong, or does not hold the placeholder token.
-    """
+def _captions(job: Job) -> list[str]:
+    """The user's caption of each picture, with all tokens of the placeholder; none where templates are used."""
     data = job.data
-
-    def needs(caption: str) -> str | None:
-        if data.placeholder_token in caption:
-            return None
-        return f"the caption does not hold the new token {data.placeholder_token}: {caption[:60]!r}"
-
-    captions = user_captions(job, tokenizers, needs)
-    return [expand_placeholder(c, data.placeholder_token, data.num_vectors) for c in captions]
+    return [expand_placeholder(c, data.placeholder_token, data.num_vectors) for c in user_captions(job)]
 
 
 class Pivotal(Method):
@@ -49,7 +36,7 @@ class Pivotal(Method):
         self._job = job
         self._adapters = NetworkAdapters(job, networks)
         self._token = TextualInversion(job, networks)
-        self._captions = _captions(job, {name: e.tokenizer for name, e in networks.text_encoders.items()})
+        self._captions = _captions(job)
         self.num_captions = 1 if self._captions else self._token.num_captions
         share = job.lora.token_share
         token = {name: replace(learned, share_of_steps=share) for name, learned in self._token.learned.items()}
@@ -57,23 +44,28 @@ class Pivotal(Method):
 
     @classmethod
     def check(cls, job: Job, family: Family) -> list[str]:
-        """See :meth:`Method.check`: captions, token, rank and targets."""
-        warnings = TextualInversion.check_token(job, family)
+        """See :meth:`Method.check`: token, rank and targets."""
+        NetworkAdapters.check(job, family)
+        return TextualInversion.check_token(job, family)
+
+    @classmethod
+    def caption_problems(cls, job: Job, family: Family) -> list[str]:
+        """See :meth:`Method.caption_problems`; each has to hold the placeholder token."""
         data, tokenizers = job.data, family.load_tokenizers(Path(job.model.path))
         for tokenizer in tokenizers.values():
             add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
-        _captions(job, tokenizers)
-        NetworkAdapters.check(job, family)
-        return warnings
+
+        def needs(caption: str) -> str | None:
+            if data.placeholder_token in caption:
+                return None
+            return f"the caption does not hold the new token {data.placeholder_token}: {caption[:60]!r}"
+
+        return caption_problems(job, tokenizers, needs)
 
     @classmethod
     def example_prompts(cls, job: Job) -> list[str]:
         """See :meth:`Method.example_prompts`."""
-        data = job.data
-        captions = read_captions(data.path, list_pictures(data.path))
-        own = dict.fromkeys(captions or ([data.instance_prompt] if data.instance_prompt else []))
-        expanded = [expand_placeholder(c, data.placeholder_token, data.num_vectors) for c in own]
-        return expanded or TextualInversion.example_prompts(job)
+        return list(dict.fromkeys(_captions(job))) or TextualInversion.example_prompts(job)
 
     def caption(self, sample: Sample) -> str:
         """See :meth:`Method.caption`."""

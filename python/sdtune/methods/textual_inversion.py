@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sdtune.data.caption_files import refuse_caption_files
+from sdtune.data.caption_files import unused_captions
 from sdtune.data.captions import caption_templates
 from sdtune.data.samples import Sample
 from sdtune.files import replace_folder
@@ -53,8 +53,12 @@ class TextualInversion(Method):
     @classmethod
     def check(cls, job: Job, family: Family) -> list[str]:
         """See :meth:`Method.check`: the placeholder and initializer tokens, and that captions are read to their end."""
-        refuse_caption_files(Path(job.data.path))
         return cls.check_token(job, family)
+
+    @classmethod
+    def caption_problems(cls, job: Job, family: Family) -> list[str]:
+        """See :meth:`Method.caption_problems`: this method has captions of its own."""
+        return unused_captions(Path(job.data.path))
 
     @staticmethod
     def check_token(job: Job, family: Family) -> list[str]:

@@ -3,25 +3,37 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdtune.data.caption_files import read_captions
+from sdtune.data.caption_files import find_captions
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.methods.placeholder import TextLimit
 from sdtune.settings import Job
 
+Problem = Callable[[str], str | None]
+"""What is wrong with a caption, or None."""
 
-def user_captions(
-    job: Job, tokenizers: Mapping[str, Any], needs: Callable[[str], str | None] = lambda _: None
-) -> list[str]:
+
+def user_captions(job: Job) -> list[str]:
     """The caption of each picture, as the user wrote it; none where the user wrote none.
+
+    :func:`caption_problems` says whether they can be used.
+    """
+    pictures = list_pictures(job.data.path)
+    if job.data.instance_prompt is not None:
+        return [job.data.instance_prompt] * len(pictures)
+    return find_captions(job.data.path, pictures)[0]
+
+
+def caption_problems(job: Job, tokenizers: Mapping[str, Any], needs: Problem = lambda _: None) -> list[str]:
+    """What is wrong with the captions beside the pictures: missing, empty, too long, or not what the method needs.
 
     Args:
         job: names the picture folder and the instance prompt.
         tokenizers: of all text encoders.
-        needs: what else is wrong with a caption, or None.
+        needs: what else is wrong with a caption.
 
     Raises:
-        BadInput: captions are missing, empty, too long or not what the method needs; lists all problems.
+        BadInput: the instance prompt is wrong.
     """
 
     def problem(caption: str) -> str | None:
@@ -32,10 +44,9 @@ def user_captions(
         return needs(caption)
 
     data = job.data
-    pictures = list_pictures(data.path)
-    captions = read_captions(data.path, pictures, problem)
+    captions, problems = find_captions(data.path, list_pictures(data.path), problem)
     if data.instance_prompt is None:
-        return captions
+        return problems
     if captions:
         raise BadInput(
             f"data.instance_prompt: {data.path} holds captions beside its pictures too; leave one of the two out"
@@ -44,7 +55,7 @@ def user_captions(
         raise BadInput("data.instance_prompt: it is empty; write for example: a photo of sks toy")
     if wrong := problem(data.instance_prompt):
         raise BadInput(f"data.instance_prompt: {wrong}")
-    return [data.instance_prompt] * len(pictures)
+    return []
 
 
 def prompt_warnings(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:

@@ -60,11 +60,15 @@ def load_text_encoder(model: Path, part: str, dtype: torch.dtype) -> Any:
     )
 
 
-def load_pipeline(model: Path) -> Any:
-    """The text-to-image pipeline of a model folder in PyTorch, float32."""
+def load_pipeline(model: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The text-to-image pipeline of a model folder in PyTorch."""
     from diffusers import AutoPipelineForText2Image
 
-    return AutoPipelineForText2Image.from_pretrained(model, torch_dtype=torch.float32, use_safetensors=True)
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    # a base model's index can name a safety checker that was not downloaded
+    if "safety_checker" in json.loads((model / "model_index.json").read_text(encoding="utf-8")):
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    return AutoPipelineForText2Image.from_pretrained(model, **options)
 
 
 def _copy_part(source: Path, target: Path, patterns: Collection[str]) -> None:

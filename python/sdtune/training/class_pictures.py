@@ -1,58 +1,47 @@
-"""Class pictures of prior preservation: a folder of the user's, or drawn by the base model on all ranks.
+"""Class pictures of prior preservation on every host: a folder of the user's, or what the base model has drawn.
 
-Drawn ones are kept, in a folder that is named by a hash of everything that they depend on.
+``train.yml`` lets the worker pool draw them before the training, see :mod:`sdtune.inference.class_pictures`. Those that
+no host has, as without Ansible, the ranks draw.
 """
 
 import hashlib
-import json
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 
-from sdtune.data.pictures import list_pictures
-from sdtune.errors import BadInput
+from sdtune.data.pictures import list_pictures, picture_problems
+from sdtune.errors import BadInput, refuse
 from sdtune.files import hold_lock
+from sdtune.inference.class_pictures import GUIDANCE_SCALE, class_files
 from sdtune.models.family import Networks
-from sdtune.models.registry import family_of
-from sdtune.models.weights import cache_folder
 from sdtune.settings import Job
-from sdtune.training.drawing import seeds_of_rank
 
-_GUIDANCE = 7.5
+_AT_A_TIME = 16
+"""Pictures that one exchange between hosts holds, which bounds its memory."""
 
 
 def check_class_pictures(job: Job) -> None:
     """Check the user's folder of class pictures.
 
     Raises:
-        BadInput: it holds fewer than the job asks for.
+        BadInput: it holds fewer than the job asks for, or one that cannot be read.
     """
-    if job.prior.class_path is not None:
-        has = len(list_pictures(job.prior.class_path))
-        if has < job.prior.num_class_images:
-            raise BadInput(
-                f"prior.class_path: {job.prior.class_path} holds {has} pictures, and {job.prior.num_class_images} are "
-                f"asked for (prior.num_class_images); add pictures, or ask for at most {has}"
-            )
-
-
-def class_folder(job: Job) -> Path:
-    """The folder on this host that holds the class pictures, or will hold those that the model draws."""
-    if job.prior.class_path is not None:
-        return Path(job.prior.class_path)
-    model = family_of(job.model.path).fingerprint(Path(job.model.path))
-    made_of = [model, job.prior.class_prompt, job.data.resolution, job.training.mixed_precision, _GUIDANCE]
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    return cache_folder(job) / "class-pictures" / digest
+    if job.prior.class_path is None:
+        return
+    pictures, asked = list_pictures(job.prior.class_path, "prior.class_path"), job.prior.num_class_images
+    if len(pictures) < asked:
+        raise BadInput(
+            f"prior.class_path: {job.prior.class_path} holds {len(pictures)} pictures, and {asked} are asked for "
+            f"(prior.num_class_images); add pictures, or ask for at most {len(pictures)}"
+        )
+    refuse("prior.class_path", picture_problems(pictures))
 
 
 def class_pictures(job: Job, networks: Networks, accelerator: Accelerator) -> list[Path]:
-    """The class pictures on this host; every rank calls this, and draws its share of those that are missing.
-
-    Picture n is drawn with the seed n + 1, so more pictures than before need only the new ones.
+    """The class pictures on this host, the same on all. Every rank calls this.
 
     Args:
         job: the job.
@@ -64,40 +53,53 @@ def class_pictures(job: Job, networks: Networks, accelerator: Accelerator) -> li
     """
     if not job.prior.preservation:
         return []
-    folder, count = class_folder(job), job.prior.num_class_images
     if job.prior.class_path is not None:
-        return list_pictures(folder)[:count]
-    files = [folder / f"{number:05d}.png" for number in range(count)]
-    found = [file.read_bytes() if file.is_file() else b"" for file in files]
-    missing = _missing([hashlib.sha256(png).hexdigest() if png else "" for png in found])
+        return list_pictures(job.prior.class_path)[: job.prior.num_class_images]
+    files = class_files(job)
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    missing = [number for number, digests in _on_all_ranks(files).items() if not any(digests)]
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = [missing[seed - 1] for seed in seeds_of_rank(len(missing), rank, ranks)]
-    drawn: list[tuple[int, bytes]] = []
-    if mine:
-        seeds = [number + 1 for number in mine]
-        pictures = networks.draw(str(job.prior.class_prompt), seeds, job.data.resolution, _GUIDANCE)
-        drawn = [(number, _png(picture)) for number, picture in zip(mine, pictures, strict=True)]
-    folder.mkdir(parents=True, exist_ok=True)
-    everything = gather_object(drawn)
-    with hold_lock(folder / ".lock"):  # ranks of one host write the same files
-        for number, png in everything:
-            temporary = folder / f".{number}.tmp"
-            temporary.write_bytes(png)
-            temporary.replace(files[number])
+    for first in range(0, len(missing), ranks):  # one picture a rank at a time, so that no rank waits long for another
+        for number in missing[first : first + ranks][rank : rank + 1]:
+            _draw(files[number], number + 1, job, networks)
+        accelerator.wait_for_everyone()
+    _share(files, rank)
     return files
 
 
-def _missing(digests: list[str]) -> list[int]:
-    """Numbers of the pictures that a rank lacks, or that are not the same on all; every rank calls this.
-
-    Args:
-        digests: of each picture on this host, empty where there is none.
-    """
-    of_ranks = gather_object([digests])
-    return [number for number, each in enumerate(zip(*of_ranks, strict=True)) if "" in each or len(set(each)) > 1]
-
-
-def _png(picture: Image.Image) -> bytes:
+def _draw(file: Path, seed: int, job: Job, networks: Networks) -> None:
+    [picture] = networks.draw(str(job.prior.class_prompt), [seed], job.data.resolution, GUIDANCE_SCALE)
     stream = BytesIO()
     picture.save(stream, "PNG")
-    return stream.getvalue()
+    _write(file, stream.getvalue())
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file, completely or not at all; other ranks of this host may write the same one."""
+    with hold_lock(file.parent / ".lock"):
+        temporary = file.with_name(f".{file.name}")
+        temporary.write_bytes(content)
+        temporary.replace(file)
+
+
+def _on_all_ranks(files: Sequence[Path]) -> Mapping[int, list[str]]:
+    """{number of the picture: its digest on each rank, empty where that host lacks it}. Every rank calls this."""
+    own = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "" for file in files]
+    of_ranks = gather_object([own])
+    return {number: list(digests) for number, digests in enumerate(zip(*of_ranks, strict=True))}
+
+
+def _share(files: Sequence[Path], rank: int) -> None:
+    """Give every host the pictures of the first rank that has them. Every rank calls this."""
+    providers, wanted = {}, {}
+    for number, digests in _on_all_ranks(files).items():
+        if len(set(digests)) > 1:
+            providers[number] = next(k for k, digest in enumerate(digests) if digest)
+            wanted[number] = digests[rank] != digests[providers[number]]
+    numbers = list(providers)
+    for first in range(0, len(numbers), _AT_A_TIME):
+        part = numbers[first : first + _AT_A_TIME]
+        sent = gather_object([(number, files[number].read_bytes()) for number in part if providers[number] == rank])
+        for number, content in sent:
+            if wanted[number]:
+                _write(files[number], content)
