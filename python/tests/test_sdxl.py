@@ -15,6 +15,7 @@ from sdtune.inference.draw import draw_batch, load_generator
 from sdtune.inference.export import export
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.plan import make_plan
+from sdtune.inference.prompts import added_tokens
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_embeddings
 from sdtune.methods.lora_files import load_diffusers
@@ -169,10 +170,14 @@ def test_textual_inversion_learns_in_both_encoders(xl, untrained_xl):
     assert generator.generate(["a <t> <t>_1"], [1])[0].tobytes() == theirs.tobytes()
 
 
-def test_other_tools_read_a_lora_of_both_encoders(xl, untrained_xl):
-    job = xl(method="lora")
+def test_other_tools_read_a_lora_of_both_encoders(xl, untrained_xl, tmp_path):
+    plain_model = shutil.copytree(untrained_xl, tmp_path / "plain")
+    for file in plain_model.glob("tokenizer*/tokenizer.json"):  # as on hubs
+        file.unlink()
+    job = xl(method="lora", model={"path": str(plain_model)})
     train(job)
     run = Run(job.run_dir)
+    assert "<|endoftext|>" in added_tokens(run.pipeline)
     names = load_file(run.folder / "t.safetensors").keys()
     assert {name.split("_")[1] for name in names} == {"unet", "te1", "te2"}
     ours = latents(StableDiffusionXLPipeline.from_pretrained(run.pipeline), CLASS_PROMPT)

@@ -22,7 +22,7 @@ from sdtune.training.trainer import Trainer
 
 MODULES = sorted(Path(sdtune.training.__file__).parent.glob("*.py"))
 FAMILIES_AND_METHODS = re.compile(
-    r"sdtune\.(models\.(sd|sdxl|latent_diffusion|pipelines|denoising)|methods\.(textual_inversion|embedding|placeholder|formats))\b"
+    r"sdtune\.(models\.(sd|sdxl|latent_diffusion|fast_unet|pipelines|denoising)|methods\.(textual_inversion|embedding|placeholder|formats))\b"
 )
 
 

@@ -29,7 +29,7 @@ from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.placeholder import token_names
 from sdtune.methods.registry import example_prompts
-from sdtune.models.pipelines import load_pipeline
+from sdtune.models.pipelines import load_pipeline, load_tokenizer
 from sdtune.settings import Job
 from sdtune.sizes import sizes
 from standalone.model_folder import layout_of, side_problem, size_multiple
@@ -187,9 +187,9 @@ def _write(job: Job, source: Path, target: Path, concept: Concept) -> ExportFact
     finally:
         shutil.rmtree(raw, ignore_errors=True)
     tokens = token_names(concept.placeholder, concept.num_vectors) if concept.placeholder else []
-    for name in layout_of(run.pipeline).tokenizers.values():
+    for encoder, name in layout_of(run.pipeline).tokenizers.items():
         # transformers 4 saves the copy with the slow tokenizer, which does not write this file
-        shutil.copy(run.pipeline / name / "tokenizer.json", target / name)
+        load_tokenizer(run.pipeline, encoder).backend_tokenizer.save(str(target / name / "tokenizer.json"))
         export_tokenizer(CLIPTokenizerFast.from_pretrained(target, subfolder=name), tokens, target / name)
     if not o.dynamic_shapes:
         _fix_in_index(target)

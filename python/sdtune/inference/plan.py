@@ -6,22 +6,20 @@ can change the last bits of an image. So the same images come out however many p
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput, shown
+from sdtune.errors import BadInput
 from sdtune.host import memory
 from sdtune.host.numa import split_cores
 from sdtune.host.processor import has_bf16
 from sdtune.inference.concept import check_weight_can_change, read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
+from sdtune.inference.prompts import added_tokens, check_tokens, cut_off
 from sdtune.launch.run_folder import Run
-from sdtune.methods.placeholder import TextLimit
-from sdtune.models.folder import read_config
 from sdtune.settings import GenerationJob
 from sdtune.sizes import sizes
 from standalone.model_folder import side_problem, size_multiple
@@ -98,28 +96,6 @@ def make_batches(requests: Sequence[Request], shape: StaticShape) -> list[list[R
     return result
 
 
-def added_tokens(pipeline: Path) -> set[str]:
-    """The tokens that were added to a pipeline's tokenizer."""
-    tokenizer = json.loads((pipeline / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    return {token["content"] for token in tokenizer["added_tokens"]}
-
-
-def _check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
-    """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
-    for text in (*job.prompts, job.negative_prompt):
-        for word in re.findall(r"<[^<>\s]+>", text):
-            if word not in known:
-                raise BadInput(
-                    f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
-                    f"{placeholder or 'no new word'}"
-                )
-    return [
-        f"the prompt {prompt!r} does not hold the learned word {placeholder}"
-        for prompt in job.prompts
-        if placeholder not in prompt
-    ]
-
-
 def _lora_weight(job: GenerationJob, exported: ExportFacts | None, adapted: bool) -> float | None:
     """The weight of LoRA adapters; None where the run has none."""
     has = exported.lora_weight if exported is not None else 1.0 if adapted else None
@@ -133,18 +109,6 @@ def _lora_weight(job: GenerationJob, exported: ExportFacts | None, adapted: bool
             f"(openvino.lora_weight: {job.lora_weight}), or take the source pipeline"
         )
     return job.lora_weight
-
-
-def _cut_off(job: GenerationJob, folder: Path, placeholder: str, num_vectors: int) -> list[str]:
-    """Warnings of prompts that the text encoder does not read to their end."""
-    from tokenizers import Tokenizer
-
-    config = read_config(folder / "tokenizer" / "tokenizer_config.json")
-    reads = read_config(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-    limit = TextLimit(tokenizer, min(reads, config.get("model_max_length", reads)), placeholder, num_vectors)
-    texts = {f"the prompt {shown(prompt)}": prompt for prompt in job.prompts}
-    return limit.warnings(texts | {f"the negative prompt {shown(job.negative_prompt)}": job.negative_prompt})
 
 
 def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int, multiple: int) -> StaticShape:
@@ -233,8 +197,8 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         if weight not in (None, 1.0):
             check_weight_can_change(run)
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
-    warnings = _check_tokens(job, placeholder, added_tokens(folder))
-    warnings += _cut_off(job, folder, placeholder, vectors)
+    warnings = check_tokens(job, placeholder, added_tokens(folder))
+    warnings += cut_off(job, folder, placeholder, vectors)
     shape = _shape(job, exported, resolution, exported.step if exported else size_multiple(folder))
     _check_precision(job)
     _check_tiny_autoencoder(job)

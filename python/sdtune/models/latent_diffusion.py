@@ -4,7 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -12,16 +12,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sdtune.errors import BadInput
 from sdtune.host.memory import release_free_memory
-from sdtune.host.processor import instruction_set
 from sdtune.models.denoising import denoising_losses
 from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEncoder
+from sdtune.models.fast_unet import load_unet, resolve_convolution
 from sdtune.models.folder import model_fingerprint, read_config
-from sdtune.models.geometry import Geometry, read_geometry
+from sdtune.models.geometry import read_geometry
 from sdtune.models.pipelines import draw, load_text_encoder, load_tokenizer, text_config, text_encoder_class
 from sdtune.models.weights import cache_folder, load_converted, map_tensors
-from sdtune.ops.unet import optimize_unet
 from sdtune.settings import Job
 
 Conditioning = Mapping[str, torch.Tensor]
@@ -29,36 +27,6 @@ Conditioning = Mapping[str, torch.Tensor]
 MapTensors = Callable[[str, Callable[[], dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 _INFERENCE_STEPS = 25
-
-
-def optimize_with_ipex(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Optimize ``unet`` with Intel Extension for PyTorch. Its weights stay memory-mapped, shared by all ranks.
-
-    The extension's packed weights would be private to each rank and need the memory twice. Our convolutions use
-    transformed filters anyway.
-
-    Raises:
-        BadInput: the extension is not in this environment.
-    """
-    try:
-        import intel_extension_for_pytorch as ipex  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise BadInput(
-            f"software_stack: ipex is asked for, but intel_extension_for_pytorch does not load ({error}); provision "
-            f"with software_stack=ipex, or train with native"
-        ) from None
-    ipex.disable_auto_channels_last()  # it would copy the weights, which are channels-last already
-    optimized: UNet2DConditionModel = ipex.optimize(unet, dtype=dtype, inplace=True, weights_prepack=False)
-    return optimized
-
-
-def resolve_convolution(job: Job) -> Literal["winograd", "direct"]:
-    """The job's convolution algorithm, with ``auto`` resolved for this host."""
-    asked = job.training.convolution
-    if asked != "auto":
-        return asked
-    # with a matrix unit (AMX), Winograd's transforms cost more than the multiplications they save
-    return "direct" if job.training.mixed_precision == "bf16" and instruction_set() == "AMX" else "winograd"
 
 
 def load_vae_encoder(model: Path) -> ImageEncoder:
@@ -240,23 +208,6 @@ class LatentDiffusion(Family):
     def trim(self, encoder: str, network: nn.Module) -> None:
         """Take layers out of a text encoder that no conditioning depends on."""
 
-    def _use_fast_operations(
-        self, unet: UNet2DConditionModel, job: Job, geometry: Geometry, cache: Path, key: str
-    ) -> None:
-        """Replace operations of the frozen ``unet`` by faster ones. ``key`` is the fingerprint of the model."""
-        side = geometry.latent_side(job.data.resolution)
-        optimize_unet(
-            unet,
-            example_inputs={
-                "sample": torch.empty(1, unet.config.in_channels, side, side, dtype=unet.dtype, device="meta"),
-                "timestep": torch.empty(1, device="meta"),
-                **self.example_conditioning(unet),
-            },
-            attention=job.training.attention,
-            convolution=resolve_convolution(job),
-            map_tensors=lambda make: map_tensors(make, cache, f"unet-winograd-{side}", key, unet.dtype),
-        )
-
     def _load_text_encoder(self, model: Path, name: str, cache: Path, key: str, dtype: torch.dtype) -> nn.Module:
         encoder: nn.Module = load_converted(
             lambda: load_text_encoder(model, name, dtype),
@@ -273,19 +224,7 @@ class LatentDiffusion(Family):
         """See :meth:`Family.load`."""
         model, dtype, cache = Path(job.model.path), DTYPES[job.training.mixed_precision], cache_folder(job)
         key = self.fingerprint(model)
-        unet = load_converted(
-            lambda: UNet2DConditionModel.from_pretrained(
-                model, subfolder="unet", torch_dtype=dtype, use_safetensors=True
-            ),
-            lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet")),
-            cache,
-            "unet",
-            key,
-            dtype,
-        )
-        self._use_fast_operations(unet, job, self.geometry(model), cache, key)
-        if job.software_stack == "ipex":
-            unet = optimize_with_ipex(unet, dtype)
+        unet = load_unet(job, cache, key, dtype, self.example_conditioning)
         encoders = {
             name: TextEncoder(
                 model=self._load_text_encoder(model, name, cache, key, dtype),
