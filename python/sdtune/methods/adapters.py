@@ -31,7 +31,8 @@ _ATTENTION = {
 }
 _FEED_FORWARD = {"denoiser": ("ff.net.0.proj", "ff.net.2"), "text_encoder": ("fc1", "fc2")}
 _ADAPTER = "default"
-_FIRST_NUMBER = {"denoiser": 0, "text_encoder": 1_000_000}
+_NUMBERS = 1_000_000
+"""Numbers of adapters that each network has for itself: no two adapters of a run draw the same random numbers."""
 _STREAM = 4
 """Key of the random numbers of the initial factors; :class:`sdtune.data.samples.Sampler` uses 1 and 2."""
 
@@ -133,7 +134,9 @@ def plain_config(settings: LoraArgs, kind: str) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in made.items()}
 
 
-def add_adapters(network: nn.Module, settings: LoraArgs, kind: str, seed: int, dropout: Dropout) -> list[Adapter]:
+def add_adapters(
+    network: nn.Module, settings: LoraArgs, kind: str, seed: int, dropout: Dropout, first: int = 0
+) -> list[Adapter]:
     """Give a frozen network its adapters, in place; it still computes the same, since B is 0.
 
     Args:
@@ -142,6 +145,7 @@ def add_adapters(network: nn.Module, settings: LoraArgs, kind: str, seed: int, d
         kind: denoiser or text_encoder.
         seed: of the run. A is normal with standard deviation 1 / rank, the same on all ranks and processors.
         dropout: of the run.
+        first: number of the network's first adapter, on which its random numbers depend.
     """
     from peft import inject_adapter_in_model
 
@@ -150,7 +154,7 @@ def add_adapters(network: nn.Module, settings: LoraArgs, kind: str, seed: int, d
     inject_adapter_in_model(made, network, _ADAPTER)
     adapters = []
     for i, (name, layer) in enumerate((n, m) for n, m in network.named_modules() if isinstance(m, AdaptedLinear)):
-        layer.dropout, layer.number = dropout, _FIRST_NUMBER[kind] + i
+        layer.dropout, layer.number = dropout, first + i
         a, b, _ = layer.factors()
         rng = np.random.Generator(np.random.Philox(key=[seed, _STREAM], counter=[0, 0, layer.number, 0]))
         initial = rng.standard_normal(tuple(a.shape), dtype=np.float32) / settings.rank
@@ -180,8 +184,8 @@ class NetworkAdapters:
                 self._kinds[name], modules[name] = "text_encoder", encoder.model
                 self._prefixes[name] = encoder.adapter_prefix
         self._adapters = {
-            name: add_adapters(module, job.lora, self._kinds[name], job.seed, dropout)
-            for name, module in modules.items()
+            name: add_adapters(module, job.lora, self._kinds[name], job.seed, dropout, k * _NUMBERS)
+            for k, (name, module) in enumerate(modules.items())
         }
         self.learned = {
             f"{network}.{adapter.module}.{factor}": Learned(parameter=value, learning_rate=job.lora.learning_rate)
