@@ -101,7 +101,7 @@ def may_differ(path: str) -> bool:
 
 
 def is_condas(path: str, folder: Path) -> bool:
-    """Whether conda made this file itself: the scripts in ``bin`` of a package that it installed, not all of RECORD's."""
+    """Whether conda made this file: scripts in ``bin`` of a package that it installed, not all that RECORD lists."""
     installer = folder / "INSTALLER"
     return Path(path).parent.name == "bin" and installer.is_file() and installer.read_text().strip() == "conda"
 
@@ -112,7 +112,9 @@ def damaged_files(folder: Path) -> Iterator[str]:
     if not rows:
         yield f"{folder.name}/RECORD"
     for path, checksum, _ in rows:
-        if not checksum or is_condas(path, folder):  # without one: RECORD itself, and what is compiled at the first import
+        if not checksum or is_condas(
+            path, folder
+        ):  # without one: RECORD itself, and what is compiled at the first import
             continue
         algorithm, _, wanted = checksum.partition("=")
         try:
