@@ -13,7 +13,7 @@ import generate_images
 from sdtune.data.samples import CLASS_NUMBERS, Sampler
 from sdtune.errors import BadInput
 from sdtune.inference.class_pictures import class_files
-from sdtune.models.sd import StableDiffusionNetworks
+from sdtune.models.latent_diffusion import LatentDiffusionNetworks
 from sdtune.training import class_pictures
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
@@ -65,7 +65,7 @@ def test_the_worker_pool_draws_those_that_are_missing(lora_job, tmp_path, monkey
     call()
     assert json.loads(call("--check"))["missing"] == 0
     assert [kept.read_bytes() for kept in files[:2]] == before
-    monkeypatch.delattr(StableDiffusionNetworks, "draw")
+    monkeypatch.delattr(LatentDiffusionNetworks, "draw")
     train(job)
 
 
