@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end; local early, since ipex waits for it.
 SCENARIOS := $(addprefix molecule-,default local faults ipex scale access)
 
-.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -38,6 +38,7 @@ help:
 	@echo 'make bench-ops  measure each fused operation against plain torch and torch.utils.checkpoint (10 minutes)'
 	@echo 'make bench-pictures  measure image generation on the embedded model'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
+	@echo 'make toyworld-xl  train the embedded model in the layout of Stable Diffusion XL (an hour)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
 	@echo 'make quickstart-test  run the cluster commands of README.md in a lab, on a clean clone (15 minutes)'
 	@echo 'make clean     remove what make created, except artifacts/'
@@ -118,6 +119,10 @@ quickstart-test: dev-tools lab-tools
 
 toyworld: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) -m toyworld.make --out ../toyworld
+
+# In the layout of Stable Diffusion XL, with toyworld's VAE and concept.
+toyworld-xl: control-node kernels $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --out ../toyworld/xl
 
 # Benchmarks, not tests. BENCH_ARGS='--ipex-python PATH' also measures an environment of the stack ipex.
 bench: control-node kernels $(TEST_STAMP)

@@ -35,6 +35,7 @@ class Stage:
     validation_steps: int = 0
     reference_caption: str | None = None
     preload: str = ""
+    method: Literal["textual_inversion", "lora"] = "textual_inversion"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Costs:
 
 
 def _command(who: Who, stage: Stage, scratch: Path) -> list[str]:
+    if who == "plain" and stage.method == "lora":
+        command = [str(PYTHON / "bench" / "plain_lora_loop.py"), "--model", str(stage.model), "--out", str(scratch)]
+        command += ["--pictures", str(stage.pictures), "--steps", str(stage.steps), "--seed", str(stage.seed)]
+        return [*command, "--resolution", str(stage.resolution), "--batch", str(stage.batch)]
     if who == "plain":
         command = [str(PYTHON / "bench" / "plain_loop.py"), "--model", str(stage.model), "--out", str(scratch)]
         command += ["--pictures", str(stage.pictures), "--steps", str(stage.steps), "--seed", str(stage.seed)]
@@ -71,8 +76,10 @@ def _command(who: Who, stage: Stage, scratch: Path) -> list[str]:
         command += ["--placeholder", stage.placeholder, "--initializer", stage.initializer]
         command += ["--validation-steps", str(stage.validation_steps)]
         return [*command, "--ipex"] if stage.stack == "ipex" else command
+    new_token = {"placeholder_token": stage.placeholder, "initializer_token": stage.initializer}
     job = {
         "run_name": "bench",
+        "method": stage.method,
         "run_dir": str(scratch),
         "seed": stage.seed,
         "software_stack": stage.stack,
@@ -80,14 +87,12 @@ def _command(who: Who, stage: Stage, scratch: Path) -> list[str]:
         "data": {
             "path": str(stage.pictures),
             "resolution": stage.resolution,
-            "placeholder_token": stage.placeholder,
-            "initializer_token": stage.initializer,
+            **({"instance_prompt": "a photo of sks toy"} if stage.method == "lora" else new_token),
         },
         "training": {
             "world_size": stage.ranks,
             "max_train_steps": stage.steps,
             "train_batch_size": stage.batch,
-            "learning_rate": 5e-3,
             "checkpointing_steps": 0,
             "report_to": "none",
             "save_as_full_pipeline": False,

@@ -89,8 +89,8 @@ def train(args: argparse.Namespace, folder: Path) -> Job:
         return job
     run, rows = Run(folder), torch.zeros(1, 768)
     folder.mkdir(parents=True)
-    save_embeddings(run.learned, job.data.placeholder_token, rows)
-    save_full_pipeline(model, run.pipeline, job.data.placeholder_token, rows)
+    save_embeddings(run.learned, job.data.placeholder_token, {job.data.placeholder_token: rows})
+    save_full_pipeline(model, run.pipeline, job.data.placeholder_token, {"text_encoder": rows})
     run.finish({"resolution": args.size}, [run.learned])
     return job
 

@@ -34,7 +34,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdtune.data.captions import caption_templates
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
+from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
+from sdtune.models.family import TextEncoder
 from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.training.validation import make_triples, validate
 
@@ -93,14 +95,18 @@ def make_validation(
     networks = StableDiffusionNetworks(
         model=args.model,
         unet=unet,
-        text_encoder=_InBf16(text_encoder),
-        tokenizer=tokenizer,
+        text_encoders={
+            "text_encoder": TextEncoder(
+                model=_InBf16(text_encoder), tokenizer=tokenizer, name_in_files="", adapter_prefix=""
+            )
+        },
         scheduler=schedule,
         dtype=torch.bfloat16,
     )
     cache = LatentCache(
         networks.geometry,
         networks.load_image_encoder,
+        PosteriorFiles(args.out / "latents", networks.image_encoder_id),
         pictures,
         args.resolution,
         False,
@@ -109,7 +115,7 @@ def make_validation(
     )
     triples = make_triples(cache, args.validation_triples, networks.num_timesteps)
     caption = caption_templates("object", None)[0].format(args.placeholder)
-    return lambda: validate(networks, triples, caption, args.batch, accelerator)
+    return lambda: validate(networks, triples, lambda _: caption, args.batch, accelerator)
 
 
 class Loop:

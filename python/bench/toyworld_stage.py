@@ -23,10 +23,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
+from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.inference.images import contact_sheet
 from sdtune.launch.run_folder import Run
 from sdtune.models.pipelines import draw
 from sdtune.models.registry import family_of
+from sdtune.models.weights import cache_folder
 from sdtune.settings import DataArgs, Job, ModelArgs, TrainingArgs, ValidationArgs
 from sdtune.training.trainer import train
 from sdtune.training.validation import make_triples, validate
@@ -38,11 +40,20 @@ def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
     pictures = list_pictures(job.data.path)
     networks = family_of(job.model.path).load(job)
     cache = LatentCache(
-        networks.geometry, networks.load_image_encoder, pictures, job.data.resolution, job.data.center_crop
+        networks.geometry,
+        networks.load_image_encoder,
+        PosteriorFiles(cache_folder(job) / "latents", networks.image_encoder_id),
+        pictures,
+        job.data.resolution,
+        job.data.center_crop,
     )
     triples = make_triples(cache, job.validation.triples, networks.num_timesteps)
     accelerator = Accelerator(cpu=True)
-    return {noun: validate(networks, triples, f"a photo of a {noun}", 16, accelerator) for noun in nouns.values()}
+
+    def loss(caption: str) -> float:
+        return validate(networks, triples, lambda _: caption, 16, accelerator)
+
+    return {noun: loss(f"a photo of a {noun}") for noun in nouns.values()}
 
 
 def make_sheet(pictures: Path, pipeline_folder: Path, nouns: list[str]) -> Image.Image:

@@ -110,6 +110,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alternating runs of each contender (default 3)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 6, or 30 of toyworld)")
     parser.add_argument("--preload", default="", help="LD_PRELOAD of the runs: libiomp5 and libtcmalloc")
+    parser.add_argument(
+        "--method", choices=("textual_inversion", "lora"), nargs="+", dest="methods", help="default both"
+    )
     parser.add_argument("--ipex-python", type=Path, help="interpreter of the stack ipex: compares on that one too")
     args = parser.parse_args()
 
@@ -130,13 +133,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sdtune-bench-") as folder:
         if not args.pictures:  # one, so that the few steps show it and its mirror image
             shutil.copy(REPOSITORY / "toyworld" / "concept" / "0.jpg", folder)
-        measure(replace(native, pictures=args.pictures or Path(folder)), args)
+        for method in args.methods or ("textual_inversion", "lora"):
+            say(f"\n=== {method}")
+            measure(replace(native, method=method, pictures=args.pictures or Path(folder)), args)
 
 
 def measure(native: Stage, args: argparse.Namespace) -> None:
     """Each stack in turn, then what ranks exchange."""
     stages = [native]
-    if args.ipex_python:
+    if args.ipex_python and native.method == "textual_inversion":
         # the OpenMP of the other environment, should one be preloaded
         preload = args.preload.replace(sys.prefix, str(args.ipex_python.parents[1]))
         stages.append(replace(native, python=args.ipex_python, stack="ipex", preload=preload))

@@ -10,6 +10,7 @@ from sdtune.host import environment
 environment.isolate()  # first: what is imported below could come from another environment
 
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -18,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
+from sdtune.files import follow_mode
 from sdtune.launch import hydra
 from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
+from sdtune.settings import Job, training_job
 
 # The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
@@ -85,3 +88,45 @@ def _leave(reporter: Reporter, code: int) -> None:
     """Tell who watches this rank that its end is none to worry about."""
     reporter.leave(code)
     hydra.finalize()
+
+
+def hide_modules(*names: str) -> None:
+    """Let modules count as not installed, unless they are imported already."""
+    for name in names:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def _check(job: Job, warnings_file: str | None) -> None:
+    """Check a job and its inputs; print the warnings, and write them as JSON where a file is named."""
+    from sdtune.data.pictures import list_pictures, picture_warnings
+    from sdtune.training.checks import check_job
+
+    data = job.data
+    warnings = check_job(job)
+    warnings += picture_warnings(
+        list_pictures(data.path), data.resolution, data.center_crop, buckets=data.aspect_ratio_buckets
+    )
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    if warnings_file:
+        Path(warnings_file).write_text(json.dumps(warnings) + "\n", encoding="utf-8")
+    print(f"the job {job.run_name} can run")
+
+
+def train(description: str, method: str) -> None:
+    """What a training program does: parse the command line, then check or train.
+
+    Args:
+        description: of the program, for ``--help``.
+        method: that its flags are for; a job file says itself which method it is for.
+    """
+    job, flags = training_job(None, description, method)
+    if job.method == "textual_inversion":
+        hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
+    follow_mode(Path(job.run_dir))
+    if flags.check:
+        _check(job, flags.warnings)
+        return
+    from sdtune.training import trainer  # after the flags: importing torch takes seconds
+
+    trainer.train(job)

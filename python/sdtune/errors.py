@@ -1,5 +1,7 @@
 """The errors that sdtune raises on purpose."""
 
+from collections.abc import Sequence
+
 
 class BadInput(Exception):
     """The job cannot be done as it was asked for. The message names the cause and the remedy. Exit code 2."""
@@ -19,6 +21,22 @@ class Stopped(Exception):
 
 class DrawingFailed(Exception):
     """A process that generates images ended with an error of its own, which it has printed. Exit code 1."""
+
+
+def refuse(setting: str, problems: Sequence[str], most: int = 10) -> None:
+    """Raise one error for everything that is wrong with the value of a setting, if anything is.
+
+    Args:
+        setting: such as ``data.path``.
+        problems: each names what is wrong, and the remedy.
+        most: so many are listed; of more, the number is told.
+
+    Raises:
+        BadInput: with all problems.
+    """
+    if problems:
+        more = f"; and {len(problems) - most} more like these" if len(problems) > most else ""
+        raise BadInput(f"{setting}: {'; '.join(problems[:most])}{more}")
 
 
 def shown(value: object, most: int = 80) -> str:

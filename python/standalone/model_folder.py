@@ -140,11 +140,11 @@ Configs = Mapping[str, "dict[str, Any]"]
 """The configuration of each part of a pipeline, by its subfolder."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 """Prediction types of noise schedules that training has a target for."""
-_CONFIG = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+_CONFIG = {"scheduler": "scheduler_config.json"}
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _NUMBERS = (
     "in_channels", "out_channels", "latent_channels", "hidden_size", "vocab_size", "conv_in_kernel",
-    "max_position_embeddings",
+    "max_position_embeddings", "projection_dim",
 )  # fmt: skip
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _CONVERT = (
@@ -161,6 +161,8 @@ class Layout:
     """{subfolder with weights: first part of their files' names}."""
     others: tuple[str, ...]
     """Subfolders that have to exist besides."""
+    tokenizers: Mapping[str, str]
+    """{subfolder of a text encoder: subfolder of its tokenizer}."""
     classes: Mapping[str, tuple[str, ...]]
     """{subfolder: classes that ``model_index.json`` may name for it}."""
     check: Callable[[Configs], Iterator[str]]
@@ -184,11 +186,12 @@ class Weights:
     """Their variant, such as ``fp16``; empty for the plain ones."""
 
 
-# --- Stable Diffusion 1.x and 2.x ------------------------------------------------------------------------------------
+# --- what all layouts with a UNet in latent space have in common -----------------------------------------------------
 
 
-def _check_sd(configs: Configs) -> Iterator[str]:
-    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+def _check_unet(configs: Configs, needs: tuple[str, ...] = ()) -> Iterator[str]:
+    """Channels, conditioning other than ``needs``, prediction type."""
+    unet, vae = configs["unet"], configs["vae"]
     latent, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if channels == 2 * latent + 1:
         yield (
@@ -201,52 +204,114 @@ def _check_sd(configs: Configs) -> Iterator[str]:
             f"take a text-to-image model"
         )
     for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim"):
-        if unet.get(key) is not None:
+        if unet.get(key) is not None and key not in needs:
             yield f"has a UNet that needs more than a caption ({key}: {shown(unet[key])}), which is not supported"
-    wanted, width = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
-    if any(dim != width for dim in (wanted if isinstance(wanted, list) else [wanted])):
-        yield (
-            f"has a text encoder of width {width}, and a UNet for width {wanted} (cross_attention_dim): they are parts "
-            f"of different models"
-        )
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         yield f"has the prediction type {shown(prediction)}, which is neither {' nor '.join(PREDICTION_TYPES)}"
 
 
-def _shapes_sd(configs: Configs) -> dict[str, dict[str, tuple[int, ...]]]:
-    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+def _check_width(configs: Configs, width: int, whose: str) -> Iterator[str]:
+    """Whether the UNet is made for text of this width."""
+    wanted = configs["unet"].get("cross_attention_dim", 1280)
+    if any(dim != width for dim in (wanted if isinstance(wanted, list) else [wanted])):
+        yield (
+            f"has {whose} of width {width}, and a UNet for width {wanted} (cross_attention_dim): they are parts of "
+            f"different models"
+        )
+
+
+def _shapes(configs: Configs) -> dict[str, dict[str, tuple[int, ...]]]:
+    unet, vae = configs["unet"], configs["vae"]
     kernel = unet.get("conv_in_kernel", 3)
-    return {
-        "unet": {"conv_in.weight": (unet["block_out_channels"][0], unet.get("in_channels", 4), kernel, kernel)},
-        "vae": {"encoder.conv_in.weight": (vae["block_out_channels"][0], vae.get("in_channels", 3), 3, 3)},
-        "text_encoder": {
+    texts: dict[str, dict[str, tuple[int, ...]]] = {
+        part: {
             "embeddings.token_embedding.weight": (text.get("vocab_size", 49408), text.get("hidden_size", 512)),
             "embeddings.position_embedding.weight": (
                 text.get("max_position_embeddings", 77),
                 text.get("hidden_size", 512),
             ),
-        },
+        }
+        for part, text in configs.items()
+        if part.startswith("text_encoder")
+    }
+    return {
+        "unet": {"conv_in.weight": (unet["block_out_channels"][0], unet.get("in_channels", 4), kernel, kernel)},
+        "vae": {"encoder.conv_in.weight": (vae["block_out_channels"][0], vae.get("in_channels", 3), 3, 3)},
+        **texts,
     }
 
 
+_UNET = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_UNET_CLASSES = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",)}
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+
+# --- Stable Diffusion 1.x and 2.x ------------------------------------------------------------------------------------
+
+
+def _check_sd(configs: Configs) -> Iterator[str]:
+    yield from _check_unet(configs)
+    yield from _check_width(configs, configs["text_encoder"].get("hidden_size", 512), "a text encoder")
+
+
 _SD = Layout(
-    weights={"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"},
+    weights={**_UNET, "text_encoder": "model"},
     others=("tokenizer", "scheduler"),
-    classes={
-        "unet": ("UNet2DConditionModel",),
-        "vae": ("AutoencoderKL",),
-        "text_encoder": ("CLIPTextModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    },
+    tokenizers={"text_encoder": "tokenizer"},
+    classes={**_UNET_CLASSES, "text_encoder": ("CLIPTextModel",), "tokenizer": _TOKENIZERS},
     check=_check_sd,
-    shapes=_shapes_sd,
+    shapes=_shapes,
 )
 
-LAYOUTS: dict[str, Layout] = {"StableDiffusionPipeline": _SD, "StableDiffusionImg2ImgPipeline": _SD}
+
+# --- Stable Diffusion XL ---------------------------------------------------------------------------------------------
+
+
+def _check_sdxl(configs: Configs) -> Iterator[str]:
+    yield from _check_unet(configs, needs=("addition_embed_type",))
+    unet, second = configs["unet"], configs["text_encoder_2"]
+    width = configs["text_encoder"].get("hidden_size", 512) + second.get("hidden_size", 512)
+    yield from _check_width(configs, width, "two text encoders, together")
+    if unet.get("addition_embed_type") != "text_time":
+        yield (
+            f"has a UNet that does not know the sizes of pictures (addition_embed_type: "
+            f"{shown(unet.get('addition_embed_type'))}, not 'text_time'): it is no Stable Diffusion XL"
+        )
+        return
+    # height and width of the original, of the crop's corner, and of the result
+    wanted, sizes = unet.get("projection_class_embeddings_input_dim"), 6 * (unet.get("addition_time_embed_dim") or 0)
+    if wanted != sizes + (pooled := second.get("projection_dim", 512)):
+        yield (
+            f"has a second text encoder that pools {pooled} numbers, and a UNet for "
+            f"{shown(wanted)} (projection_class_embeddings_input_dim) with {sizes} of six sizes: they are parts of "
+            f"different models"
+        )
+
+
+_SDXL = Layout(
+    weights={**_UNET, "text_encoder": "model", "text_encoder_2": "model"},
+    others=("tokenizer", "tokenizer_2", "scheduler"),
+    tokenizers={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    classes={
+        **_UNET_CLASSES,
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer": _TOKENIZERS,
+        "tokenizer_2": _TOKENIZERS,
+    },
+    check=_check_sdxl,
+    shapes=_shapes,
+)
+
+LAYOUTS: dict[str, Layout] = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionXLPipeline": _SDXL,
+}
 """Supported pipelines, by their class in ``model_index.json``."""
 REASONS = {
-    r"StableDiffusionXL.*|.*SDXL.*": "Stable Diffusion XL, with two text encoders",
+    r"StableDiffusionXLImg2Img.*": "usually the refiner of Stable Diffusion XL; take the base model",
     r"StableDiffusion.*Inpaint.*": "an inpainting model; take the model that it was made from",
     r"StableDiffusion3.*|Flux.*|PixArt.*|Sana.*|Lumina.*": "a transformer in place of a UNet",
     r".*InstructPix2Pix.*|.*Upscale.*|.*Depth2Img.*|.*ControlNet.*": "a model that needs more than a caption",
@@ -334,7 +399,7 @@ def find_weights(model: Path, part: str, stem: str, variant: str = "") -> Weight
         if not others:
             raise ModelError(f"has no weights in {part}/ ({stem}.safetensors)")
         command = _CONVERT.format(
-            cls="StableDiffusionPipeline", load="from_pretrained", source=model.name, target=f"{model.name}-safetensors"
+            cls="DiffusionPipeline", load="from_pretrained", source=model.name, target=f"{model.name}-safetensors"
         )
         raise ModelError(f"has weights in {part}/ only as {others[0]}, not as safetensors; {command}")
     chosen = variant if variant in variants else "" if "" in variants and not variant else None
@@ -365,15 +430,18 @@ def _check_index(model: Path, layout: Layout) -> Iterator[str]:
             yield f"names {shown(found)} as its {part}, which is not {' or '.join(allowed)}"
 
 
-def _check_tokenizer(model: Path, configs: Configs) -> Iterator[str]:
-    folder = model / "tokenizer"
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        yield "has no vocab.json or tokenizer.json in tokenizer/"
-        return
-    if (folder / "vocab.json").is_file():
-        words, size = len(_read_json(folder / "vocab.json", model)), configs["text_encoder"].get("vocab_size", 49408)
-        if words > size:
-            yield f"has a tokenizer of {words} tokens, and a text encoder of {size}: they are parts of different models"
+def _check_tokenizers(model: Path, layout: Layout, configs: Configs) -> Iterator[str]:
+    for encoder, tokenizer in layout.tokenizers.items():
+        folder = model / tokenizer
+        if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+            yield f"has no vocab.json or tokenizer.json in {tokenizer}/"
+        elif (folder / "vocab.json").is_file():
+            words, size = len(_read_json(folder / "vocab.json", model)), configs[encoder].get("vocab_size", 49408)
+            if words > size:
+                yield (
+                    f"has a tokenizer of {words} tokens in {tokenizer}/, and a text encoder of {size} in {encoder}/: "
+                    f"they are parts of different models"
+                )
 
 
 def _check_weights(model: Path, layout: Layout, configs: Configs, variant: str) -> Iterator[str]:
@@ -420,8 +488,8 @@ def model_problems(model: str | Path, variant: str = "", *, weights: bool = True
         absent = [part for part in layout.parts if not (model / part).is_dir()]
         if absent:
             return [f"has no {', no '.join(absent)}"]
-        configs = {part: read_config(model, part) for part in layout.parts if part != "tokenizer"}
-        found = [*_check_index(model, layout), *layout.check(configs), *_check_tokenizer(model, configs)]
+        configs = {part: read_config(model, part) for part in layout.parts if part not in layout.tokenizers.values()}
+        found = [*_check_index(model, layout), *layout.check(configs), *_check_tokenizers(model, layout, configs)]
         if weights and not found:
             found += _check_weights(model, layout, configs, variant)
         if installed and not found:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the files that training reads."""
+CAPTIONS = ("metadata.jsonl", ".txt")
+"""Ends of the names of files that hold captions, for the methods that use them."""
 _STARTS = ((b"\xff\xd8\xff", 0), (b"\x89PNG\r\n\x1a\n", 0), (b"WEBP", 8), (b"BM", 0))
 # {first bytes: what the file is}
 _OTHERS = {
@@ -40,7 +42,7 @@ def wrong_content(start: bytes) -> str:
 
 
 def problems(folder: Path) -> Iterator[tuple[str, str]]:
-    """``(name, what is wrong; what to do)`` of each entry that is no picture, in the order of their names.
+    """``(name, what is wrong; what to do)`` of each entry that is no picture and no caption, in the order of names.
 
     Names are quoted where they hold what would break a line. Hidden files count as not there.
     """
@@ -54,6 +56,8 @@ def problems(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, "is a folder; put the pictures themselves there"
         elif not path.is_file():
             yield name, "is no file, or a link to nothing; remove it"
+        elif path.name.lower().endswith(CAPTIONS):
+            continue
         elif path.suffix.lower() not in SUFFIXES:
             yield name, f"is no picture; remove it, or give pictures as {', '.join(SUFFIXES)}"
         else:

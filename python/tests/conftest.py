@@ -13,17 +13,22 @@ import torch
 import yaml
 
 from sdtune.host.processor import has_bf16
-from sdtune.models.pipelines import assemble
+from sdtune.launch.run_folder import Run
+from sdtune.methods.formats import load_embeddings
+from sdtune.methods.lora_files import load_diffusers
 from sdtune.settings import Job, build
 from tests.ranks import PATIENCE, free_port, run_ranks, start_ranks  # noqa: F401 - tests import them from here
 from toyworld.captions import examples
 from toyworld.drawings import draw_toy
-from toyworld.networks import make_models, make_scheduler
+from toyworld.layouts import ExtraLarge, Layout, Plain
+from toyworld.networks import make_vae
 from toyworld.tokenizer import make_tokenizer
 from toyworld.toys import KINDS, random_pose, random_toy
 
 PYTHON = Path(__file__).parents[1]
 REPOSITORY = PYTHON.parent
+CLASS_PROMPT = "a photo of a toy"
+CAPTIONS = [*(e.caption for e in examples(300, 20, seed=1)), CLASS_PROMPT, *KINDS]
 # As training_mixed_precision: auto: without such instructions, torch computes bf16 many times slower.
 PRECISION = "bf16" if has_bf16() else "no"
 
@@ -49,18 +54,27 @@ def weights_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def save_untrained(layout: Layout, folder: Path) -> Path:
+    layout.pipeline(make_vae(), layout.networks).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory):
     """A pipeline folder with random weights: everything about training but the pictures can be tested on it."""
     folder = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
-    captions = [e.caption for e in examples(300, 20, seed=1)]
-    tokenizer = make_tokenizer([*captions, "a photo of a toy", *KINDS], folder / "tokenizer")
-    vae, unet, text_encoder = make_models(tokenizer)
-    assemble(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=make_scheduler()
-    ).save_pretrained(folder)
-    return folder
+    tokenizer = make_tokenizer(CAPTIONS, folder / "tokenizer")
+    return save_untrained(Plain(tokenizer, []), folder)
+
+
+@pytest.fixture(scope="session")
+def untrained_xl(tmp_path_factory):
+    """The same in the layout of Stable Diffusion XL."""
+    folder = tmp_path_factory.mktemp("untrained-xl")
+    torch.manual_seed(0)
+    tokenizers = [make_tokenizer(CAPTIONS, folder / "tokenizer"), make_tokenizer(CAPTIONS, folder / "tokenizer_2", "!")]
+    return save_untrained(ExtraLarge(tokenizers, [], []), folder)
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +111,34 @@ def mapping(untrained_model, pictures, tmp_path):
 def job(mapping):
     """The small job."""
     return build(Job, mapping)
+
+
+@pytest.fixture
+def lora_job(mapping, tmp_path):
+    """Makes small LoRA jobs: ``lora_job(name, section={...})``."""
+
+    def make(name="run", **sections):
+        new = {**mapping, "method": "lora", "run_dir": str(tmp_path / name)}
+        training = {k: v for k, v in mapping["training"].items() if k != "learning_rate"}
+        defaults = {"data": {"instance_prompt": CLASS_PROMPT}, "lora": {"rank": 4, "learning_rate": 1e-2}}
+        for section in ("data", "training", "lora", "prior", "validation", "model"):
+            base = training if section == "training" else mapping.get(section, {})
+            new[section] = {**base, **defaults.get(section, {}), **sections.get(section, {})}
+        return build(Job, new)
+
+    return make
+
+
+def learned_rows(job):
+    """The learned embeddings of a run with one text encoder."""
+    [rows] = load_embeddings(Run(job.run_dir).learned)[1].values()
+    return rows
+
+
+def learned_adapters(job):
+    """All learned numbers of a LoRA run."""
+    lora = load_diffusers(Run(job.run_dir).lora)
+    return torch.cat([x.flatten() for factors in lora.networks.values() for pair in factors.values() for x in pair])
 
 
 def write_job(path: Path, job) -> Path:

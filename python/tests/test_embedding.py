@@ -96,11 +96,11 @@ def test_only_the_learned_embeddings_get_a_gradient():
 
 
 def test_learned_embeddings_survive_a_file(tmp_path):
-    embeddings = torch.randn(2, 4)
+    embeddings = {"clip_l": torch.randn(2, 4), "clip_g": torch.randn(2, 6)}
     save_embeddings(tmp_path / "x.safetensors", "<x>", embeddings)
     placeholder, again = load_embeddings(tmp_path / "x.safetensors")
     assert placeholder == "<x>"
-    assert torch.equal(embeddings, again)
+    assert all(torch.equal(embeddings[name], again[name]) for name in ("clip_l", "clip_g"))
 
 
 @pytest.mark.parametrize("num_vectors", [1, 4])

@@ -32,7 +32,9 @@ def test_a_good_model(model):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "(Stable Diffusion XL, with two text"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "has no text_encoder_2, no tokenizer_2"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "usually the refiner"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "Pipeline (a transformer in place"),
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "(an inpainting model; take the model"),
         ("model_index.json", {"_class_name": None}, "is a None, which is not supported"),
         ("model_index.json", {"text_encoder": ["transformers", "T5"]}, "names 'T5' as its text_encoder"),
@@ -41,7 +43,7 @@ def test_a_good_model(model):
         ("unet/config.json", {"cross_attention_dim": 768}, "text encoder of width 128, and a UNet for width 768"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "needs more than a caption (addition_embed_type"),
         ("unet/config.json", {"block_out_channels": [320]}, "conv_in.weight in unet/ has the shape [64, 4, 3, 3], not"),
-        ("text_encoder/config.json", {"vocab_size": 7}, "has a tokenizer of 1264 tokens, and a text encoder of 7"),
+        ("text_encoder/config.json", {"vocab_size": 7}, "has a tokenizer of 1264 tokens in tokenizer/, and a text"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "has the prediction type 'sample'"),
     ],
 )  # fmt: skip

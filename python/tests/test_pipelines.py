@@ -22,13 +22,13 @@ from sdtune.inference.generator import GuidanceInterval
 from sdtune.inference.plan import make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock, write_images
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_embeddings, save_embeddings
+from sdtune.methods.formats import save_embeddings
 from sdtune.methods.textual_inversion import save_full_pipeline
 from sdtune.settings import GenerationJob, Job, OpenVINOArgs, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
 from standalone import run_state
-from tests.conftest import PATIENCE, PRECISION, REPOSITORY, write_job
+from tests.conftest import PATIENCE, PRECISION, REPOSITORY, learned_rows, write_job
 
 # torch's tracer remarks on every shape that the export makes static
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -78,7 +78,7 @@ def test_diffusers_loads_the_learned_word(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
     pipeline.load_textual_inversion(str(Run(trained.run_dir).learned))
     ids = pipeline.tokenizer.convert_tokens_to_ids(["<dicoo>", "<dicoo>_1"])
-    rows = load_embeddings(Run(trained.run_dir).learned)[1]
+    rows = learned_rows(trained)
     assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight[ids].detach(), rows)
     assert pipeline.maybe_convert_prompt("a <dicoo>", pipeline.tokenizer) == "a <dicoo> <dicoo>_1"
 
@@ -90,7 +90,7 @@ def test_diffusers_loads_the_saved_pipeline_and_nothing_else_changed(trained):
     old = base.text_encoder.get_input_embeddings().weight
     new = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(new[: len(old)], old)
-    assert torch.equal(new[len(old) :].detach(), load_embeddings(Run(trained.run_dir).learned)[1])
+    assert torch.equal(new[len(old) :].detach(), learned_rows(trained))
     for part in ("unet", "vae"):
         name = "diffusion_pytorch_model.safetensors"
         assert (Run(trained.run_dir).pipeline / part / name).read_bytes() == (MODEL / part / name).read_bytes()
@@ -151,7 +151,7 @@ def test_openvino_genai_draws_too(trained):
 
 def test_a_copy_of_another_run_is_refused(trained, tmp_path):
     shutil.copytree(trained.run_dir, tmp_path / "other")
-    save_embeddings(tmp_path / "other" / "learned_embeds.safetensors", "<dicoo>", torch.ones(2, 128))
+    save_embeddings(tmp_path / "other" / "learned_embeds.safetensors", "<dicoo>", {"<dicoo>": torch.ones(2, 128)})
     with pytest.raises(BadInput, match="was exported from another run"):
         generate(generation_job(trained, run_dir=str(tmp_path / "other")))
 
@@ -389,5 +389,5 @@ def test_a_model_without_its_safety_checker_can_be_saved_and_loaded(tmp_path):
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index["requires_safety_checker"] = True
     (model / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    save_full_pipeline(model, tmp_path / "saved", "<x>", torch.zeros(1, 128))
+    save_full_pipeline(model, tmp_path / "saved", "<x>", {"text_encoder": torch.zeros(1, 128)})
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "saved").safety_checker is None

@@ -98,3 +98,22 @@ def test_a_section_of_a_job():
         "height": 128,
         "width": None,
     }
+
+
+def test_settings_of_another_method_are_named():
+    """Also those that a run of a sweep has from the inventory."""
+    ours = {**DEFAULTS["training"], "training_placeholder_token": "<dicoo>", "training_lora_rank": 4}
+    assert list(setting_problems(ours, "training")) == ["training_lora_rank"]
+    assert setting_problems({**ours, "training_method": "pivotal"}, "training") == {}
+    [rule] = setting_rules(
+        {**ours, "training_lora_rank": 8}, "training", [{"run_name": "b", "training_method": "lora"}]
+    )
+    assert rule["wrong"].startswith(
+        "run 'b': training_placeholder_token: '<dicoo>' is of no use to the method lora, it is a setting of "
+    )
+    assert "whose default is '<concept>'" in rule["remedy"]
+
+
+def test_prior_preservation_without_a_class_prompt_is_named():
+    ours = {**DEFAULTS["training"], "training_method": "lora", "training_prior_preservation": True}
+    assert setting_problems(ours, "training")["training_prior_class_prompt"].endswith("to: a photo of a toy")

@@ -54,7 +54,7 @@ def test_the_page_of_a_run_shows_its_folder(tmp_path):
             "3.07 kB",
             "123 kB in the whole run",
             "93.0 s",
-            "initialized with toy",
+            "starting from the token toy",
         ),
         *("node1", "node2", "A Processor, 28 cores", "AVX512", "avx512_bf16", "270 GB", "eth0, 10 Gbit/s", "tcmalloc"),
         *(

@@ -22,7 +22,7 @@ from sdtune.training.trainer import Trainer
 
 MODULES = sorted(Path(sdtune.training.__file__).parent.glob("*.py"))
 FAMILIES_AND_METHODS = re.compile(
-    r"sdtune\.(models\.(sd|pipelines|denoising)|methods\.(textual_inversion|embedding|placeholder|formats))\b"
+    r"sdtune\.(models\.(sd|sdxl|latent_diffusion|fast_unet|pipelines|denoising)|methods\.(textual_inversion|embedding|placeholder|formats))\b"
 )
 
 
@@ -46,6 +46,7 @@ class FakeNetworks(Networks):
 
     geometry = Geometry(factor=8, channels=4, scaling_factor=1.0)
     num_timesteps = 10
+    image_encoder_id = "fake"
     text_encoders = {}  # noqa: RUF012
 
     def __init__(self):
@@ -55,6 +56,9 @@ class FakeNetworks(Networks):
         bias = self.bias[[int(caption) for caption in batch.captions]]
         predicted = batch.latents * self.weight[:, None, None] + bias[..., None, None]
         return (predicted - batch.latents).square().mean(dim=(1, 2, 3))
+
+    def encode_captions(self, captions):
+        raise NotImplementedError
 
     def load_image_encoder(self):
         def encode(pixels):
@@ -72,10 +76,17 @@ class FakeMethod(Method):
     """Two parameters with their own learning rates; a caption for each picture."""
 
     num_captions = 1
-    validation_caption = "0"
 
     @classmethod
     def check(cls, job, family):
+        raise NotImplementedError
+
+    @classmethod
+    def caption_problems(cls, job, family):
+        raise NotImplementedError
+
+    @classmethod
+    def example_prompts(cls, job):
         raise NotImplementedError
 
     def __init__(self, job, networks):
@@ -88,17 +99,20 @@ class FakeMethod(Method):
     def caption(self, sample):
         return str(sample.picture)
 
+    def validation_caption(self, picture):
+        return "0"
+
     def reference_caption(self, description):
         return description
 
     def expand_prompt(self, prompt):
         raise NotImplementedError
 
-    def save(self, run):
+    def save(self, run, facts):
         torch.save({name: x.parameter.detach() for name, x in self.learned.items()}, run.folder / "fake.pt")
         return [run.folder / "fake.pt"]
 
-    def save_pipeline(self, model, target):
+    def save_pipeline(self, run, model):
         raise NotImplementedError
 
 

@@ -26,6 +26,7 @@ from sdtune.settings.__main__ import BEGIN, END, replace_block, update
 from sdtune.settings.ansible import JOBS, job_data, job_variables, role_defaults, role_options
 from sdtune.settings.bounds import Between, Ge, Gt, Multiple, Pattern
 from sdtune.settings.fields import Settings, sections_of, settings_of
+from sdtune.settings.flags import job_flags
 from tests.conftest import REPOSITORY
 
 MINIMAL = {"run_name": "r", "run_dir": "/r", "model": {"path": "/m"}, "data": {"path": "/d"}}
@@ -124,7 +125,7 @@ def test_what_is_wrong_with_a_generation_is_named(values, message):
 
 def test_flags_of_diffusers_script():
     parser = argparse.ArgumentParser()
-    add_job_flags(parser)
+    add_job_flags(parser, "textual_inversion")
     words = (
         "--pretrained_model_name_or_path /m --train_data_dir /d --learnable_property style --placeholder_token <x> "
         "--initializer_token cat --resolution 64 --train_batch_size 4 --seed 7 --gradient_accumulation_steps 2 "
@@ -132,7 +133,7 @@ def test_flags_of_diffusers_script():
         "--output_dir /out/toy --mixed_precision no --save_as_full_pipeline --num_vectors 2 "
         "--resume_from_checkpoint latest --validation_prompt p"
     )
-    job = job_from_flags(parser.parse_args(words.split()))
+    job = job_from_flags(parser.parse_args(words.split()), "textual_inversion")
     assert (job.run_name, job.run_dir, job.seed, job.model.path) == ("toy", "/out/toy", 7, "/m")
     assert (job.data.learnable_property, job.data.num_vectors, job.data.resolution) == ("style", 2, 64)
     assert (job.training.scale_lr, job.training.mixed_precision, job.training.lr_warmup_steps) == (True, "no", 3)
@@ -141,21 +142,23 @@ def test_flags_of_diffusers_script():
 
 def test_a_flag_that_is_missing_is_named():
     parser = argparse.ArgumentParser()
-    add_job_flags(parser)
+    add_job_flags(parser, "textual_inversion")
     with pytest.raises(BadInput, match="--train_data_dir is required"):
-        job_from_flags(parser.parse_args(["--pretrained_model_name_or_path", "/m"]))
+        job_from_flags(
+            parser.parse_args(["--pretrained_model_name_or_path", "/m", "--output_dir", "/r"]), "textual_inversion"
+        )
 
 
 def test_job_file_and_flags_exclude_each_other():
     with pytest.raises(BadInput, match="--job and --seed exclude each other"):
-        training_job(["--job", "x.yaml", "--seed", "3"], "")
+        training_job(["--job", "x.yaml", "--seed", "3"], "", "textual_inversion")
 
 
 def test_leave_to_overwrite_goes_with_a_job_file(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text("{run_name: r, run_dir: /r, model: {path: /m}, data: {path: /d}}", encoding="utf-8")
-    assert training_job(["--job", str(file)], "")[0].overwrite is False
-    assert training_job(["--job", str(file), "--overwrite"], "")[0].overwrite is True
+    assert training_job(["--job", str(file)], "", "textual_inversion")[0].overwrite is False
+    assert training_job(["--job", str(file), "--overwrite"], "", "textual_inversion")[0].overwrite is True
 
 
 def test_an_earlier_release_s_key_is_read():
@@ -244,26 +247,24 @@ def test_what_a_field_declares_can_be_read():
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_flag_has_its_meaning_and_default(capsys):
+@pytest.mark.parametrize(("method", "rate"), [("textual_inversion", "0.005"), ("lora", "0.0001")])
+def test_every_flag_has_its_meaning_and_default(capsys, method, rate):
     with pytest.raises(SystemExit):
-        training_job(["--help"], "")
+        training_job(["--help"], "", method)
     text = " ".join(capsys.readouterr().out.split())
-    for cls in sections_of(Job):
-        for setting in settings_of(cls):
-            if setting.nested or cls.section == "openvino":
-                continue
-            after = text.rpartition(f" --{setting.flag} ")[2] or text.rpartition(f" --{setting.flag}, ")[2]
-            assert setting.meaning.replace("``", "")[:40] in after, setting.flag
-            assert "Default: " in after, setting.flag
-    assert "Learning rate of AdamW, before scale_lr and the schedule. Default: 0.005." in text
+    for flag, setting in job_flags(method).items():
+        after = text.rpartition(f" --{flag} ")[2] or text.rpartition(f" --{flag}, ")[2]
+        assert setting.meaning.replace("``", "")[:40] in after, flag
+        assert "Default: " in after, flag
+    assert re.search(rf"--learning_rate X Learning rate of AdamW[^.]*\..{{0,99}}Default: {rate}\.", text)
 
 
 def test_flags_a_file_and_a_role_make_the_same_job(tmp_path):
     """Of what is not said: each takes the defaults of the one declaration."""
     parser = argparse.ArgumentParser()
-    add_job_flags(parser)
+    add_job_flags(parser, "textual_inversion")
     words = "--pretrained_model_name_or_path /m --train_data_dir /d --output_dir /r --run_name r"
-    from_flags = job_from_flags(parser.parse_args(words.split()))
+    from_flags = job_from_flags(parser.parse_args(words.split()), "textual_inversion")
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
     from_role = build(Job, job_data(templated("training", **MINIMAL)))

@@ -44,8 +44,8 @@ def generate(tmp_path):
     """Run a pool of these workers, {host: what each of its workers does}; returns it, and {batch: host}."""
     (tmp_path / "drawn").mkdir()
 
-    def run(count, workers):
-        work = pool.WorkerPool(SimpleNamespace(run_dir=str(tmp_path)), FakePlan(count))
+    def run(count, workers, there=()):
+        work = pool.WorkerPool(SimpleNamespace(run_dir=str(tmp_path)), FakePlan(count), there)
         commands = {
             host: [[sys.executable, "-c", WORKER.format(does), host] for does in each] for host, each in workers.items()
         }
@@ -73,6 +73,13 @@ def test_all_workers_generate_and_a_slow_one_less(generate, tmp_path, monkeypatc
     assert work.lost == {}
     seen = state(tmp_path)
     assert (seen["pictures"], seen["of"], seen["hosts"]["c"], seen["ended"] > seen["began"]) == (12, 12, 1, True)
+
+
+def test_what_is_there_is_not_drawn_again(generate, tmp_path):
+    _, by = generate(4, {"a": [""]}, there={0, 2})
+    assert by == {1: "a", 3: "a"}
+    seen = state(tmp_path)
+    assert (seen["pictures"], seen["of"], seen["hosts"]) == (4, 4, {"a": 2})
 
 
 def test_another_worker_gets_the_batch_of_a_dead_one(generate, capsys):

@@ -14,7 +14,6 @@ import torch
 
 from sdtune.errors import BadInput, TrainingFailed
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_embeddings
 from sdtune.models.registry import family_of
 from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.settings import Job, build
@@ -22,11 +21,7 @@ from sdtune.training.checkpoint import find_checkpoint
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics
 from sdtune.training.trainer import train
-from tests.conftest import PATIENCE, run_ranks, start_ranks, write_job
-
-
-def learned_by(job):
-    return load_embeddings(Run(job.run_dir).learned)[1]
+from tests.conftest import PATIENCE, learned_rows, run_ranks, start_ranks, write_job
 
 
 def changed(mapping, run_dir=None, **sections):
@@ -50,19 +45,19 @@ def test_what_a_run_writes(mapping):
     assert expected <= step.keys()
     assert (step["world_size"], step["sync_bytes"], step["lr"]) == (1, 0, 0.01)
     assert facts == json.loads(Run(job.run_dir).finished.read_text(encoding="utf-8"))
-    assert learned_by(job).shape == (1, 128)
+    assert learned_rows(job).shape == (1, 128)
 
 
 def test_a_finished_run_is_refused_and_replaced_only_on_request(mapping):
     job = changed(mapping)
     train(job)
-    before = learned_by(job)
+    before = learned_rows(job)
     again = build(Job, {**mapping, "seed": 2})
     with pytest.raises(BadInput, match=r"finished run.*run_name.*--overwrite.*training_overwrite=true"):
         train(again)
-    assert torch.equal(learned_by(job), before)
+    assert torch.equal(learned_rows(job), before)
     train(build(Job, {**mapping, "seed": 2, "overwrite": True}))
-    assert not torch.equal(learned_by(job), before)
+    assert not torch.equal(learned_rows(job), before)
 
 
 @pytest.mark.parametrize("split", [{"train_batch_size": 2, "gradient_accumulation_steps": 2}, {"world_size": 2}])
@@ -71,7 +66,7 @@ def test_ranks_and_accumulation_equal_one_larger_batch(mapping, tmp_path, split)
     train(one)
     other = changed(mapping, tmp_path / "other", training={"max_train_steps": 3, **split})
     run_ranks(write_job(tmp_path / "job.yaml", other), other.training.world_size)
-    torch.testing.assert_close(learned_by(other), learned_by(one), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(learned_rows(other), learned_rows(one), rtol=1e-4, atol=1e-6)
     steps = [m for m in read_metrics(Run(other.run_dir).metrics) if m["kind"] == "step"]
     size = other.training.world_size
     # 128 gradients, the loss and the stop flag
@@ -116,7 +111,7 @@ def test_resuming_is_bit_exact(mapping, tmp_path, scheduler):
     shutil.rmtree(half / "checkpoints" / "step-000006")
     resumed = changed(mapping, half, training={**options, "resume_from_checkpoint": "latest"}, validation={"steps": 3})
     train(resumed)
-    assert torch.equal(learned_by(resumed), learned_by(whole))
+    assert torch.equal(learned_rows(resumed), learned_rows(whole))
 
     def comparable(job):
         lines = read_metrics(Run(job.run_dir).metrics)
@@ -147,7 +142,7 @@ def test_two_ranks_killed_at_any_time_resume_to_the_same_bits(mapping, tmp_path)
     resumed = {**options, "resume_from_checkpoint": "latest"}
     again, elsewhere = (changed(mapping, tmp_path / name, training=resumed) for name in ("cut", "elsewhere"))
     run_ranks([write_job(tmp_path / "cut.yaml", again), write_job(tmp_path / "elsewhere.yaml", elsewhere)], 2)
-    assert torch.equal(learned_by(again), learned_by(whole))
+    assert torch.equal(learned_rows(again), learned_rows(whole))
 
 
 def stop_after(mapping, tmp_path, steps, **training):
@@ -174,7 +169,7 @@ def test_two_ranks_stop_together_on_request_and_resume_to_the_same_bits(mapping,
     assert not run.finished.exists()
     assert not run.stop.exists()
     run_ranks(tmp_path / "cut.yaml", 2)
-    assert torch.equal(learned_by(cut), learned_by(whole))
+    assert torch.equal(learned_rows(cut), learned_rows(whole))
 
 
 def test_auto_resumes_or_starts_a_new_run_and_latest_needs_a_checkpoint(mapping, tmp_path):
@@ -184,7 +179,7 @@ def test_auto_resumes_or_starts_a_new_run_and_latest_needs_a_checkpoint(mapping,
     stop_after(mapping, tmp_path, 2, **options)
     go_on = changed(mapping, tmp_path / "cut", training={**options, "max_train_steps": 4})
     train(go_on)
-    assert torch.equal(learned_by(go_on), learned_by(whole))
+    assert torch.equal(learned_rows(go_on), learned_rows(whole))
     latest = {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
     with pytest.raises(BadInput, match=r"holds no complete checkpoint; auto would start a new run"):
         train(changed(mapping, tmp_path / "none", training=latest))
@@ -205,7 +200,7 @@ def test_another_number_of_ranks_is_refused_or_resharded(mapping, tmp_path):
     allowed = changed(mapping, tmp_path / "cut", training={**two, "resume_reshard": True})
     printed = run_ranks(write_job(tmp_path / "job.yaml", allowed), 2)[0]
     assert "resumed on 2 ranks instead of 1: the samples stay the same" in printed
-    torch.testing.assert_close(learned_by(allowed), learned_by(whole), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(learned_rows(allowed), learned_rows(whole), rtol=1e-4, atol=1e-6)
 
 
 def test_another_global_batch_continues_with_unseen_samples(mapping, tmp_path):
@@ -227,7 +222,7 @@ def test_a_plateau_stops_the_run_and_survives_a_resume(mapping, tmp_path):
     job = changed(mapping, training=options, validation=plateau)
     facts = train(job)
     assert (facts["steps"], facts["stopped_early"]) == (3, True)
-    assert learned_by(job).shape == (1, 128)
+    assert learned_rows(job).shape == (1, 128)
 
     half = tmp_path / "half"
     shutil.copytree(job.run_dir, half)
@@ -387,10 +382,10 @@ def test_a_run_resumed_at_its_end_ends_the_same(mapping):
     options = {"checkpointing_steps": 2}
     job = changed(mapping, training=options, validation={"steps": 1})
     facts = train(job)
-    before = learned_by(job)
+    before = learned_rows(job)
     (Run(job.run_dir).finished).unlink()
     again = train(changed(mapping, training={**options, "resume_from_checkpoint": "latest"}, validation={"steps": 1}))
-    assert torch.equal(learned_by(job), before)
+    assert torch.equal(learned_rows(job), before)
     assert again["validation_loss"] == facts["validation_loss"]
     assert again["initializer_loss"] == facts["initializer_loss"]
 

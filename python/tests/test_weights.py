@@ -86,7 +86,7 @@ def test_bf16_training_holds_no_float32_copy_of_the_networks(mapping, tmp_path):
     family = family_of(job.model.path)
     networks = family.load(job)
     method = method_of(job)(job, networks)
-    modules = (networks.unet, networks.text_encoder)
+    modules = (networks.unet, networks.text_encoders["text_encoder"].model)
     wide = [p for module in modules for p in module.parameters() if p.dtype == torch.float32]
     [learned] = method.learned.values()
     assert [id(p) for p in wide] == [id(learned.parameter)]

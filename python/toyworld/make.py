@@ -1,6 +1,7 @@
-"""Train the embedded Stable Diffusion pipeline from scratch: about an hour on two cores.
+"""Train the embedded Stable Diffusion pipelines from scratch: about an hour on two cores each.
 
     python -m toyworld.make --out ../toyworld            # what `make toyworld` runs
+    python -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --out ../toyworld/xl   # make toyworld-xl
     python -m toyworld.make --out /tmp/try --vae-steps 20 --unet-steps 20 --examples 200   # a quick trial
 
 Writes ``model/`` (diffusers folder layout, float16 safetensors), ``concept/*.jpg`` (five pictures of the toy that is
@@ -10,68 +11,71 @@ not in the training set), ``trained.png`` (images for captions of the training s
 import argparse
 import copy
 import random
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdtune.inference.images import contact_sheet
-from sdtune.models.pipelines import assemble
 from toyworld.captions import examples
 from toyworld.drawings import draw_toy
-from toyworld.networks import SIDE, make_models, make_scheduler
+from toyworld.layouts import ExtraLarge, Layout, Plain
+from toyworld.networks import make_scheduler, make_vae
 from toyworld.tokenizer import make_tokenizer
 from toyworld.toys import CONCEPT, CONCEPT_POSES
 from toyworld.training import Log, encode_all, train_unet, train_vae
+from toyworld.views import View, draw_view, random_view
 
 
-def save_model(
-    model: Path, tokenizer: CLIPTokenizer, vae: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel
-) -> None:
+def save_model(model: Path, layout: Layout, vae: AutoencoderKL, networks: dict[str, torch.nn.Module]) -> None:
     """Write the pipeline in float16."""
-    pipeline = assemble(
-        vae=copy.deepcopy(vae),
-        unet=copy.deepcopy(unet),
-        text_encoder=copy.deepcopy(text),
-        tokenizer=tokenizer,
-        scheduler=make_scheduler(),
-    )
+    pipeline = layout.pipeline(copy.deepcopy(vae), copy.deepcopy(networks))
     pipeline.to(torch.float16).save_pretrained(model)
     # stored in float16, to be used in float32: transformers takes the default type from this line
-    config = model / "text_encoder" / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
+    for config in model.glob("text_encoder*/config.json"):
+        config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
 
 
-def train(args: argparse.Namespace, captions: list[str], pixels: np.ndarray, model: Path, log: Log) -> None:
-    """Train all networks, and save them to ``model``."""
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
+def make_layout(name: str, captions: list[str], views: list[View], model: Path) -> Layout:
+    """The layout ``sd`` or ``sdxl``; writes its tokenizers to ``model``."""
     tokenizer = make_tokenizer(captions, model / "tokenizer")
-    vae, unet, text = make_models(tokenizer)
-    networks = {"vae": vae, "unet": unet, "text_encoder": text}
-    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    log(part="models", vocabulary=len(tokenizer), **sizes)
+    if name == "sd":
+        return Plain(tokenizer, captions)
+    # Stable Diffusion XL pads the texts of its second encoder with token 0
+    second = make_tokenizer(captions, model / "tokenizer_2", pad="!")
+    return ExtraLarge([tokenizer, second], captions, views)
 
-    if args.keep_vae:
-        log(part="vae", kept=True)
+
+def train(args: argparse.Namespace, layout: Layout, pixels: np.ndarray, model: Path, log: Log) -> None:
+    """Train all networks, and save them to ``model``."""
+    vae = make_vae()
+    networks = {"vae": vae, **layout.networks}
+    log(part="models", **{name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()})
+
+    if args.vae:
+        log(part="vae", kept=str(args.vae))
+        shutil.copytree(args.vae, model / "vae", dirs_exist_ok=True)
     else:
-        vae = train_vae(vae, pixels, args.vae_steps, args.vae_batch, rng, log)
+        vae = train_vae(vae, pixels, args.vae_steps, args.vae_batch, np.random.default_rng(args.seed), log)
         vae.half().save_pretrained(model / "vae")
     # From here on with the VAE as it is shipped, in float16. The new seed makes the second half independent of how the
     # first was run.
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).eval()
     torch.manual_seed(args.seed + 1)
-    latents = encode_all(vae, pixels)
+    mean, std = encode_all(vae, pixels)
+    if not args.vae:  # unit variance over all images
+        factor = round(1 / (mean + std * torch.randn_like(mean)).std().item(), 5)
+        vae.register_to_config(scaling_factor=factor)
+    latents = (mean * vae.config.scaling_factor, std * vae.config.scaling_factor)
     log(part="latents", scaling_factor=vae.config.scaling_factor, mean_std=round(latents[1].mean().item(), 4))
 
-    def save(unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
-        save_model(model, tokenizer, vae, unet, text)
-
     scheduler = DDPMScheduler.from_config(make_scheduler().config)
-    train_unet(unet, text, tokenizer, scheduler, latents, captions, args.unet_steps, args.unet_batch, log, save)
+    save = partial(save_model, model, layout, vae)
+    train_unet(layout, scheduler, latents, args.unet_steps, args.unet_batch, log, save)
 
 
 def draw_concept(folder: Path) -> None:
@@ -83,7 +87,7 @@ def draw_concept(folder: Path) -> None:
 
 def generate_sheet(model: Path, captions: list[str], seed: int, file: Path) -> None:
     """Generate images for 24 captions of the training set with the trained model, and write a contact sheet."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     shown = random.Random(seed).sample([c for c in dict.fromkeys(captions) if " in " in c or " at " in c], 24)
     images: list[Image.Image] = [
@@ -107,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vae-batch", type=int, default=8, help="batch size of the VAE (%(default)s)")
     parser.add_argument("--unet-batch", type=int, default=32, help="batch size of UNet and text encoder (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of everything that is random (%(default)s)")
-    parser.add_argument("--keep-vae", action="store_true", help="keep the VAE that an earlier run left in model/vae")
+    parser.add_argument("--vae", type=Path, help="folder of a VAE to take in place of training one")
+    parser.add_argument("--layout", choices=("sd", "sdxl"), default="sd", help="of the pipeline (%(default)s)")
     return parser
 
 
@@ -115,15 +120,19 @@ def main() -> None:
     """Make everything: training set, model, pictures of the concept, and the sheet."""
     args = _parser().parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    log = Log(args.out / "log.jsonl", append=args.keep_vae)
-    settings = {k: v for k, v in vars(args).items() if k != "out"}
+    log = Log(args.out / "log.jsonl")
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
     log(part="start", torch=torch.__version__, threads=torch.get_num_threads(), **settings)
     training_set = list(examples(args.examples, args.names, args.seed))
-    pixels = np.stack([np.asarray(draw_toy(e.toy, e.pose, SIDE)) for e in training_set])
     captions = [e.caption for e in training_set]
+    rng = random.Random(args.seed)
+    views = [random_view(rng) if args.layout == "sdxl" else View() for _ in training_set]
+    pixels = np.stack([np.asarray(draw_view(e.toy, e.pose, v)) for e, v in zip(training_set, views, strict=True)])
     model = args.out / "model"
-    train(args, captions, pixels, model, log)
-    draw_concept(args.out / "concept")
+    torch.manual_seed(args.seed)
+    train(args, make_layout(args.layout, captions, views, model), pixels, model, log)
+    if args.layout == "sd":  # the other layout learns the same concept
+        draw_concept(args.out / "concept")
     generate_sheet(model, captions, args.seed, args.out / "trained.png")
     log(part="end", megabytes=round(sum(f.stat().st_size for f in model.rglob("*.safetensors")) / 1e6, 2))
 

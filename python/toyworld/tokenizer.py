@@ -36,8 +36,13 @@ def _train_bpe(captions: list[str]) -> Tokenizer:
     return bpe
 
 
-def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+def make_tokenizer(captions: list[str], folder: Path, pad: str = END) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer in which every word of the captions is one token; any other text is a few tokens.
+
+    Args:
+        captions: of the training set.
+        folder: that it is written to.
+        pad: the token that fills short texts.
 
     Raises:
         RuntimeError: a word of the captions is not one token.
@@ -54,7 +59,7 @@ def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
         unk_token=END,
         bos_token=START,
         eos_token=END,
-        pad_token=END,
+        pad_token=pad,
         model_max_length=MAX_TOKENS,
     )
     tokenizer.save_pretrained(folder)

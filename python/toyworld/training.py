@@ -1,4 +1,4 @@
-"""Training the embedded model: first the VAE, then UNet and text encoder together."""
+"""Training the embedded model: first the VAE, then UNet and text encoders together."""
 
 import copy
 import json
@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDPMScheduler
 
+from toyworld.layouts import Layout
 from toyworld.networks import LATENT_CHANNELS, SIDE
-from toyworld.tokenizer import MAX_TOKENS
 
 
 class Log:
     """Prints a line and appends it to ``log.jsonl``."""
 
-    def __init__(self, path: Path, append: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self.begun = path, time.time()
-        path.open("a" if append else "w").close()
+        path.open("w").close()
 
     def __call__(self, **fields: Any) -> None:
         """Write one line."""
@@ -103,54 +102,44 @@ def train_vae(
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation [n, 4, 8, 8] of each image's latents, scaled to unit variance over all images."""
+    """Mean and standard deviation [n, 4, 8, 8] of each image's latents."""
     moments = [vae.encode(batch_of(pixels, slice(i, i + 64))).latent_dist for i in range(0, len(pixels), 64)]
-    mean, std = torch.cat([m.mean for m in moments]), torch.cat([m.std for m in moments])
-    factor = round(1 / (mean + std * torch.randn_like(mean)).std().item(), 5)
-    vae.register_to_config(scaling_factor=factor)
-    return mean * factor, std * factor
+    return torch.cat([m.mean for m in moments]), torch.cat([m.std for m in moments])
 
 
 def train_unet(
-    unet: UNet2DConditionModel,
-    text: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
+    layout: Layout,
     scheduler: DDPMScheduler,
     latents: tuple[torch.Tensor, torch.Tensor],
-    captions: list[str],
     steps: int,
     batch: int,
     log: Log,
-    save: Callable[[UNet2DConditionModel, CLIPTextModel], None],
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    save: Callable[[dict[str, torch.nn.Module]], None],
+) -> None:
     """Train noise prediction with min-SNR weights (gamma 5); a tenth of the captions is empty, for guidance.
 
-    Returns:
-        The averaged networks, which ``save`` gets every 1,000 steps too.
+    ``save`` gets the averaged networks by name, every 1,000 steps and at the end.
     """
-    ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-    empty = tokenizer("", padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
     mean, std = latents
-    optimizer = torch.optim.AdamW(
-        [*unet.parameters(), *text.parameters()], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
-    schedule, average = cosine(optimizer, steps, 200), Average(unet, text, decay=0.999)
+    modules = list(layout.networks.values())
+    parameters = [p for module in modules for p in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    schedule, average = cosine(optimizer, steps, 200), Average(*modules, decay=0.999)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    unet.train()
-    text.train()
+    for module in modules:
+        module.train()
     recent: list[float] = []
     for step in range(1, steps + 1):
-        pick = torch.randint(len(captions), (batch,))
+        pick = torch.randint(len(mean), (batch,))
         x = mean[pick] + std[pick] * torch.randn(batch, *mean.shape[1:])
         t = torch.randint(scheduler.config.num_train_timesteps, (batch,))
         noise = torch.randn_like(x)
-        words = torch.where((torch.rand(batch) < 0.1)[:, None], empty, ids[pick])
-        predicted = unet(scheduler.add_noise(x, noise, t), t, text(words).last_hidden_state).sample
+        predicted = layout.predict(scheduler.add_noise(x, noise, t), t, pick, torch.rand(batch) < 0.1)
         weight = snr[t].clamp(max=5) / snr[t]
         loss = ((predicted - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([*unet.parameters(), *text.parameters()], 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         average.update()
@@ -161,5 +150,4 @@ def train_unet(
             )
             recent.clear()
         if step % 1000 == 0 or step == steps:
-            save(*average.copies)
-    return average.copies[0], average.copies[1]
+            save(dict(zip(layout.networks, average.copies, strict=True)))

@@ -1,13 +1,15 @@
 """Training pictures: listing a folder, decoding a file, and what to warn of."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sdtune.data.caption_files import is_caption_file
 from sdtune.errors import BadInput, shown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -19,37 +21,51 @@ _CROPPED = 2.0
 """Aspect ratio from which on cropping to a square is reported."""
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
-    """List the files of a folder, sorted by name, so that their numbers are the same on all hosts; no hidden files.
+def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
+    """List the pictures of a folder, sorted by name, so that their numbers are the same on all hosts.
+
+    Hidden files and caption files are left out. :func:`picture_problems` says which of them cannot be read.
+
+    Args:
+        folder: where the pictures are.
+        setting: that names the folder, for errors.
 
     Raises:
-        BadInput: the folder is missing or empty, or something in it is not a picture that Pillow can read.
+        BadInput: the folder is missing or empty.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"data.path: the picture folder {folder} does not exist")
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        raise BadInput(f"{setting}: the picture folder {folder} does not exist")
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not is_caption_file(p))
     if not files:
-        raise BadInput(f"data.path: the picture folder {folder} is empty; put pictures of the concept in it")
-    for path in files:
-        if not path.name.isprintable():
-            raise BadInput(f"data.path: the name {shown(path.name)} in {folder} holds a line break; rename the file")
-        if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise BadInput(f"data.path: {path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder")
-        try:
-            with Image.open(path) as image:
-                image.load()  # verify() does not find truncated files
-        # Pillow's decoders raise all of these on damaged files
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
-            raise _unreadable(path, error) from None
-        except (UnidentifiedImageError, Image.DecompressionBombError, MemoryError) as error:
-            raise _unreadable(path, error) from None
+        raise BadInput(f"{setting}: the picture folder {folder} is empty; put pictures in it")
     return files
 
 
-def _unreadable(path: Path, error: BaseException) -> BadInput:
+def picture_problems(pictures: Iterable[Path]) -> list[str]:
+    """What is wrong with pictures, one line for each that training cannot use; decodes them all."""
+    return [problem for path in pictures if (problem := _problem(path))]
+
+
+def _problem(path: Path) -> str:
+    if not path.name.isprintable():
+        return f"the name {shown(path.name)} in {path.parent} holds a line break; rename the file"
+    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+        return f"{path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder"
+    try:
+        with Image.open(path) as image:
+            image.load()  # verify() does not find truncated files
+    # Pillow's decoders raise all of these on damaged files
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        return _unreadable(path, error)
+    except (UnidentifiedImageError, Image.DecompressionBombError, MemoryError) as error:
+        return _unreadable(path, error)
+    return ""
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"data.path: {path} cannot be read as a picture ({why}); replace or remove it")
+    return f"{path} cannot be read as a picture ({why}); replace or remove it"
 
 
 def open_picture(path: Path, background: str = "white") -> Image.Image:
@@ -71,38 +87,63 @@ def open_picture(path: Path, background: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_picture(image: Image.Image, resolution: int, center_crop: bool) -> Image.Image:
-    """The square that the model sees, of ``resolution`` pixels a side, resized bicubically.
+def fit_picture(image: Image.Image, size: tuple[int, int], center_crop: bool) -> Image.Image:
+    """The picture that the model sees, resized bicubically.
 
     Args:
         image: of any size.
-        resolution: side of the result in pixels.
-        center_crop: cut out the largest centred square before resizing; otherwise the aspect ratio changes.
+        size: width and height of the result in pixels.
+        center_crop: cut out the largest centred part of these proportions before resizing; otherwise they change.
     """
     if center_crop:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+        part = min(image.width / size[0], image.height / size[1])
+        width, height = round(part * size[0]), round(part * size[1])
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def load_picture(path: Path, resolution: int, center_crop: bool, background: str = "white") -> torch.Tensor:
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a picture was cropped and resized; all numbers are pixels, vertical before horizontal."""
+
+    original: tuple[int, int]
+    """Height and width of the picture."""
+    crop: tuple[int, int]
+    """Top and left of the part that was kept, in the resized picture."""
+    target: tuple[int, int]
+    """Height and width of the result."""
+
+
+def view_of(original: tuple[int, int], size: tuple[int, int], center_crop: bool) -> View:
+    """What :func:`fit_picture` does to a picture; both sizes are width and height."""
+    top = left = 0
+    if center_crop:
+        part = min(original[0] / size[0], original[1] / size[1])
+        left, top = (round((o / part - s) / 2) for o, s in zip(original, size, strict=True))
+    return View(original=(original[1], original[0]), crop=(top, left), target=(size[1], size[0]))
+
+
+def load_picture(path: Path, size: tuple[int, int], center_crop: bool, background: str = "white") -> torch.Tensor:
     """Read a picture as the model sees it; see :func:`open_picture` and :func:`fit_picture`.
 
     Returns:
-        float32 [3, resolution, resolution] in [-1, 1].
+        float32 [3, height, width] in [-1, 1].
     """
-    image = fit_picture(open_picture(path, background), resolution, center_crop)
+    image = fit_picture(open_picture(path, background), size, center_crop)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
 
 
-def picture_warnings(pictures: Sequence[Path], resolution: int, center_crop: bool) -> list[str]:
+def picture_warnings(
+    pictures: Sequence[Path], resolution: int, center_crop: bool, *, buckets: bool = False
+) -> list[str]:
     """What a user should know of pictures that can be used: animations, sizes that do not fit, duplicates.
 
     Args:
-        pictures: files that :func:`list_pictures` has checked.
+        pictures: files without problems.
         resolution: of the training, in pixels.
         center_crop: of the training.
+        buckets: the training gives each picture a size with its proportions.
     """
     found: list[str] = []
     seen: dict[str, str] = {}
@@ -112,7 +153,7 @@ def picture_warnings(pictures: Sequence[Path], resolution: int, center_crop: boo
         if frames > 1:
             found.append(f"{path.name} is an animation of {frames} frames; only the first one is used")
         upright = open_picture(path)
-        found += _size_warnings(path.name, upright.size, resolution, center_crop)
+        found += [] if buckets else _size_warnings(path.name, upright.size, resolution, center_crop)
         digest = hashlib.sha256(repr(upright.size).encode() + upright.tobytes()).hexdigest()
         if digest in seen:
             found.append(f"{path.name} shows the same as {seen[digest]}, which so counts twice; remove one")

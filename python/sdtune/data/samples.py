@@ -1,9 +1,13 @@
 """Training samples: what sample n of a run consists of, and which rank computes which samples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+CLASS_NUMBERS = 2**40
+"""Sample n of the class pictures, for prior preservation, has this number plus n."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,12 @@ class Sample:
     """Standard normal float32 [c, h, w]: draws the latents from the VAE's posterior."""
     noise: torch.Tensor
     """Standard normal float32 [c, h, w]: what the network has to predict."""
+    chance: float
+    """Uniform in [0, 1): decides whether the caption is dropped."""
+    number: int
+    """The sample's own number. Class pictures have numbers from :data:`CLASS_NUMBERS` on."""
+    weight: float = 1.0
+    """Of its loss."""
 
 
 class Sampler:
@@ -32,7 +42,17 @@ class Sampler:
     checkpoint needs no random state.
     """
 
-    def __init__(self, seed: int, pictures: int, captions: int, timesteps: int, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        pictures: int,
+        captions: int,
+        timesteps: int,
+        shape_of: Callable[[int], tuple[int, ...]],
+        *,
+        class_pictures: int = 0,
+        class_weight: float = 1.0,
+    ) -> None:
         """Set the ranges.
 
         Args:
@@ -40,10 +60,13 @@ class Sampler:
             pictures: number of pictures.
             captions: number of captions that a picture may be shown with.
             timesteps: length of the noise schedule.
-            shape: [c, h, w] of the latents.
+            shape_of: [c, h, w] of a picture's latents, by its number.
+            class_pictures: number of class pictures, whose numbers follow those of the pictures.
+            class_weight: of the loss of a class sample.
         """
+        self.class_pictures, self.class_weight = class_pictures, class_weight
         self.seed, self.pictures, self.captions = seed, pictures, captions
-        self.timesteps, self.shape = timesteps, shape
+        self.timesteps, self.shape_of = timesteps, shape_of
 
     def _generator(self, stream: int, number: int) -> np.random.Generator:
         # Philox is a counter-based generator (Salmon et al. 2011): the key is seed and stream, the counter the number
@@ -55,16 +78,32 @@ class Sampler:
         rng = self._generator(2, number)
         return int(order[position]), bool(rng.integers(2)), rng
 
-    def picture_of(self, number: int) -> tuple[int, bool]:
-        """The picture of sample ``number`` and whether it is mirrored. This is cheap: no noise is drawn."""
-        return self._begin(number)[:2]
+    def pictures_of(self, number: int) -> list[tuple[int, bool]]:
+        """The pictures of sample ``number`` and its class sample, and whether each is mirrored; no noise is drawn."""
+        own = [self._begin(number)[:2]]
+        return [*own, (self._class_begin(number)[0], False)] if self.class_pictures else own
+
+    def _class_begin(self, number: int) -> tuple[int, np.random.Generator]:
+        epoch, position = divmod(number, self.class_pictures)
+        order = self._generator(6, epoch).permutation(self.class_pictures)
+        return self.pictures + int(order[position]), self._generator(7, number)
+
+    def class_sample(self, number: int) -> Sample:
+        """The class sample that goes with sample ``number``; class pictures are not mirrored."""
+        picture, rng = self._class_begin(number)
+        return self._draw(picture, False, rng, CLASS_NUMBERS + number, self.class_weight)
 
     def __call__(self, number: int) -> Sample:
         """Sample ``number`` (0, 1, ...). Each epoch, ``pictures`` samples, shows every picture once."""
         picture, mirrored, rng = self._begin(number)
+        return self._draw(picture, mirrored, rng, number, 1.0)
+
+    def _draw(self, picture: int, mirrored: bool, rng: np.random.Generator, number: int, weight: float) -> Sample:
         caption, timestep = rng.integers(self.captions), rng.integers(self.timesteps)
-        noises = torch.from_numpy(rng.standard_normal((2, *self.shape), dtype=np.float32))
-        return Sample(picture, mirrored, int(caption), int(timestep), noises[0], noises[1])
+        noises = torch.from_numpy(rng.standard_normal((2, *self.shape_of(picture)), dtype=np.float32))
+        return Sample(
+            picture, mirrored, int(caption), int(timestep), noises[0], noises[1], rng.random(), number, weight
+        )
 
 
 def sample_numbers(first: int, micro: int, rank: int, *, batch: int, world_size: int) -> range:

@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdtune.data.buckets import training_size
 from sdtune.data.pictures import fit_picture, open_picture
 from sdtune.settings.data import DataArgs
 
 
 def save_thumbnails(pictures: Sequence[Path], folder: Path, data: DataArgs, side: int = 512, most: int = 24) -> None:
-    """Replace ``folder`` by copies of the first ``most`` pictures, as squares of at most ``side`` pixels.
+    """Replace ``folder`` by copies of the first ``most`` pictures, at most ``side`` pixels a side.
 
     Args:
         pictures: files of the pictures.
@@ -21,6 +22,7 @@ def save_thumbnails(pictures: Sequence[Path], folder: Path, data: DataArgs, side
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for i, path in enumerate(pictures[:most]):
-        copy = fit_picture(open_picture(path, data.background), data.resolution, data.center_crop)
+        cut = data.center_crop or data.aspect_ratio_buckets
+        copy = fit_picture(open_picture(path, data.background), training_size(path, data), cut)
         copy.thumbnail((side, side))
         copy.save(folder / f"{i:03d}.png")

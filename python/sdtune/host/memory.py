@@ -1,5 +1,6 @@
 """Memory: what this process may still take (a limit of a cgroup counts), and what it has held."""
 
+import ctypes
 import resource
 from pathlib import Path
 
@@ -25,3 +26,12 @@ def peak_rss_bytes() -> int:
 def lifetime_peak_rss_bytes() -> int:
     """Peak resident memory of this process since its start; :func:`reset_peak_rss` does not change it."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def release_free_memory() -> None:
+    """Return freed memory to the operating system. Allocators keep it, but ranks share the memory of a host."""
+    process = ctypes.CDLL(None)
+    if hasattr(process, "MallocExtension_ReleaseFreeMemory"):  # gperftools is preloaded
+        process.MallocExtension_ReleaseFreeMemory()
+    else:
+        process.malloc_trim(0)

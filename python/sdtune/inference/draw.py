@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdtune.inference.images import encode_png
 from sdtune.inference.openvino import load, set_unet_batch
 from sdtune.inference.plan import Plan
 from sdtune.launch.run_folder import Run
+from sdtune.methods.placeholder import expand_placeholder
 from sdtune.settings import GenerationJob
 
 if TYPE_CHECKING:
@@ -19,6 +21,11 @@ def bind_to_cores(cores: Sequence[int]) -> None:
     # with KMP_AFFINITY, which training sets, OpenVINO uses one core only
     os.environ.pop("KMP_AFFINITY", None)
     os.sched_setaffinity(0, cores)
+
+
+def precision_of(job: GenerationJob) -> str:
+    """Type that a job's model computes in; a trained PyTorch pipeline is the reference, in f32 always."""
+    return "f32" if job.source == "pipeline" else job.precision
 
 
 def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenerator":
@@ -39,12 +46,18 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
             set_unet_batch(pipeline, plan.shape.images)
     else:
         import torch
-        from diffusers import StableDiffusionPipeline
+
+        from sdtune.models.pipelines import load_pipeline
 
         torch.set_num_threads(threads)
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            Run(job.run_dir).pipeline, torch_dtype=torch.float32, use_safetensors=True
-        )
+        run = Run(job.run_dir)
+        folder = job.model if job.source == "model" else run.pipeline
+        dtype = torch.bfloat16 if precision_of(job) == "bf16" else torch.float32
+        pipeline = load_pipeline(Path(str(folder)), dtype)
+        if plan.lora_weight not in (None, 1.0):
+            from sdtune.methods.baking import change_weight
+
+            change_weight(pipeline, run, plan.lora_weight - 1.0)  # the pipeline has weight 1
     return ImageGenerator(
         pipeline,
         steps=job.num_inference_steps,
@@ -63,8 +76,6 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
     Returns:
         {file name: PNG}, each with metadata that say how it was generated.
     """
-    from sdtune.methods.placeholder import expand_placeholder
-
     batch, per_prompt = plan.batches[number], plan.shape.num_images_per_prompt
     prompts = [expand_placeholder(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
     images = generator.generate(prompts, [r.seed for r in batch], job.negative_prompt, per_prompt)
@@ -79,8 +90,9 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
             "guidance_scale": job.guidance_scale,
             "guidance_interval": [job.guidance_start, job.guidance_stop],
             "scheduler": generator.scheduler,
-            "precision": job.precision if plan.exported else "f32",
-            "weights": plan.exported.weights if plan.exported else "fp32",
+            "precision": precision_of(job),
+            "weights": plan.exported.weights if plan.exported else {"f32": "fp32"}.get(precision_of(job), "bf16"),
+            **({} if plan.lora_weight is None else {"lora_weight": plan.lora_weight}),
             "decoder": "tiny" if job.tiny_autoencoder else "full",
             "model_sha256": plan.model_sha256,
             "software": "sdtune",

@@ -2,32 +2,37 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from optimum.exporters.openvino import main_export
-from optimum.intel import OVConfig, OVStableDiffusionPipeline, OVWeightQuantizationConfig
+from optimum.intel import OVConfig, OVPipelineForText2Image, OVWeightQuantizationConfig
 from PIL import Image
 from transformers import CLIPTokenizerFast
 
-from sdtune.data.captions import caption_templates
 from sdtune.errors import BadInput
 from sdtune.files import replace_folder
 from sdtune.host.memory import available_bytes, lifetime_peak_rss_bytes
-from sdtune.inference.exported import ExportFacts, StaticShape, digest, digest_folder, requested_shape, write_facts
+from sdtune.inference.concept import Concept, check_weight_can_change, read_concept
+from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, requested_shape, write_facts
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.images import similarity
 from sdtune.inference.memory import PipelineSize, export_bytes, predict_bytes, read_size
 from sdtune.inference.openvino import load, make_static, static_shape
 from sdtune.inference.tokenizer import export_tokenizer
 from sdtune.launch.run_folder import Run
-from sdtune.methods.formats import load_embeddings
-from sdtune.methods.placeholder import expand_placeholder, token_names
+from sdtune.methods.baking import bake
+from sdtune.methods.lora_files import load_diffusers
+from sdtune.methods.placeholder import token_names
+from sdtune.methods.registry import example_prompts
+from sdtune.models.pipelines import load_pipeline, load_tokenizer
 from sdtune.settings import Job
 from sdtune.sizes import sizes
-from standalone.model_folder import side_problem, size_multiple
+from standalone.model_folder import layout_of, side_problem, size_multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,8 @@ def check(job: Job) -> None:
     """
     run, shape = Run(job.run_dir), requested_shape(job)
     run.require_learned()
+    if run.lora.is_file() and job.openvino.lora_weight != 1.0:
+        check_weight_can_change(run)
     multiple = size_multiple(run.pipeline)
     for name, side in (("height", shape.height), ("width", shape.width)):
         if problem := side_problem(f"openvino.{name}", side, multiple):
@@ -81,18 +88,28 @@ def _check_disk_space(job: Job, size: PipelineSize) -> None:
         )
 
 
-def _concept_prompts(job: Job, placeholder: str, num_vectors: int) -> list[str]:
-    """The captions of training, for calibration and comparison."""
-    templates = caption_templates(job.data.learnable_property, job.data.templates_file)
-    return [expand_placeholder(t.format(placeholder), placeholder, num_vectors) for t in templates]
+@contextmanager
+def _weighted_pipeline(job: Job, concept: Concept) -> Iterator[Path]:
+    """``pipeline/`` of the run, or a temporary copy of it with its adapters at the weight that the job asks for."""
+    run = Run(job.run_dir)
+    if not concept.adapted or job.openvino.lora_weight == 1.0:
+        yield run.pipeline
+        return
+    temporary = run.pipeline.with_name(f".{run.pipeline.name}.weighted")
+    try:
+        # the pipeline has them at weight 1 already
+        bake(load_diffusers(run.lora), run.pipeline, temporary, job.openvino.lora_weight - 1.0)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPipeline:
-    """Convert ``pipeline/`` of the run into ``target``, and load it with dynamic shapes, quantized if asked."""
+def _convert(job: Job, source: Path, target: Path) -> Any:
+    """Convert the pipeline ``source`` into ``target``, and load it with dynamic shapes, quantized if asked."""
     o = job.openvino
     dtype = "fp32" if o.weights == "fp32" else "fp16"
     main_export(
-        str(Run(job.run_dir).pipeline),
+        str(source),
         output=target,
         task="text-to-image",
         library_name="diffusers",
@@ -104,10 +121,10 @@ def _convert(job: Job, target: Path, prompts: list[str]) -> OVStableDiffusionPip
     quantization = {
         "int8": lambda: OVWeightQuantizationConfig(bits=8),
         "hybrid": lambda: OVWeightQuantizationConfig(
-            bits=8, quant_method="hybrid", dataset=prompts, num_samples=o.calibration_samples
+            bits=8, quant_method="hybrid", dataset=example_prompts(job), num_samples=o.calibration_samples
         ),
     }.get(o.weights)
-    return OVStableDiffusionPipeline.from_pretrained(
+    return OVPipelineForText2Image.from_pretrained(
         target, compile=False, quantization_config=quantization() if quantization else None
     )
 
@@ -143,53 +160,51 @@ def _images_of_reference(
     return images
 
 
-def _compare(job: Job, copy: Any, shape: StaticShape, prompts: list[str]) -> tuple[float, float]:
+def _compare(job: Job, source: Path, copy: Any, shape: StaticShape) -> tuple[float, float]:
     """Similarity of the copy's images of the concept to those of the float32 pipeline that it was exported from."""
-    from diffusers import StableDiffusionPipeline
-
     options: dict[str, Any] = {
         "steps": job.openvino.similarity_steps, "guidance_scale": 4.0, "height": shape.height, "width": shape.width,
     }  # fmt: skip
-    total = job.openvino.similarity_images
+    total, prompts = job.openvino.similarity_images, example_prompts(job)
     of_copy = _images_of_copy(ImageGenerator(copy, **options), shape, prompts, total)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        Run(job.run_dir).pipeline, torch_dtype=torch.float32, use_safetensors=True
-    )
-    of_reference = _images_of_reference(ImageGenerator(pipeline, **options), shape, prompts, total)
+    reference = ImageGenerator(load_pipeline(source), **options)
+    of_reference = _images_of_reference(reference, shape, prompts, total)
     return similarity(of_copy, of_reference)
 
 
-def _write(job: Job, target: Path, placeholder: str, num_vectors: int) -> ExportFacts:
-    """Write the complete copy into ``target``; returns its facts, which are stored in it."""
+def _write(job: Job, source: Path, target: Path, concept: Concept) -> ExportFacts:
+    """Write the complete copy of ``source`` into ``target``; returns its facts, which are stored in it."""
     run, shape, o = Run(job.run_dir), requested_shape(job), job.openvino
     raw = run.openvino.with_name(f".{run.openvino.name}.raw")
     for folder in (raw, target):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        pipeline = _convert(job, raw, _concept_prompts(job, placeholder, num_vectors))
+        pipeline = _convert(job, source, raw)
         if not o.dynamic_shapes:
             make_static(pipeline, shape)
         pipeline.save_pretrained(target)
         del pipeline
     finally:
         shutil.rmtree(raw, ignore_errors=True)
-    # transformers 4 saves the copy with the slow tokenizer, which does not write this file
-    shutil.copy(run.pipeline / "tokenizer" / "tokenizer.json", target / "tokenizer")
-    tokenizer = CLIPTokenizerFast.from_pretrained(target, subfolder="tokenizer")
-    export_tokenizer(tokenizer, token_names(placeholder, num_vectors), target / "tokenizer")
+    tokens = token_names(concept.placeholder, concept.num_vectors) if concept.placeholder else []
+    for encoder, name in layout_of(run.pipeline).tokenizers.items():
+        # transformers 4 saves the copy with the slow tokenizer, which does not write this file
+        load_tokenizer(run.pipeline, encoder).backend_tokenizer.save(str(target / name / "tokenizer.json"))
+        export_tokenizer(CLIPTokenizerFast.from_pretrained(target, subfolder=name), tokens, target / name)
     if not o.dynamic_shapes:
         _fix_in_index(target)
     facts = ExportFacts(
         run_name=job.run_name,
-        placeholder=placeholder,
-        num_vectors=num_vectors,
+        placeholder=concept.placeholder,
+        num_vectors=concept.num_vectors,
         resolution=job.data.resolution,
         weights=o.weights,
         shape=None if o.dynamic_shapes else shape,
         step=size_multiple(run.pipeline),
         size=read_size(run.pipeline),
-        learned_sha256=digest(run.learned),
+        learned_sha256=concept.sha256,
         model_sha256=digest_folder(target),
+        lora_weight=o.lora_weight if concept.adapted else None,
     )
     write_facts(target, facts)
     return facts
@@ -204,18 +219,19 @@ def export(job: Job) -> Exported:
     """
     check(job)
     run, shape = Run(job.run_dir), requested_shape(job)
-    placeholder, embeddings = load_embeddings(run.learned)
+    concept = read_concept(run)
     temporary = run.openvino.with_name(f".{run.openvino.name}.tmp")
     try:
-        return _export_into(temporary, job, shape, placeholder, len(embeddings))
+        with _weighted_pipeline(job, concept) as source:
+            return _export_into(temporary, job, source, shape, concept)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _export_into(temporary: Path, job: Job, shape: StaticShape, placeholder: str, num_vectors: int) -> Exported:
-    """Write the copy into ``temporary``, check it, and move it into place."""
+def _export_into(temporary: Path, job: Job, source: Path, shape: StaticShape, concept: Concept) -> Exported:
+    """Write the copy of ``source`` into ``temporary``, check it, and move it into place."""
     run, o = Run(job.run_dir), job.openvino
-    facts = _write(job, temporary, placeholder, num_vectors)
+    facts = _write(job, source, temporary, concept)
     loaded = load(temporary, static=not o.dynamic_shapes, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
     if not o.dynamic_shapes and (found := static_shape(loaded)) != shape:
         raise RuntimeError(f"the exported pipeline has the shape {found}, not {shape}")
@@ -224,6 +240,6 @@ def _export_into(temporary: Path, job: Job, shape: StaticShape, placeholder: str
     if o.weights in ("int8", "hybrid") and o.similarity_images:
         if o.dynamic_shapes:
             shape = StaticShape(batch_size=1, num_images_per_prompt=1, height=shape.height, width=shape.width)
-        compared = _compare(job, loaded, shape, _concept_prompts(job, placeholder, num_vectors))
+        compared = _compare(job, source, loaded, shape)
     replace_folder(temporary, run.openvino)
     return Exported(shape=facts.shape, similarity=compared, peak_bytes=peak, model_bytes=4 * facts.size.parameters)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdtune.errors import BadInput
 from sdtune.files import write_atomically
+from sdtune.inference.concept import digest_learned
 from sdtune.inference.memory import PipelineSize
 from sdtune.launch.run_folder import Run
 from sdtune.settings import Job
@@ -41,7 +42,7 @@ class ExportFacts:
     run_name: str
     """Of the run that was exported."""
     placeholder: str
-    """The placeholder token that the run learned."""
+    """The placeholder token that the run learned; empty where it learned none."""
     num_vectors: int
     """Embedding vectors of the placeholder token."""
     resolution: int
@@ -55,9 +56,11 @@ class ExportFacts:
     size: PipelineSize
     """Of the pipeline that was exported."""
     learned_sha256: str
-    """Digest of the learned embeddings that are baked in."""
+    """Digest of the learned parameters that are baked in."""
     model_sha256: str
     """Digest of the exported files."""
+    lora_weight: float | None = None
+    """Weight that LoRA adapters are baked in at; None: the run has none."""
 
 
 def requested_shape(job: Job) -> StaticShape:
@@ -106,10 +109,11 @@ def read_facts(run: Run) -> ExportFacts:
         facts = ExportFacts(**values, size=size, shape=StaticShape(**shape) if shape else None)
     except (OSError, ValueError, TypeError, KeyError):
         raise BadInput(f"{run.openvino} does not say what it was made from ({_FACTS}); export the run again") from None
-    # a host that only generates images has no learned embeddings to compare; the primary copied this folder to it
-    if run.learned.is_file() and digest(run.learned) != facts.learned_sha256:
+    # a host that only generates images has no learned parameters to compare; the primary copied this folder to it
+    here = run.learned.is_file() or run.lora.is_file()
+    if here and digest_learned(run) != facts.learned_sha256:
         raise BadInput(
-            f"{run.openvino} was exported from another run ({facts.run_name}): its learned embeddings differ from "
+            f"{run.openvino} was exported from another run ({facts.run_name}): its learned parameters differ from "
             f"those in this run folder; export the run again"
         )
     return facts

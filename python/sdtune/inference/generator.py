@@ -63,9 +63,16 @@ class GuidanceInterval:
         self._evaluations += 1
         half = len(sample) // 2
         halves = [slice(0, half), slice(half, None)] if self._start <= share < self._stop else [slice(half, None)]
-        outputs = [self._forward(sample[h], timestep, encoder_hidden_states[h], **options)[0] for h in halves]
+        outputs = [self._forward(sample[h], timestep, encoder_hidden_states[h], **_part(options, h))[0] for h in halves]
         self.samples += half * len(halves)
         return (torch.cat([outputs[0], outputs[-1]]),)
+
+
+def _part(options: Any, part: slice) -> Any:
+    """Arguments of some samples: tensors are cut, in dictionaries too; what is no tensor is the same for all."""
+    if isinstance(options, dict):
+        return {name: _part(value, part) for name, value in options.items()}
+    return options[part] if isinstance(options, torch.Tensor) else options
 
 
 class ImageGenerator:
@@ -84,6 +91,8 @@ class ImageGenerator:
         width: int,
     ) -> None:
         pipeline.set_progress_bar_config(disable=True)
+        # prompts hold all tokens of a placeholder already; diffusers would add them once more
+        pipeline.maybe_convert_prompt = lambda prompt, _: prompt
         self._pipeline = pipeline
         self.scheduler = set_scheduler(pipeline, scheduler)
         guided = guidance_scale > 1
@@ -104,7 +113,9 @@ class ImageGenerator:
         """``per_prompt`` images for each prompt, one for each seed."""
         if self._interval:
             self._interval.begin()
-        options = {"negative_prompt": [negative] * len(prompts), "num_images_per_prompt": per_prompt, **self._options}
+        # a pipeline knows best what stands for no negative prompt: Stable Diffusion XL's takes zeros
+        negatives = [negative] * len(prompts) if negative else None
+        options = {"negative_prompt": negatives, "num_images_per_prompt": per_prompt, **self._options}
         output: Any = draw(self._pipeline, prompts, seeds, **options)
         if self._tiny is None:
             return list(output)

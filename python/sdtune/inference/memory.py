@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdtune.settings import Job
-from standalone.model_folder import read_header
+from standalone.model_folder import layout_of, read_header
 
-_NETWORKS = ("text_encoder", "unet", "vae")
 # Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
 # cannot fit, and what they accept may still be too much.
 _UNET_MAPS = 12
@@ -20,7 +19,7 @@ class PipelineSize:
     """The sizes of a pipeline that its memory depends on."""
 
     parameters: int
-    """Of the text encoder, the UNet and the VAE."""
+    """Of the text encoders, the UNet and the VAE."""
     unet_channels: int
     """Of the UNet's feature maps at full latent resolution."""
     decoder_channels: int
@@ -39,7 +38,7 @@ def read_size(model: Path) -> PipelineSize:
     vae = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
     channels = vae["block_out_channels"]
     return PipelineSize(
-        parameters=sum(_parameters(model / name) for name in _NETWORKS),
+        parameters=sum(_parameters(model / name) for name in layout_of(model).weights),
         unet_channels=unet["block_out_channels"][0],
         decoder_channels=channels[min(1, len(channels) - 1)],  # the output of the last upsampling
         factor=2 ** (len(channels) - 1),

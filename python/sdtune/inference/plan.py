@@ -6,21 +6,20 @@ can change the last bits of an image. So the same images come out however many p
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput, shown
+from sdtune.errors import BadInput
 from sdtune.host import memory
 from sdtune.host.numa import split_cores
 from sdtune.host.processor import has_bf16
+from sdtune.inference.concept import check_weight_can_change, read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, read_facts
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
+from sdtune.inference.prompts import added_tokens, check_tokens, cut_off
 from sdtune.launch.run_folder import Run
-from sdtune.methods.placeholder import TextLimit
-from sdtune.models.folder import read_config
 from sdtune.settings import GenerationJob
 from sdtune.sizes import sizes
 from standalone.model_folder import side_problem, size_multiple
@@ -45,9 +44,11 @@ class Plan:
     shape: StaticShape
     """Of one batch."""
     placeholder: str
-    """The placeholder token that the run learned."""
+    """The placeholder token that the run learned; empty where it learned none."""
     num_vectors: int
     """Embedding vectors of the placeholder token."""
+    lora_weight: float | None
+    """Weight of the run's LoRA adapters; None: it has none."""
     exported: ExportFacts | None
     """None: the PyTorch pipeline generates."""
     model_sha256: str
@@ -95,37 +96,19 @@ def make_batches(requests: Sequence[Request], shape: StaticShape) -> list[list[R
     return result
 
 
-def added_tokens(pipeline: Path) -> set[str]:
-    """The tokens that were added to a pipeline's tokenizer."""
-    tokenizer = json.loads((pipeline / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    return {token["content"] for token in tokenizer["added_tokens"]}
-
-
-def _check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
-    """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
-    for text in (*job.prompts, job.negative_prompt):
-        for word in re.findall(r"<[^<>\s]+>", text):
-            if word not in known:
-                raise BadInput(
-                    f"prompts: the model of this run does not know {word} (in {text!r}); it has learned {placeholder}"
-                )
-    return [
-        f"the prompt {prompt!r} does not hold the learned word {placeholder}"
-        for prompt in job.prompts
-        if placeholder not in prompt
-    ]
-
-
-def _cut_off(job: GenerationJob, folder: Path, placeholder: str, num_vectors: int) -> list[str]:
-    """Warnings of prompts that the text encoder does not read to their end."""
-    from tokenizers import Tokenizer
-
-    config = read_config(folder / "tokenizer" / "tokenizer_config.json")
-    reads = read_config(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-    limit = TextLimit(tokenizer, min(reads, config.get("model_max_length", reads)), placeholder, num_vectors)
-    texts = {f"the prompt {shown(prompt)}": prompt for prompt in job.prompts}
-    return limit.warnings(texts | {f"the negative prompt {shown(job.negative_prompt)}": job.negative_prompt})
+def _lora_weight(job: GenerationJob, exported: ExportFacts | None, adapted: bool) -> float | None:
+    """The weight of LoRA adapters; None where the run has none."""
+    has = exported.lora_weight if exported is not None else 1.0 if adapted else None
+    if job.lora_weight is None or job.lora_weight == has:
+        return has
+    if has is None:
+        raise BadInput("lora_weight: this run has learned no LoRA; leave it out")
+    if exported is not None:
+        raise BadInput(
+            f"lora_weight: the OpenVINO copy of this run has its LoRA at {has}, not {job.lora_weight}; export again "
+            f"(openvino.lora_weight: {job.lora_weight}), or take the source pipeline"
+        )
+    return job.lora_weight
 
 
 def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int, multiple: int) -> StaticShape:
@@ -150,7 +133,7 @@ def _shape(job: GenerationJob, exported: ExportFacts | None, resolution: int, mu
 
 def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, processes: int) -> None:
     """Refuse what does not fit into this host's memory, by prediction."""
-    bf16 = job.precision == "bf16" and job.source == "openvino"
+    bf16 = job.precision == "bf16" and job.source != "pipeline"
     one = predict_bytes(size, shape.images, shape.height, shape.width, guided=job.guidance_scale > 1, bf16=bf16)
     free = memory.available_bytes()
     if processes * one > free:
@@ -163,7 +146,7 @@ def _check_memory(job: GenerationJob, size: PipelineSize, shape: StaticShape, pr
 
 
 def _check_precision(job: GenerationJob) -> None:
-    if job.precision == "bf16" and job.source == "openvino" and not has_bf16():
+    if job.precision == "bf16" and job.source != "pipeline" and not has_bf16():
         raise BadInput("precision: this CPU has no bf16 instructions (AVX-512 or AMX); take f32")
 
 
@@ -197,16 +180,25 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         exported = read_facts(run)
         placeholder, vectors, resolution = exported.placeholder, exported.num_vectors, exported.resolution
         size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
-    else:
-        from sdtune.methods.formats import load_embeddings  # torch takes seconds to import
+        weight = _lora_weight(job, exported, adapted=False)
+    elif job.source == "model":
+        from sdtune.models.registry import family_of  # torch takes seconds to import
 
-        exported = None
-        run.require_learned()
-        placeholder, embeddings = load_embeddings(run.learned)
-        vectors, resolution = len(embeddings), int(run.facts()["resolution"])
+        if job.model is None:
+            raise BadInput("model: the source model needs the folder of the base model")
+        exported, folder = None, Path(job.model)
+        placeholder, vectors, weight = "", 0, _lora_weight(job, None, adapted=False)
+        resolution = job.height or int(run.facts()["resolution"])
+        size, model_sha256 = read_size(folder), family_of(folder).fingerprint(folder)
+    else:
+        exported, concept = None, read_concept(run)
+        placeholder, vectors = concept.placeholder, concept.num_vectors
+        resolution, weight = int(run.facts()["resolution"]), _lora_weight(job, None, concept.adapted)
+        if weight not in (None, 1.0):
+            check_weight_can_change(run)
         size, model_sha256, folder = read_size(run.pipeline), digest_folder(run.pipeline), run.pipeline
-    warnings = _check_tokens(job, placeholder, added_tokens(folder))
-    warnings += _cut_off(job, folder, placeholder, vectors)
+    warnings = check_tokens(job, placeholder, added_tokens(folder))
+    warnings += cut_off(job, folder, placeholder, vectors)
     shape = _shape(job, exported, resolution, exported.step if exported else size_multiple(folder))
     _check_precision(job)
     _check_tiny_autoencoder(job)
@@ -221,6 +213,7 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         shape=shape,
         placeholder=placeholder,
         num_vectors=vectors,
+        lora_weight=weight,
         exported=exported,
         model_sha256=model_sha256,
         requests=requests,

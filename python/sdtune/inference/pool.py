@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,23 @@ OVERDUE_FACTOR, OVERDUE_SECONDS = 2.0, 10.0
 class WorkerPool:
     """The batches of a plan, the workers that have them, and what became of each."""
 
-    def __init__(self, job: GenerationJob, plan: Plan) -> None:
+    def __init__(self, job: GenerationJob, plan: Plan, there: Collection[int] = ()) -> None:
+        """Nothing is started yet.
+
+        Args:
+            job: what is asked for.
+            plan: of this host; all hosts have the same.
+            there: batches whose images are in ``drawn/`` already.
+        """
         self.job, self.plan, self.folder = job, plan, Run(job.run_dir).drawn
         self.lost: dict[str, str] = {}
         """{host: why it was given up, or which batch it did not deliver in time}"""
-        self._waiting = deque(range(len(plan.batches)))
+        self._waiting = deque(number for number in range(len(plan.batches)) if number not in there)
+        self._there = len(plan.batches) - len(self._waiting)
         self._in_flight: dict[int, list[tuple[Worker, float]]] = {}
         """{batch: the workers that have it, each with the time when it got it}"""
-        self._done: dict[int, str] = {}
-        """{batch: host}"""
+        self._done: dict[int, str] = dict.fromkeys(there, "")
+        """{batch: host}; the host is empty where the images were there."""
         self._longest = 0.0
         self._workers: list[Worker] = []
         self._began = time.time()
@@ -105,8 +113,8 @@ class WorkerPool:
     def _report(self, **more: Any) -> None:
         """Write the state that standalone/run_state.py reads, and print a line."""
         names = {name for number in self._done for name in self.plan.names(number)}
-        hosts = list(self._done.values())
-        share = len(self._done) / len(self.plan.batches)
+        hosts = [host for host in self._done.values() if host]
+        share = len(hosts) / max(1, len(self.plan.batches) - self._there)
         spent = time.time() - self._began
         state = {
             "pictures": len(names),
@@ -150,13 +158,18 @@ class WorkerPool:
         self._report(ended=time.time())
 
 
-def worker_commands(job_file: str, plan: Plan, hosts: Mapping[str, str]) -> dict[str, list[list[str]]]:
+def worker_commands(request: Sequence[str], plan: Plan, hosts: Mapping[str, str]) -> dict[str, list[list[str]]]:
     """{host: the command of each worker} on this host and on ``hosts`` {name: address}, each of which is asked first.
+
+    Args:
+        request: the arguments that say what is drawn: ``--job FILE``, or ``--class-pictures FILE``.
+        plan: of this host.
+        hosts: the others.
 
     Raises:
         BadInput: a host cannot generate what is asked for, or would do it from another copy.
     """
-    program = [sys.executable, "-E", "-s", PROGRAM, "--job", job_file]
+    program = [sys.executable, "-E", "-s", PROGRAM, *request]
     here = os.uname().nodename
     commands = {here: [[*program, "--worker", str(i)] for i in range(len(plan.cores))]}
     with ThreadPoolExecutor(max_workers=16) as pool:

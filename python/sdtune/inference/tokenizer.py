@@ -11,7 +11,7 @@ def export_tokenizer(tokenizer: CLIPTokenizerFast, added: list[str], target: Pat
 
     Args:
         tokenizer: with the tokens of the placeholder.
-        added: those tokens.
+        added: those tokens; none where no token was learned.
         target: an existing folder.
 
     Raises:
@@ -33,7 +33,8 @@ def export_tokenizer(tokenizer: CLIPTokenizerFast, added: list[str], target: Pat
         bpe.input(last - len(outputs) + i).replace_source_output(output)
     openvino.save_model(model, target / "openvino_tokenizer.xml")
     openvino.save_model(detokenizer, target / "openvino_detokenizer.xml")
-    text = f"a photo of a {' '.join(added)}, {added[0]} again"
+    words = added or ["toy"]
+    text = f"a photo of a {' '.join(words)}, {words[0]} again"
     ids = openvino.compile_model(target / "openvino_tokenizer.xml", "CPU")([text])["input_ids"][0].tolist()
     if ids != tokenizer(text).input_ids:
         raise RuntimeError(f"the OpenVINO tokenizer splits {text!r} into {ids}, not {tokenizer(text).input_ids}")

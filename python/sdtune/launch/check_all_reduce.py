@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100, help="size of the large message")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank")
     args = parser.parse_args()
-    config = json.loads((args.model / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    encoders = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(args.model.glob("text_encoder*/config.json"))]
 
     load_backend(args.backend)
     timeout = datetime.timedelta(seconds=args.timeout)
@@ -75,7 +75,7 @@ def main() -> None:
     hosts: list[str | None] = [None] * ranks
     distributed.all_gather_object(hosts, platform.node())
 
-    small = args.vectors * config["hidden_size"]
+    small = args.vectors * sum(config["hidden_size"] for config in encoders)
     large = args.megabytes * 1_000_000 // 4
     all_reduce(small, 20)  # sets up the connections
     seconds_small = all_reduce(small, 100)

@@ -77,7 +77,7 @@ def start(run: Path, arguments: list[str], call: str | None = None, *, seconds: 
     raise BadInput(f"{run}: the supervisor does not start: {output[-800:]}")
 
 
-def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None:
+def start_drawing(run: Path, command: list[str], *, seconds: float = 300) -> None:
     """Start the generation of a run's pictures, and wait until it has checked all that it needs.
 
     Raises:
@@ -94,6 +94,8 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None
         if process.poll():
             break
         time.sleep(0.05)
+    else:
+        raise BadInput(f"{run}: the drawing has not begun after {seconds:.0f} s; it goes on, with its log in {log}")
     output = log.read_text(encoding="utf-8", errors="replace").strip() or "it printed nothing"
     raise BadInput(output[-800:].removeprefix("error: "))
 

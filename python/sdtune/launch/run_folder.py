@@ -11,7 +11,7 @@ from typing import Any
 from sdtune.errors import BadInput, TrainingFailed
 from sdtune.files import is_writable, nearest_folder, write_atomically
 
-_RESULTS = ("learned_embeds.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
+_RESULTS = ("*.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
 _PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
 
 
@@ -22,6 +22,7 @@ class Run:
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         self.learned = self.folder / "learned_embeds.safetensors"
+        self.lora = self.folder / "pytorch_lora_weights.safetensors"
         self.pipeline = self.folder / "pipeline"
         self.openvino = self.folder / "openvino"
         self.images = self.folder / "images"
@@ -35,6 +36,11 @@ class Run:
         self.finished = self.folder / "finished.json"
         self.stop = self.folder / "stop"
         """When this file exists, the run stops after its next step."""
+
+    def file_for_tools(self, name: str) -> Path:
+        """``<name>.safetensors``, for tools that show a file's name; names of the run's own files get an underscore."""
+        path = self.folder / f"{name}.safetensors"
+        return self.folder / f"{name}_.safetensors" if path in (self.learned, self.lora) else path
 
     def check_writable(self, *, overwrite: bool, resume: bool) -> None:
         """Refuse a finished run, checkpoints that would be lost, and a folder that cannot be written to.
@@ -74,12 +80,12 @@ class Run:
         pictures.
         """
         self.finished.unlink(missing_ok=True)
-        for name in _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS):
-            path = self.folder / name
+        names = _RESULTS if keep_progress else (*_RESULTS, *_PROGRESS)
+        for path in [path for name in names for path in self.folder.glob(name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
 
     def prove_writable(self, size: int = 1 << 20) -> None:
         """Write ``size`` bytes and remove them: permissions do not show a full disk, and do not apply to root.
@@ -125,11 +131,12 @@ class Run:
         return facts
 
     def require_learned(self) -> None:
-        """Refuse a run that has no learned embeddings, or no pipeline.
+        """Refuse a run that has no learned parameters, or no pipeline.
 
         Raises:
             BadInput: names what is missing.
         """
-        if not self.learned.is_file() or not self.pipeline.is_dir():
-            missing = self.learned if not self.learned.is_file() else self.pipeline
+        learned = self.learned.is_file() or self.lora.is_file()
+        if not learned or not self.pipeline.is_dir():
+            missing = self.pipeline if learned else self.learned
             raise BadInput(f"{missing} does not exist; train the run first, with save_as_full_pipeline")

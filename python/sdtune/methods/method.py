@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class Learned:
     """In float32."""
     learning_rate: float
     """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
+    share_of_steps: float = 1.0
+    """It learns in this share of the steps, from the first on, and then keeps its value."""
     largest: float | None = None
     """Largest norm, over the last dimension, that a useful result can have; None: any finite one."""
 
@@ -35,8 +38,6 @@ class Method(ABC):
     """All parameters that training changes, by name. The order is the same on all ranks."""
     num_captions: int
     """How many captions a picture may be shown with; ``Sample.caption`` is less than this."""
-    validation_caption: str
-    """The caption that validation measures the learned concept with."""
 
     @classmethod
     @abstractmethod
@@ -50,6 +51,16 @@ class Method(ABC):
             BadInput: names the setting that is wrong, with the remedy.
         """
 
+    @classmethod
+    @abstractmethod
+    def caption_problems(cls, job: Job, family: Family) -> list[str]:
+        """What is wrong with the captions beside the pictures; told together with what is wrong with the pictures."""
+
+    @classmethod
+    @abstractmethod
+    def example_prompts(cls, job: Job) -> list[str]:
+        """Captions of training, as the networks take them, for calibration and comparison of an export."""
+
     @abstractmethod
     def __init__(self, job: Job, networks: Networks) -> None:
         """Add the parameters to ``networks``, which still compute the same as before."""
@@ -57,6 +68,10 @@ class Method(ABC):
     @abstractmethod
     def caption(self, sample: Sample) -> str:
         """The caption of a training sample."""
+
+    @abstractmethod
+    def validation_caption(self, picture: int) -> str:
+        """The caption that validation measures what is learned with, on a picture of this number."""
 
     @abstractmethod
     def reference_caption(self, description: str) -> str:
@@ -67,13 +82,19 @@ class Method(ABC):
         """A user's prompt as the networks need it to show the learned concept."""
 
     @abstractmethod
-    def save(self, run: Run) -> list[Path]:
+    def save(self, run: Run, facts: Mapping[str, Any]) -> list[Path]:
         """Write the learned parameters to the run folder, in the formats that other tools read.
+
+        Args:
+            run: the run folder.
+            facts: the content of ``finished.json``.
 
         Returns:
             The files, of which ``finished.json`` keeps the SHA-256.
         """
 
     @abstractmethod
-    def save_pipeline(self, model: Path, target: Path) -> None:
-        """Write a copy of the pipeline ``model`` that contains the learned concept, completely or not at all."""
+    def save_pipeline(self, run: Run, model: Path) -> None:
+        """Write ``pipeline/`` of the run after :meth:`save`: a copy of the pipeline ``model`` that contains the learned
+        concept; completely or not at all.
+        """

@@ -3,6 +3,7 @@
 A placeholder of several vectors is several tokens. This module does not import torch.
 """
 
+import re
 from typing import Any
 
 from sdtune.errors import BadInput, shown
@@ -15,8 +16,15 @@ def token_names(placeholder: str, num_vectors: int) -> list[str]:
     return [placeholder, *(f"{placeholder}_{i}" for i in range(1, num_vectors))]
 
 
+def word_of(placeholder: str) -> str:
+    """The placeholder without angle brackets, as a file's name: what tools call an embedding in prompts."""
+    return re.sub(r"[^\w.-]", "_", placeholder.strip("<>")) or "embedding"
+
+
 def expand_placeholder(text: str, placeholder: str, num_vectors: int) -> str:
-    """``text`` with the placeholder replaced by all of its tokens."""
+    """``text`` with the placeholder replaced by all of its tokens; unchanged where the placeholder is empty."""
+    if not placeholder:
+        return text
     return text.replace(placeholder, " ".join(token_names(placeholder, num_vectors)))
 
 
@@ -84,7 +92,7 @@ class TextLimit:
 
     def lost(self, text: str) -> str:
         """The words of ``text`` that are cut off, as a message quotes them; empty if all are read."""
-        names = token_names(self._placeholder, self._num_vectors)
+        names = token_names(self._placeholder, self._num_vectors) if self._placeholder else []
         words = lost_words(self._tokenizer, self.limit, expand_placeholder(text, self._placeholder, self._num_vectors))
         return shown(words.replace(" ".join(names), self._placeholder)) if words else ""
 

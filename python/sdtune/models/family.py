@@ -5,7 +5,7 @@ A new family is one new module that implements :class:`Family` and :class:`Netwo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sdtune.data.pictures import View
 from sdtune.errors import BadInput
 from sdtune.models.folder import model_fingerprint, weight_files
 from sdtune.models.footprint import Footprint, footprint
@@ -37,6 +38,10 @@ class Batch:
     """int64 [b]."""
     captions: Sequence[str]
     """One caption for each sample."""
+    views: Sequence[View]
+    """How the picture of each sample was cropped and resized."""
+    numbers: Sequence[int] | None = None
+    """Numbers of the samples in the run, on which dropout depends; None: there is no dropout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,10 @@ class TextEncoder:
     """Frozen, in evaluation mode."""
     tokenizer: Any
     """A tokenizer of transformers."""
+    name_in_files: str
+    """What other tools call its learned embeddings in their files."""
+    adapter_prefix: str
+    """How the names of its adapters begin in kohya's files."""
 
 
 class Networks(ABC):
@@ -59,6 +68,20 @@ class Networks(ABC):
     text_encoders: Mapping[str, TextEncoder]
     """By the name of the encoder's subfolder in the pipeline."""
 
+    on_batch: list[Callable[[Batch | None], None]]
+    """Called with each batch before its prediction, and with None before pictures are drawn."""
+    denoiser: nn.Module
+    """The denoising network, in evaluation mode. Methods may change it before the first sample."""
+    denoiser_name: str
+    """Its subfolder in the pipeline, such as ``unet``."""
+
+    @abstractmethod
+    def encode_captions(self, captions: Collection[str]) -> None:
+        """Encode all captions that will be used, once and for all. The text encoders leave memory.
+
+        For methods that leave the text encoders as they are.
+        """
+
     @abstractmethod
     def denoising_losses(self, batch: Batch, snr_gamma: float | None = None) -> torch.Tensor:
         """Mean squared error of the prediction for each sample.
@@ -70,6 +93,9 @@ class Networks(ABC):
         Returns:
             float32 [b], with gradients to the parameters that a method has added.
         """
+
+    image_encoder_id: str
+    """Fingerprint of the VAE's encoder, for posteriors that are kept."""
 
     @abstractmethod
     def load_image_encoder(self) -> ImageEncoder:
@@ -93,6 +119,8 @@ class Family(ABC):
     """Classes in ``model_index.json`` that belong to this family."""
     weight_parts: ClassVar[tuple[str, ...]]
     """Subfolders of a pipeline that hold weights."""
+    denoiser_name: ClassVar[str]
+    """Subfolder of the denoising network."""
     other_parts: ClassVar[tuple[str, ...]]
     """Subfolders of a pipeline that have to exist besides."""
 

@@ -4,15 +4,17 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from sdtune.files import write_atomically
+from standalone.model_folder import layout_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTokenizerFast
 
 _KEPT = ("*.json", "*.txt", "*.model", "*.safetensors")
 
@@ -24,36 +26,89 @@ def assemble(**parts: object) -> "StableDiffusionPipeline":
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _copy_part(source: Path, target: Path) -> None:
+def text_config(model: Path, part: str) -> "CLIPTextConfig":
+    """The configuration of a text encoder, with the id of the token that ends a text, after which it pools.
+
+    Old configurations say 2, which stands for the largest id. That is another token once tokens were added.
+    """
+    from transformers import CLIPTextConfig
+
+    config = CLIPTextConfig.from_pretrained(model, subfolder=part)
+    config.eos_token_id = load_tokenizer(model, part).eos_token_id
+    return config
+
+
+def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
+    """The tokenizer of the text encoder in the subfolder ``part``."""
+    from transformers import CLIPTokenizerFast
+
+    tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=layout_of(model).tokenizers[part])
+    return tokenizer
+
+
+def text_encoder_class(model: Path, part: str) -> Any:
+    """The class of a text encoder, of its layout."""
+    import transformers
+
+    return getattr(transformers, layout_of(model).classes[part][0])
+
+
+def load_text_encoder(model: Path, part: str, dtype: torch.dtype) -> Any:
+    """The text encoder in the subfolder ``part``, see :func:`text_config`."""
+    return text_encoder_class(model, part).from_pretrained(
+        model, subfolder=part, config=text_config(model, part), dtype=dtype, use_safetensors=True
+    )
+
+
+def load_pipeline(model: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The text-to-image pipeline of a model folder in PyTorch."""
+    from diffusers import AutoPipelineForText2Image
+
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    # a base model's index can name a safety checker that was not downloaded
+    if "safety_checker" in json.loads((model / "model_index.json").read_text(encoding="utf-8")):
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    return AutoPipelineForText2Image.from_pretrained(model, **options)
+
+
+def _copy_part(source: Path, target: Path, patterns: Collection[str]) -> None:
     target.mkdir(parents=True)
-    for path in sorted({p for pattern in _KEPT for p in source.glob(pattern)}):
+    for path in sorted({p for pattern in patterns for p in source.glob(pattern)}):
         shutil.copyfile(path, target / path.name)
 
 
-def copy_pipeline(model: Path, target: Path, leave_out: Collection[str]) -> None:
+def copy_pipeline(
+    model: Path, target: Path, leave_out: Collection[str] = (), without_weights: Collection[str] = ()
+) -> None:
     """Copy a pipeline folder file by file: bit-identical, without loading anything. An existing copy is replaced.
 
     Args:
         model: folder of the pipeline.
         target: folder of the copy.
         leave_out: subfolders that the caller writes itself.
+        without_weights: subfolders whose safetensors files the caller writes itself.
     """
     shutil.rmtree(target, ignore_errors=True)
     for part in sorted(p for p in model.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if part.name not in leave_out:
-            _copy_part(part, target / part.name)
+            _copy_part(part, target / part.name, _KEPT[:-1] if part.name in without_weights else _KEPT)
     # the index of the copy must not name parts that were not downloaded, usually the safety checker
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     for name, value in index.items():
         if isinstance(value, list) and not (model / name).is_dir():
             index[name] = [None, None]
-    if index.get("safety_checker", [None])[0] is None:
+    if index.get("safety_checker") == [None, None]:
         index["requires_safety_checker"] = False
     write_atomically(target / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
-def draw(pipeline: "DiffusionPipeline", prompts: list[str], seeds: list[int], **options: object) -> list[Image.Image]:
-    """Draw one picture for each prompt. The noise of each has its own seed, so grouping does not change a picture."""
+def draw(
+    pipeline: "DiffusionPipeline", prompts: list[str] | None, seeds: list[int], **options: object
+) -> list[Image.Image]:
+    """Draw one picture for each prompt. The noise of each has its own seed, so grouping does not change a picture.
+
+    Without prompts, ``options`` hold ``prompt_embeds`` and ``negative_prompt_embeds``.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pictures: list[Image.Image] = pipeline(prompts, generator=generators, **options).images
     return pictures

@@ -6,9 +6,10 @@ from sdtune.errors import BadInput
 from sdtune.models.family import Family
 from sdtune.models.folder import read_config
 from sdtune.models.sd import StableDiffusion
+from sdtune.models.sdxl import StableDiffusionXL
 from standalone.model_folder import ModelError, layout_of
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
 
 
 def family_of(model: str | Path) -> Family:

@@ -12,6 +12,7 @@ below the rate of a plain one.
 ``python/bench/attention.py`` measures both against torch's own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sdtune.ops import kernels
+from sdtune.ops.low_rank import Factors, Projection, is_fusable, split
 
 BLOCK = 2**20
 """Weights, queries x keys, at a time and thread: 2 MB in bf16, the size of a core's own cache."""
@@ -116,8 +118,14 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
     return out
 
 
+def _factors_of(projections: Sequence[Projection], factors: Sequence[torch.Tensor]) -> list[Factors]:
+    """The factors of each projection, from those of all projections in one row."""
+    remaining = iter(factors)
+    return [() if p.scaling == 0 else (next(remaining), next(remaining)) for p in projections]
+
+
 class _ProjectedSelfAttention(torch.autograd.Function):
-    """Self-attention of x [batch, n, channels] in the compiled kernel, with its frozen projections to q, k and v.
+    """Self-attention of x [batch, n, channels] in the compiled kernel, with its projections to q, k and v.
 
     Saves x instead of q, k and v, which are three times as large and recomputed: 46 MB less at 512 pixels and a batch
     of 1, for 2% more FLOPs.
@@ -125,29 +133,47 @@ class _ProjectedSelfAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, heads: int, scale: float, *projections: tuple[torch.Tensor, torch.Tensor | None]
+        ctx: Any,
+        x: torch.Tensor,
+        heads: int,
+        scale: float,
+        projections: Sequence[Projection],
+        *factors: torch.Tensor,
     ) -> torch.Tensor:
         out: torch.Tensor
-        q, k, v = (F.linear(x, *projection) for projection in projections)
+        q, k, v = _project(x, projections, factors)
         out, log_sums = kernels.attention_forward(q, k, v, heads, scale)
-        ctx.save_for_backward(x, out, log_sums)
+        ctx.save_for_backward(x, out, log_sums, *factors)
         ctx.projections, ctx.arguments = projections, (heads, scale)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, out, log_sums = ctx.saved_tensors
-        q, k, v = (F.linear(x, *projection) for projection in ctx.projections)
+        x, out, log_sums, *factors = ctx.saved_tensors
+        q, k, v = _project(x, ctx.projections, factors)
         gradients = kernels.attention_backward(q, k, v, out, d_outs[0], log_sums, *ctx.arguments)
-        d_x = torch.zeros_like(x.flatten(0, 1))
-        for gradient, (weight, _) in zip(gradients, ctx.projections, strict=True):
-            d_x.addmm_(gradient.flatten(0, 1), weight)
-        return d_x.view(x.shape), None, None, None, None, None
+        rows = x.flatten(0, 1)
+        d_x = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
+        d_factors: list[torch.Tensor] = []
+        for projection, own, gradient in zip(
+            ctx.projections, _factors_of(ctx.projections, factors), gradients, strict=True
+        ):
+            d_projected = gradient.flatten(0, 1)
+            if d_x is not None:
+                d_x.addmm_(d_projected, projection.weight)
+            d_factors += projection.backward(rows, d_projected, own, d_x)
+        return (None if d_x is None else d_x.view(x.shape)), None, None, None, *d_factors
+
+
+def _project(x: torch.Tensor, projections: Sequence[Projection], factors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """[batch, n, channels] -> q, k and v."""
+    pairs = zip(projections, _factors_of(projections, factors), strict=True)
+    return [projection.forward(x, own) for projection, own in pairs]
 
 
 def projected_self_attention(
-    x: torch.Tensor, heads: int, scale: float, projections: tuple[nn.Linear, nn.Linear, nn.Linear]
+    x: torch.Tensor, heads: int, scale: float, projections: tuple[nn.Module, nn.Module, nn.Module]
 ) -> torch.Tensor:
     """Attention from x to x in the compiled kernel.
 
@@ -155,21 +181,18 @@ def projected_self_attention(
         x: bf16 [batch, n, channels].
         heads: of the projected x.
         scale: of the logits.
-        projections: to q, k and v; plain and frozen.
+        projections: to q, k and v; frozen, each with or without an adapter, see
+            :func:`sdtune.ops.low_rank.is_fusable`.
 
     Returns:
-        bf16 [batch, n, heads * d]; a gradient goes to ``x`` only.
+        bf16 [batch, n, heads * d]; gradients go to ``x`` and to the factors of the adapters.
     """
-    parameters = [(linear.weight, linear.bias) for linear in projections]
+    parts = [split(linear) for linear in projections]
+    factors = [factor for _, own in parts for factor in own]
     out: torch.Tensor = _ProjectedSelfAttention.apply(  # type: ignore[no-untyped-call]
-        x, heads, scale, *parameters
+        x, heads, scale, [projection for projection, _ in parts], *factors
     )
     return out
-
-
-def _is_frozen(linear: nn.Module) -> bool:
-    """Whether it is a plain projection that nothing learns: no adapter around it, no gradient of its weight."""
-    return type(linear) is nn.Linear and not linear.weight.requires_grad
 
 
 class BlockwiseProcessor:
@@ -196,7 +219,7 @@ class BlockwiseProcessor:
             raise NotImplementedError("the UNet of Stable Diffusion uses no mask")
         projections = (attn.to_q, attn.to_k, attn.to_v)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if self._kernel and context is hidden_states and all(map(_is_frozen, projections)):
+        if self._kernel and context is hidden_states and all(map(is_fusable, projections)):
             out = projected_self_attention(context, attn.heads, attn.scale, projections)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)

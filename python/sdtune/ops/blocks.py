@@ -13,6 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sdtune.ops.low_rank import is_fusable
 from sdtune.ops.normalization import norm_gated_gelu
 
 
@@ -116,7 +117,10 @@ class FrozenTransformerBlock(nn.Module):
             )
             hidden_states = attended + hidden_states
         gated, *rest = self.ff.net
-        widened = norm_gated_gelu(hidden_states, self.norm3, gated.proj)
+        if is_fusable(gated.proj):
+            widened = norm_gated_gelu(hidden_states, self.norm3, gated.proj)
+        else:
+            widened = gated(self.norm3(hidden_states))
         for module in rest:
             widened = module(widened)
         return widened + hidden_states

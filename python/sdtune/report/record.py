@@ -87,6 +87,27 @@ class RunRecord:
         """A setting of the job."""
         return self.job.get(section, {}).get(key, default)
 
+    @property
+    def method(self) -> str:
+        """Name of the fine-tuning method, for a heading."""
+        return _METHODS[self.job.get("method", "textual_inversion")]
+
+    @property
+    def learned_name(self) -> str:
+        """What the concept is called in prompts: the placeholder token, or the caption of all pictures."""
+        if self.job.get("method") == "lora":
+            return str(self.setting("data", "instance_prompt") or "The captions of the pictures")
+        return str(self.setting("data", "placeholder_token", "the placeholder token"))
+
+    @property
+    def starting_point(self) -> str:
+        """What learning started from."""
+        token = f"the token {self.setting('data', 'initializer_token', '?')}"
+        base = f"the model itself, LoRA rank {self.setting('lora', 'rank', '?')}"
+        return {"lora": base, "pivotal": f"{token}, LoRA rank {self.setting('lora', 'rank', '?')}"}.get(
+            self.job.get("method", ""), token
+        )
+
     def settings(self) -> list[tuple[str, str]]:
         """All settings of the job: (``section.key``, value as text)."""
         flat = []
@@ -96,6 +117,9 @@ class RunRecord:
             else:
                 flat.append((key, _as_text(value)))
         return flat
+
+
+_METHODS = {"textual_inversion": "Textual inversion", "lora": "LoRA", "pivotal": "Textual inversion with LoRA"}
 
 
 def _as_text(value: Any) -> str:

@@ -10,8 +10,10 @@ from sdtune.settings.flags import add_job_flags, job_from_flags, training_job
 from sdtune.settings.generation import GenerationJob, SchedulerName
 from sdtune.settings.job import RUN_NAME_PATTERN, Job
 from sdtune.settings.load import build, read_yaml, to_mapping
+from sdtune.settings.lora import LoraArgs
 from sdtune.settings.model import ModelArgs
 from sdtune.settings.openvino import OpenVINOArgs
+from sdtune.settings.prior import PriorArgs
 from sdtune.settings.training import TrainingArgs
 from sdtune.settings.validation import ValidationArgs
 
@@ -20,8 +22,10 @@ __all__ = [
     "DataArgs",
     "GenerationJob",
     "Job",
+    "LoraArgs",
     "ModelArgs",
     "OpenVINOArgs",
+    "PriorArgs",
     "SchedulerName",
     "TrainingArgs",
     "ValidationArgs",

@@ -39,6 +39,9 @@ class Flag:
     """The command-line flag, where it is not named like the field: diffusers' name for it."""
 
     name: str
+    """In ``textual_inversion.py``."""
+    lora: str = ""
+    """In ``lora.py``, where diffusers' two scripts differ."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,19 @@ class Derived:
     """The playbooks compute the value with a Jinja expression; the role has no variable of its own for it."""
 
     expression: str
+
+
+@dataclass(frozen=True)
+class OnlyFor:
+    """The fine-tuning methods that use the setting. For any other method it has to have its default."""
+
+    methods: tuple[str, ...]
+
+    def __init__(self, *methods: str) -> None:
+        object.__setattr__(self, "methods", methods)
+
+    def __str__(self) -> str:
+        return " and ".join(self.methods)
 
 
 HostPath = Annotated[str, PathText(), Variable(type="path")]
@@ -118,10 +134,10 @@ class Setting:
         """The rules that a value has to follow."""
         return tuple(m for m in self.markers if isinstance(m, Bound))
 
-    @property
-    def flag(self) -> str:
-        """Name of its flag, without dashes."""
-        return next((m.name for m in self.markers if isinstance(m, Flag)), self.name)
+    def flag(self, method: str) -> str:
+        """Name of its flag in the program of a method, without dashes."""
+        marker = next((m for m in self.markers if isinstance(m, Flag)), Flag(self.name))
+        return marker.lora or marker.name if method == "lora" else marker.name
 
     @property
     def former(self) -> str | None:
@@ -132,6 +148,24 @@ class Setting:
     def variable(self) -> Variable:
         """The declared Ansible variable; a field's own marker overrides that of its type."""
         return next((m for m in reversed(self.markers) if isinstance(m, Variable)), Variable())
+
+    @property
+    def only_for(self) -> OnlyFor | None:
+        """The methods that use it, or None for all."""
+        return next((m for m in self.markers if isinstance(m, OnlyFor)), None)
+
+    def is_for(self, method: str) -> bool:
+        """Whether a method uses it."""
+        return self.only_for is None or method in self.only_for.methods
+
+    def misplaced(self, value: Any, method: str) -> str:
+        """What is wrong with a value that a method does not use; empty if it is the default, or is used."""
+        if value == self.default or self.is_for(method):
+            return ""
+        return (
+            f"{shown(value)} is of no use to the method {method}, it is a setting of {self.only_for}; leave it out, or "
+            f"change the method (Ansible: training_method)"
+        )
 
     @property
     def derived(self) -> str | None:
@@ -157,8 +191,10 @@ class Setting:
         facts = [f"in {m.name}" for m in self.markers if isinstance(m, Unit)]
         facts += [str(b) for b in self.bounds if b not in (Ge(0), Gt(0), PathText())]  # goes without saying
         meaning = self.meaning.replace("Unset:", f"{unset}:")
-        sentence = ", ".join(facts)
-        return f"{meaning} {sentence[0].upper()}{sentence[1:]}." if facts else meaning
+        if facts:
+            sentence = ", ".join(facts)
+            meaning = f"{meaning} {sentence[0].upper()}{sentence[1:]}."
+        return f"{meaning} Only for {self.only_for}." if self.only_for else meaning
 
 
 class Settings:

@@ -1,4 +1,4 @@
-"""Flags of ``textual_inversion.py``: those of diffusers' script of that name and our own, each with a help text."""
+"""Flags of the training programs, one for each method: those of diffusers' scripts and our own, with a help text."""
 
 import argparse
 import dataclasses
@@ -17,14 +17,14 @@ _AT_START = ("overwrite", "resume_from_checkpoint", "resume_reshard", "world_siz
 _WITHOUT_FLAGS = ("openvino",)
 
 
-def job_flags() -> dict[str, Setting]:
-    """{flag: setting} of a training job."""
+def job_flags(method: str) -> dict[str, Setting]:
+    """{flag: setting} of a training job with a method; its program determines the method."""
     return {
-        setting.flag: setting
+        setting.flag(method): setting
         for section in sections_of(Job)
         if section.section not in _WITHOUT_FLAGS
         for setting in settings_of(section)
-        if not setting.nested
+        if not setting.nested and setting.is_for(method) and setting.key != "method"
     }
 
 
@@ -39,11 +39,13 @@ def _help(setting: Setting) -> str:
     return f"{setting.described()} Default: {default}.".replace("%", "%%").replace("``", "")
 
 
-def add_job_flags(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` a flag for each setting of a training job, with its meaning and default."""
+def add_job_flags(parser: argparse.ArgumentParser, method: str) -> None:
+    """Give ``parser`` a flag for each setting of a training job with ``method``, with its meaning and default."""
     for section in sections_of(Job):
+        if not any(setting.section == section.section for setting in job_flags(method).values()):
+            continue
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
-        for flag, setting in job_flags().items():
+        for flag, setting in job_flags(method).items():
             if setting.section != section.section:
                 continue
             names = [f"--{flag}"] + ([f"--{setting.former}"] if setting.former else [])
@@ -59,31 +61,33 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def _given(flags: argparse.Namespace) -> dict[str, Any]:
+def _given(flags: argparse.Namespace, method: str) -> dict[str, Any]:
     """The flags that the user typed."""
-    return {flag: getattr(flags, flag) for flag in job_flags() if getattr(flags, flag) is not None}
+    return {flag: getattr(flags, flag) for flag in job_flags(method) if getattr(flags, flag) is not None}
 
 
-def job_from_flags(flags: argparse.Namespace) -> Job:
-    """The job that the flags describe; the run is named after its output folder unless ``--run_name`` is given.
+def job_from_flags(flags: argparse.Namespace, method: str) -> Job:
+    """The job with ``method`` that the flags describe, named after its output folder unless ``--run_name`` is given.
 
     Raises:
         BadInput: a required flag is missing, or a value is out of range.
     """
-    given = _given(flags)
-    for needed in ("pretrained_model_name_or_path", "train_data_dir", "output_dir"):
-        if needed not in given:
-            raise BadInput(f"--{needed} is required, or --job with a job file")
+    given, known = _given(flags, method), job_flags(method)
+    for flag, setting in known.items():
+        if setting.default is MISSING and setting.name != "run_name" and flag not in given:
+            raise BadInput(f"--{flag} is required, or --job with a job file")
     given.setdefault("run_name", Path(given["output_dir"]).resolve().name)
-    mapping: dict[str, Any] = {}
+    mapping: dict[str, Any] = {"method": method}
     for flag, value in given.items():
-        setting = job_flags()[flag]
+        setting = known[flag]
         (mapping.setdefault(setting.section, {}) if setting.section else mapping)[setting.name] = value
     return build(Job, mapping)
 
 
-def training_job(argv: Sequence[str] | None, description: str) -> tuple[Job, argparse.Namespace]:
-    """Parse the command line of ``textual_inversion.py``: ``--job FILE``, or flags; ``--check`` and ``--warnings``.
+def training_job(argv: Sequence[str] | None, description: str, method: str) -> tuple[Job, argparse.Namespace]:
+    """Parse the command line of a method's program: ``--job FILE``, or flags; ``--check`` and ``--warnings``.
+
+    A job file says itself which method it is for.
 
     Raises:
         BadInput: the job file or a flag is wrong, or a flag contradicts --job.
@@ -96,11 +100,11 @@ def training_job(argv: Sequence[str] | None, description: str) -> tuple[Job, arg
     )
     parser.add_argument("--check", action="store_true", help="check the job and its inputs, then exit")
     parser.add_argument("--warnings", metavar="FILE", help="with --check: also write the warnings to FILE, as JSON")
-    add_job_flags(parser)
+    add_job_flags(parser, method)
     flags = parser.parse_args(argv)
     if flags.job is None:
-        return job_from_flags(flags), flags
-    given = _given(flags)
+        return job_from_flags(flags, method), flags
+    given = _given(flags, method)
     also = [f"--{flag}" for flag in given if flag not in _AT_START]
     if also:
         raise BadInput(f"--job and {also[0]} exclude each other: change the value in the job file")

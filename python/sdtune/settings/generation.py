@@ -21,9 +21,11 @@ class GenerationJob(Settings):
 
     run_dir: Annotated[str, PathText(), Derived("cluster_run_dir")]
     """Folder of the run; the pictures go to ``images/`` in it."""
-    source: Literal["openvino", "pipeline"] = "openvino"
-    """Model that generates: openvino (the exported model, on all hosts), or pipeline (the PyTorch pipeline, on the
-    primary only)."""
+    source: Literal["openvino", "pipeline", "model"] = "openvino"
+    """Model that generates: openvino (the exported model, on all hosts), pipeline (the PyTorch pipeline, on the primary
+    only), or model (the base model in PyTorch, on all hosts, to compare with)."""
+    model: Annotated[HostPath | None, Derived("cluster_model_path")] = None
+    """Folder of the base model, for the source model."""
     prompts: Annotated[
         list[str],
         Variable(
@@ -55,7 +57,11 @@ class GenerationJob(Settings):
             meaning="auto: bf16 if every host that generates has instructions for it.",
         ),
     ] = "f32"
-    """Type that the OpenVINO model computes in. With f32, hosts of the same CPU model generate identical pictures."""
+    """Type that the OpenVINO model, or the base model, computes in. With f32, hosts of the same CPU model generate
+    identical pictures."""
+    lora_weight: float | None = None
+    """Weight of LoRA adapters, 1 as learned. The OpenVINO model has the weight that it was exported with; another one
+    needs the source pipeline. Unset: that of the export, else 1."""
     tiny_autoencoder: HostPath | None = None
     """Folder on the hosts with an AutoencoderTiny in diffusers layout that decodes in place of the VAE, for previews.
     Unset: the VAE."""

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sdtune.settings.bounds import Ge, Multiple
 from sdtune.settings.fields import Formerly, Settings, Unit
+from sdtune.settings.lora import ADAPTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class OpenVINOArgs(Settings):
     weights: Literal["fp16", "fp32", "int8", "hybrid"] = "fp16"
     """Type of the stored weights. int8: compressed weights only; hybrid: the UNet's convolutions are computed in int8
     too."""
+    lora_weight: Annotated[float, ADAPTED] = 1.0
+    """Weight at which LoRA adapters are baked in: 1 as learned, 0 not at all."""
     calibration_samples: Annotated[int, Ge(1)] = 100
     """UNet evaluations, of prompts with the learned token, that hybrid is calibrated on."""
     similarity_images: Annotated[int, Ge(0), Formerly("likeness_images")] = 2

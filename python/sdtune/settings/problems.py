@@ -67,6 +67,9 @@ def setting_problems(values: Mapping[str, Any], role: str) -> dict[str, str]:
     sections: dict[type[Settings], bool] = {}
     for name, setting, cls in role_settings(role):
         problem = _problem(name, values[name], setting) if name in values else ""
+        if not problem and name in values and "training_method" in values:
+            misplaced = setting.misplaced(typed(values[name], setting), str(values["training_method"]))
+            problem = f"{name}: {misplaced}" if misplaced else ""
         sections[cls] = sections.get(cls, True) and not problem
         if problem:
             found[name] = problem

@@ -76,14 +76,14 @@ def _job_keys() -> list[str]:
         "",
         *_head("file", "key", "flag", "value in playbooks"),
     ]
-    flags = list(job_flags().values())
+    flags = list(job_flags("textual_inversion").values())
     files = {"training": "job.yaml", "generation": "generation.yaml"}
     for kind, job in JOBS.items():
         for cls in sections_of(job):
             for setting in settings_of(cls):
                 if setting.variable.in_job and not setting.nested:
                     source = setting.derived or variable_name(setting, cls)
-                    flag = f"`--{setting.flag}`" if setting in flags else ""
+                    flag = f"`--{setting.flag('textual_inversion')}`" if setting in flags else ""
                     lines.append(f"| `{files[kind]}` | `{setting.key}` | {flag} | {_code(source)} |")
     return lines
 

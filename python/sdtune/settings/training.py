@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.settings.bounds import Between, Ge, Gt
+from sdtune.settings.data import NEW_TOKEN
 from sdtune.settings.fields import Derived, Formerly, Settings, Unit, Variable
 
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -26,8 +27,8 @@ class TrainingArgs(Settings):
     """Samples per rank and micro-step. The global batch is this x ranks x gradient_accumulation_steps."""
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
     """Micro-steps per optimizer step."""
-    learning_rate: Annotated[float, Gt(0)] = 5e-3
-    """Learning rate of AdamW, before scale_lr and the schedule."""
+    learning_rate: Annotated[float, Gt(0), NEW_TOKEN] = 5e-3
+    """Learning rate of AdamW for the embeddings of the new token, before scale_lr and the schedule."""
     scale_lr: bool = False
     """Multiply the learning rate by the global batch."""
     lr_scheduler: LRScheduler = "constant"

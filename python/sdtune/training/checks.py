@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from sdtune.data.pictures import list_pictures
-from sdtune.errors import BadInput
+from sdtune.data.pictures import list_pictures, picture_problems
+from sdtune.errors import BadInput, refuse
 from sdtune.files import nearest_folder
 from sdtune.inference.memory import export_bytes, read_size
 from sdtune.launch.run_folder import Run
@@ -15,6 +15,7 @@ from sdtune.models.registry import family_of
 from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
 from sdtune.sizes import sizes
+from sdtune.training.class_pictures import check_class_pictures
 from sdtune.training.memory import check_memory
 
 _SMALL_FILES = 10_000_000
@@ -79,8 +80,10 @@ def check_job(job: Job) -> list[str]:
     """
     family = family_of(job.model.path)
     family.check(Path(job.model.path), picture_sides(job))
-    list_pictures(job.data.path)
-    warnings = method_of(job).check(job, family)
+    method = method_of(job)
+    refuse("data.path", [*picture_problems(list_pictures(job.data.path)), *method.caption_problems(job, family)])
+    warnings = method.check(job, family)
+    check_class_pictures(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
     check_memory(job, family)

@@ -3,15 +3,15 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdtune.data.caption_files import caption_files
 from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.models.registry import family_of
 from sdtune.settings import Job
-from sdtune.settings.fields import sections_of, settings_of
+from sdtune.settings.fields import Settings, sections_of, settings_of
 
 # settings that a resumed run may change, because they do not change what is learned
 _MAY_CHANGE = (
@@ -31,9 +31,9 @@ _DEFAULTS = {s.name: s.default for section in sections_of(Job) for s in settings
 
 
 def pictures_fingerprint(folder: str | Path) -> str:
-    """A hash of every picture's name and content."""
+    """A hash of the name and content of every picture and every caption file."""
     digest = hashlib.sha256()
-    for path in list_pictures(folder):
+    for path in [*list_pictures(folder), *caption_files(Path(folder))]:
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -42,16 +42,26 @@ def pictures_fingerprint(folder: str | Path) -> str:
 def run_identity(job: Job, world_size: int) -> dict[str, Any]:
     """Everything that determines what a run learns."""
     excluded = set(_MAY_CHANGE)
-    if job.training.lr_scheduler in ("constant", "constant_with_warmup"):
-        excluded.add("max_train_steps")  # the other schedules depend on the number of steps
-    settings = {**asdict(job.data), **asdict(job.training), "world_size": world_size}
+    adapters = _used(job.lora, job.method)
+    if job.training.lr_scheduler in ("constant", "constant_with_warmup") and "token_share" not in adapters:
+        excluded.add("max_train_steps")  # nothing depends on the number of steps
+    settings = {**_used(job.data, job.method), **_used(job.training, job.method), "world_size": world_size}
     return {
+        "method": job.method,
         "model": family_of(job.model.path).fingerprint(Path(job.model.path)),
         "pictures": pictures_fingerprint(job.data.path),
         "seed": job.seed,
         "software_stack": job.software_stack,
         **{key: value for key, value in settings.items() if key not in excluded},
+        **{f"lora.{key}": value for key, value in adapters.items()},
+        **{f"prior.{key}": value for key, value in _used(job.prior, job.method).items() if key != "class_path"},
+        **({"class_pictures": pictures_fingerprint(job.prior.class_path)} if job.prior.class_path else {}),
     }
+
+
+def _used(section: Settings, method: str) -> dict[str, Any]:
+    """The settings of a section that a method uses."""
+    return {s.name: getattr(section, s.name) for s in settings_of(type(section)) if s.is_for(method)}
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any], *, reshard: bool) -> bool:

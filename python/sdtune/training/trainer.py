@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
@@ -28,7 +29,7 @@ from sdtune.training.optimizer import make_optimizer, make_schedule
 from sdtune.training.ranks import sign
 from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
-from sdtune.training.validation import Validator, make_triples
+from sdtune.training.validation import Validator
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -171,17 +172,18 @@ class Trainer:
             numbers = sample_numbers(
                 self.progress.samples, micro, rank, batch=settings.train_batch_size, world_size=self._world_size
             )
-            samples = self._batches.samples(numbers)
-            batch = self._batches.make(samples)
-            began = time.perf_counter()
-            losses = self._networks.denoising_losses(batch, settings.snr_gamma)
-            check_losses(losses, samples, self._batches.pictures, f"step {self.progress.step + 1}, rank {rank}")
-            forward = time.perf_counter()
-            micro_loss = losses.mean() / settings.gradient_accumulation_steps
-            self._samples += len(samples)
-            micro_loss.backward()  # type: ignore[no-untyped-call]
-            loss += micro_loss.item()
-            forward_s, backward_s = forward_s + forward - began, backward_s + time.perf_counter() - forward
+            self._samples += len(numbers)
+            for samples in self._batches.groups(self._batches.samples(numbers)):
+                batch = self._batches.make(samples)
+                began = time.perf_counter()
+                losses = self._networks.denoising_losses(batch, settings.snr_gamma)
+                check_losses(losses, samples, self._batches.pictures, f"step {self.progress.step + 1}, rank {rank}")
+                forward = time.perf_counter()
+                weights = torch.tensor([sample.weight for sample in samples])
+                group_loss = (losses * weights).sum() / len(numbers) / settings.gradient_accumulation_steps
+                group_loss.backward()  # type: ignore[no-untyped-call]
+                loss += group_loss.item()
+                forward_s, backward_s = forward_s + forward - began, backward_s + time.perf_counter() - forward
         return loss, forward_s, backward_s
 
     def _exchange(self, loss: float) -> tuple[float, int]:
@@ -198,6 +200,9 @@ class Trainer:
     def _update_parameters(self) -> float:
         """Optimizer and schedule step. Returns the learning rate that was used, of the first parameter group."""
         check_gradients(self.parameters.values(), self.progress.step + 1)
+        for learned in self._method.learned.values():
+            if self.progress.step >= learned.share_of_steps * self._job.training.max_train_steps:
+                learned.parameter.grad = None  # the optimizer passes over it, weight decay included
         lr: float = self._optimizer.param_groups[0]["lr"]
         self._optimizer.step()
         self._schedule.step()
@@ -214,7 +219,7 @@ class Trainer:
         if self._is_main:
             self._run.clear(keep_progress=self._job.training.resume_from_checkpoint is not None)
         self._accelerator.wait_for_everyone()
-        pictures = self._batches.pictures
+        pictures = self._batches.own_pictures
         if self._is_main:
             save_thumbnails(pictures, self._run.concept, self._job.data)
         self._recorder = Recorder(self._run, self._accelerator, self.progress.step)
@@ -226,7 +231,7 @@ class Trainer:
         """Measure the baseline. A new run also records its first validation and draws its first pictures."""
         settings = self._job.validation
         if settings.steps > 0:
-            triples = make_triples(self._batches.cache, settings.triples, self._networks.num_timesteps)
+            triples = self._batches.triples(settings.triples)
             batch_size = self._job.training.train_batch_size
             self._validator = Validator(self._networks, self._method, triples, batch_size, self._accelerator)
             self._validator.measure_baseline(self.parameters, self._initial, settings.reference_caption)
@@ -304,9 +309,9 @@ class Trainer:
         }
         self._recorder.close()
         if self._is_main:
-            files = self._method.save(self._run)
+            files = self._method.save(self._run, facts)
             if self._job.training.save_as_full_pipeline:
-                self._method.save_pipeline(Path(self._job.model.path), self._run.pipeline)
+                self._method.save_pipeline(self._run, Path(self._job.model.path))
             facts = self._run.finish(facts, files)
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()

@@ -5,7 +5,7 @@ the validation loss is comparable between steps, seeds and runs with the same pi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sdtune.data.latents import LatentCache
+from sdtune.data.pictures import View
 from sdtune.methods.method import Method
 from sdtune.models.family import Batch, Networks
 
@@ -22,43 +23,70 @@ from sdtune.models.family import Batch, Networks
 class Triples:
     """n triples."""
 
-    latents: torch.Tensor
-    """float32 [n, c, h, w]."""
-    noise: torch.Tensor
-    """float32 [n, c, h, w]."""
+    latents: Sequence[torch.Tensor]
+    """float32 [c, h, w] each."""
+    noise: Sequence[torch.Tensor]
+    """float32 [c, h, w] each."""
     timesteps: torch.Tensor
     """int64 [n]."""
+    pictures: Sequence[int]
+    """Number of each triple's picture."""
+    views: Sequence[View]
+    """How each triple's picture was cropped and resized."""
 
 
-def make_triples(cache: LatentCache, count: int, timesteps: int) -> Triples:
+def make_triples(cache: LatentCache, count: int, timesteps: int, num_pictures: int | None = None) -> Triples:
     """Make ``count`` triples: the pictures in turn, timesteps evenly spaced over the schedule, noise of a fixed seed.
 
-    Every rank calls this, because missing pictures are encoded.
+    Every rank calls this, because missing pictures are encoded. Only the first ``num_pictures`` are used, unless that
+    is None.
     """
-    cache.encode((k, False) for k in range(min(count, cache.count)))
+    num_pictures = cache.count if num_pictures is None else num_pictures
+    cache.encode((k, False) for k in range(min(count, num_pictures)))
     rng = np.random.Generator(np.random.Philox(key=[0, 3]))
-    noise = torch.from_numpy(rng.standard_normal((count, *cache.shape), dtype=np.float32))
-    latents = torch.stack([cache.mean(k % cache.count) for k in range(count)])
+    pictures = [k % num_pictures for k in range(count)]
+    noise = [torch.from_numpy(rng.standard_normal(cache.shape_of(k), dtype=np.float32)) for k in pictures]
+    latents = [cache.mean(picture) for picture in pictures]
     spaced = ((torch.arange(count) + 0.5) / count * timesteps).long()
-    return Triples(latents, noise, spaced)
+    return Triples(latents, noise, spaced, pictures, [cache.view_of(picture) for picture in pictures])
 
 
 @torch.no_grad()
-def validate(networks: Networks, triples: Triples, caption: str, batch_size: int, accelerator: Accelerator) -> float:
-    """Mean loss over all triples with one caption. Ranks divide the triples and return the same value."""
-    share = torch.arange(len(triples.timesteps))[accelerator.process_index :: accelerator.num_processes]
+def validate(
+    networks: Networks, triples: Triples, caption: Callable[[int], str], batch_size: int, accelerator: Accelerator
+) -> float:
+    """Mean loss over all triples. Ranks divide the triples and return the same value.
+
+    Args:
+        networks: what is measured.
+        triples: what it is measured on.
+        caption: the caption of a picture, by its number.
+        batch_size: samples at a time.
+        accelerator: of this run.
+    """
+    share = range(accelerator.process_index, len(triples.pictures), accelerator.num_processes)
     total = torch.zeros(2, dtype=torch.float64)
-    for part in torch.split(share, batch_size) if len(share) else ():
+    for part in _batches(share, triples, batch_size):
         batch = Batch(
-            latents=triples.latents[part],
-            noise=triples.noise[part],
+            latents=torch.stack([triples.latents[k] for k in part]),
+            noise=torch.stack([triples.noise[k] for k in part]),
             timesteps=triples.timesteps[part],
-            captions=[caption] * len(part),
+            captions=[caption(triples.pictures[k]) for k in part],
+            views=[triples.views[k] for k in part],
         )
         losses = networks.denoising_losses(batch)
         total += torch.tensor([losses.double().sum(), len(part)], dtype=torch.float64)
     total = accelerator.reduce(total, "sum")
     return float(total[0] / total[1])
+
+
+def _batches(share: Iterable[int], triples: Triples, batch_size: int) -> Iterator[list[int]]:
+    """Triples in batches whose latents have one shape."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for k in share:
+        by_shape.setdefault(triples.latents[k].shape, []).append(k)
+    for same in by_shape.values():
+        yield from (same[first : first + batch_size] for first in range(0, len(same), batch_size))
 
 
 def share_of_gap(baseline: float, reference: float | None, now: float) -> float | None:
@@ -87,7 +115,7 @@ class Validator:
         self.reference: float | None = None
         self.latest: float | None = None
 
-    def _loss_of(self, caption: str) -> float:
+    def _loss_of(self, caption: Callable[[int], str]) -> float:
         return validate(self._networks, self._triples, caption, self._batch_size, self._accelerator)
 
     def measure(self) -> float:
@@ -103,19 +131,20 @@ class Validator:
     def measure_baseline(
         self, parameters: Mapping[str, nn.Parameter], initial: Mapping[str, torch.Tensor], description: str | None
     ) -> None:
-        """Measure the reference caption, and the initial parameters.
+        """Measure the reference caption and the validation captions, both with the initial parameters.
 
         Args:
             parameters: all learned parameters; they keep their values.
             initial: their values before the first step of the run.
             description: the user's reference caption, or None.
         """
-        if description is not None:
-            self.reference = self._loss_of(self._method.reference_caption(description))
         current = {name: p.detach().clone() for name, p in parameters.items()}
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(initial[name])
+            if description is not None:
+                caption = self._method.reference_caption(description)
+                self.reference = self._loss_of(lambda _: caption)
             self.baseline = self._loss_of(self._method.validation_caption)
             for name, parameter in parameters.items():
                 parameter.copy_(current[name])

@@ -72,7 +72,7 @@ def gaps_closed(runs: Sequence[RunRecord]) -> Chart | None:
     return _curves(
         runs,
         "Share of the gap closed",
-        "0 % is the initializer token of each run, 100 % the reference caption.",
+        "0 % is the loss of each run before training, 100 % that of the reference caption.",
         "gap closed",
         lambda v: None if v.get("gap_closed") is None else float(v["gap_closed"]),
         percent=True,

@@ -51,8 +51,8 @@ def validation_loss(run: RunRecord) -> Chart | None:
     caption = "Every validation uses the same pictures, timesteps and noise, so that its losses are comparable."
     if run.validations[-1].get("gap_closed") is not None:
         caption += (
-            f" The learned embeddings closed {share(run.validations[-1]['gap_closed'])} of the gap between the "
-            f"initializer token and the reference caption."
+            f" Training closed {share(run.validations[-1]['gap_closed'])} of the gap between the loss before it and "
+            f"that of the reference caption."
         )
     return make_chart("Validation loss", caption, draw, ["step", "validation loss", "gap closed"], rows, height=3.4)
 

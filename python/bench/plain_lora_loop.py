@@ -1,0 +1,148 @@
+"""Baseline of the benchmarks: a plain loop that does what diffusers' ``train_dreambooth_lora.py`` does by default.
+
+    python bench/plain_lora_loop.py --model M --pictures P --out O --steps 8 [--resolution 512] [--batch 1] [--rank 8]
+    mpirun -n 2 python bench/plain_lora_loop.py ...
+
+Like that script, and unlike our engine, it reads, scales and encodes its pictures with the VAE at every step, and their
+caption with the text encoder; peft's own layers compute the adapters; DDP exchanges their gradients; all ranks have one
+seed. It writes the same ``metrics.jsonl`` as the engine, so that one program can compare them. It is not part of the
+product.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig
+from plain_loop import Pictures
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the pipeline")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.jsonl")
+    parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
+    parser.add_argument("--resolution", type=int, default=512, help="side of the pictures in pixels (default 512)")
+    parser.add_argument("--batch", type=int, default=1, help="samples per rank and step (default 1)")
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters (default 8)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of all ranks (default 1)")
+    return parser.parse_args()
+
+
+class Loop:
+    """The loop of one rank."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Load the networks as the script does by default, the frozen ones in bf16."""
+        self.args, self.accelerator = args, Accelerator(cpu=True, mixed_precision="bf16")
+        set_seed(args.seed)
+        tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
+        self.schedule = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
+        self.text_encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder")
+        self.vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae")
+        unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet")
+        for module in (self.vae, self.text_encoder, unet):
+            module.requires_grad_(False).to(dtype=torch.bfloat16)
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        unet.add_adapter(
+            LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=targets)
+        )
+        self.learned = [p for p in unet.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.learned, lr=1e-4, weight_decay=0.01)
+        pictures = Pictures(args.pictures, tokenizer, "sks toy", args.resolution)
+        unet.train()
+        prepared = self.accelerator.prepare(
+            unet,
+            optimizer,
+            DataLoader(pictures, batch_size=args.batch, shuffle=True),
+            get_scheduler("constant", optimizer),
+        )
+        self.unet, self.optimizer, self.loader, self.rates = prepared
+
+    def step(self, batch: dict[str, torch.Tensor], began: float) -> dict[str, float]:
+        """One optimizer step; returns its loss and the seconds of its parts."""
+        loaded = time.perf_counter()
+        latents = self.vae.encode(batch["pixels"].to(torch.bfloat16)).latent_dist.sample()
+        latents = latents * self.vae.config.scaling_factor
+        encoded = time.perf_counter()
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        hidden = self.text_encoder(batch["ids"])[0]
+        loss = F.mse_loss(self.unet(noisy, timesteps, hidden).sample.float(), noise.float(), reduction="mean")
+        forward = time.perf_counter()
+        self.accelerator.backward(loss)
+        backward = time.perf_counter()
+        self.accelerator.clip_grad_norm_(self.learned, 1.0)
+        self.optimizer.step()
+        self.rates.step()
+        self.optimizer.zero_grad()
+        ended = time.perf_counter()
+        return {
+            "loss": loss.item(),
+            "step_s": ended - began,
+            "pictures_s": loaded - began,
+            "vae_s": encoded - loaded,
+            "forward_s": forward - encoded,
+            "backward_s": backward - forward,
+            "optimizer_s": ended - backward,
+        }
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """All steps; the time of reading pictures counts."""
+        step, began = 0, time.perf_counter()
+        while True:
+            for batch in self.loader:
+                yield self.step(batch, began)
+                step, began = step + 1, time.perf_counter()
+                if step == self.args.steps:
+                    return
+
+
+def main() -> None:
+    """Train, and write metrics.jsonl."""
+    args = parse()
+    loop = Loop(args)
+    ranks = loop.accelerator.num_processes
+    sync_bytes = sum(p.nbytes for p in loop.learned) if ranks > 1 else 0
+    with ExitStack() as stack:
+        metrics = None
+        if loop.accelerator.is_main_process:
+            args.out.mkdir(parents=True, exist_ok=True)
+            metrics = stack.enter_context((args.out / "metrics.jsonl").open("w", buffering=1, encoding="utf-8"))
+
+        def write(**fields: object) -> None:
+            if metrics is not None:
+                metrics.write(json.dumps({"time": time.time(), **fields}) + "\n")
+
+        write(kind="start", host=platform.node(), torch=torch.__version__)
+        for number, parts in enumerate(loop.steps(), start=1):
+            write(kind="step", step=number, **parts, sync_bytes=sync_bytes, world_size=ranks)
+            if number == 1:
+                reset_peak_rss()
+        write(kind="end", peak_rss_bytes=peak_rss_bytes())
+    loop.accelerator.wait_for_everyone()
+    loop.accelerator.end_training()
+    os._exit(0)  # see plain_loop.py: DDP may hang at exit
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,58 @@
+"""Whether a model knows the words of prompts, and reads them to their end. Needs no torch, if a pipeline is our own."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdtune.errors import BadInput, shown
+from sdtune.methods.placeholder import TextLimit
+from sdtune.models.folder import read_config
+from sdtune.settings import GenerationJob
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def read_tokenizer(pipeline: Path) -> "Tokenizer":
+    """The first tokenizer of a pipeline; all of its tokenizers read the same words."""
+    from tokenizers import Tokenizer
+
+    file = pipeline / "tokenizer" / "tokenizer.json"
+    if file.is_file():
+        return Tokenizer.from_file(str(file))
+    from transformers import CLIPTokenizerFast  # takes seconds to import; base models on a hub often have other files
+
+    tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(pipeline, subfolder="tokenizer").backend_tokenizer
+    return tokenizer
+
+
+def added_tokens(pipeline: Path) -> set[str]:
+    """The tokens that were added to a pipeline's tokenizer."""
+    return {token.content for token in read_tokenizer(pipeline).get_added_tokens_decoder().values()}
+
+
+def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
+    """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
+    for text in (*job.prompts, job.negative_prompt):
+        for word in re.findall(r"<[^<>\s]+>", text):
+            if word not in known:
+                raise BadInput(
+                    f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
+                    f"{placeholder or 'no new word'}"
+                )
+    return [
+        f"the prompt {prompt!r} does not hold the learned word {placeholder}"
+        for prompt in job.prompts
+        if placeholder not in prompt
+    ]
+
+
+def cut_off(job: GenerationJob, folder: Path, placeholder: str, num_vectors: int) -> list[str]:
+    """Warnings of prompts that the text encoder does not read to their end."""
+    config = read_config(folder / "tokenizer" / "tokenizer_config.json")
+    reads = read_config(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
+    limit = TextLimit(
+        read_tokenizer(folder), min(reads, config.get("model_max_length", reads)), placeholder, num_vectors
+    )
+    texts = {f"the prompt {shown(prompt)}": prompt for prompt in job.prompts}
+    return limit.warnings(texts | {f"the negative prompt {shown(job.negative_prompt)}": job.negative_prompt})

@@ -1,0 +1,73 @@
+"""The user's own captions: one for all pictures, or one beside each picture; checked against the text encoders."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdtune.data.caption_files import find_captions
+from sdtune.data.pictures import list_pictures
+from sdtune.errors import BadInput
+from sdtune.methods.placeholder import TextLimit
+from sdtune.settings import Job
+
+Problem = Callable[[str], str | None]
+"""What is wrong with a caption, or None."""
+
+
+def user_captions(job: Job) -> list[str]:
+    """The caption of each picture, as the user wrote it; none where the user wrote none.
+
+    :func:`caption_problems` says whether they can be used.
+    """
+    pictures = list_pictures(job.data.path)
+    if job.data.instance_prompt is not None:
+        return [job.data.instance_prompt] * len(pictures)
+    return find_captions(job.data.path, pictures)[0]
+
+
+def caption_problems(job: Job, tokenizers: Mapping[str, Any], needs: Problem = lambda _: None) -> list[str]:
+    """What is wrong with the captions beside the pictures: missing, empty, too long, or not what the method needs.
+
+    Args:
+        job: names the picture folder and the instance prompt.
+        tokenizers: of all text encoders.
+        needs: what else is wrong with a caption.
+
+    Raises:
+        BadInput: the instance prompt is wrong.
+    """
+
+    def problem(caption: str) -> str | None:
+        for tokenizer in tokenizers.values():
+            has, fit = len(tokenizer(caption).input_ids), tokenizer.model_max_length
+            if has > fit:
+                return f"the caption has {has} tokens, and the text encoder takes {fit}: {caption[:60]!r}"
+        return needs(caption)
+
+    data = job.data
+    captions, problems = find_captions(data.path, list_pictures(data.path), problem)
+    if data.instance_prompt is None:
+        return problems
+    if captions:
+        raise BadInput(
+            f"data.instance_prompt: {data.path} holds captions beside its pictures too; leave one of the two out"
+        )
+    if not data.instance_prompt.strip():
+        raise BadInput("data.instance_prompt: it is empty; write for example: a photo of sks toy")
+    if wrong := problem(data.instance_prompt):
+        raise BadInput(f"data.instance_prompt: {wrong}")
+    return []
+
+
+def prompt_warnings(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:
+    """Warnings of the job's prompts that a text encoder does not read to their end."""
+    asked = {
+        "validation.prompt": job.validation.prompt,
+        "validation.reference_caption": job.validation.reference_caption,
+        "prior.class_prompt": job.prior.class_prompt,
+    }
+    texts = {name: text for name, text in asked.items() if text}
+    return [
+        warning
+        for tokenizer in tokenizers.values()
+        for warning in TextLimit(tokenizer.backend_tokenizer, tokenizer.model_max_length, "", 0).warnings(texts)
+    ]

@@ -1,0 +1,221 @@
+"""Whole LoRA runs on the untrained pipeline: what they learn, exactness, files, captions, refusals."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from sdtune.data.caption_files import find_captions
+from sdtune.errors import BadInput
+from sdtune.launch.run_folder import Run
+from sdtune.methods.baking import bake
+from sdtune.methods.lora_files import LoraFile, check_base_model, load_diffusers, save_diffusers
+from sdtune.settings import Job, build
+from sdtune.training.checks import check_job
+from sdtune.training.metrics import read_metrics
+from sdtune.training.trainer import train
+from tests.conftest import CLASS_PROMPT, learned_adapters, run_ranks, write_job
+
+ALL = {"text_encoder": True, "targets": "attention+feed_forward", "dropout": 0.3}
+
+
+@pytest.fixture
+def mixed(pictures, tmp_path):
+    """A folder of pictures of three shapes."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(pictures, folder)
+    for name, box in {"0.png": (0, 0, 96, 40), "1.png": (0, 0, 40, 96)}.items():
+        with Image.open(folder / name) as picture:
+            picture.crop(box).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["default", "everything"])
+def test_two_ranks_learn_what_one_learns(lora_job, mixed, tmp_path, everything):
+    """And exchange the learned numbers, the loss and one flag, nothing else."""
+    # with AdamW's usual epsilon, rounding decides the sign of a step where the gradient is almost 0
+    options = {"max_train_steps": 3, "adam_epsilon": 1e-3}
+    also = {"lora": ALL, "data": {"path": str(mixed), "resolution": 128, "aspect_ratio_buckets": True}}
+    also = also if everything else {}
+    one = lora_job("one", training={**options, "train_batch_size": 4}, **also)
+    two = lora_job("two", training={**options, "world_size": 2}, **also)
+    train(one)
+    run_ranks(write_job(tmp_path / "job.yaml", two), 2)
+    learned = learned_adapters(two)
+    torch.testing.assert_close(learned, learned_adapters(one), rtol=1e-3, atol=1e-5)
+    steps = [m for m in read_metrics(Run(two.run_dir).metrics) if m["kind"] == "step"]
+    assert {m["sync_bytes"] for m in steps} == {4 * (len(learned) + 2)}
+
+
+def test_resuming_is_bit_exact(lora_job, tmp_path):
+    options = {"max_train_steps": 4, "checkpointing_steps": 2}
+    also = {"validation": {"steps": 2, "reference_caption": "a yellow toy"}, "data": {"caption_dropout": 0.5}}
+    whole = lora_job("whole", training=options, **also)
+    facts = train(whole)
+    shutil.copytree(whole.run_dir, tmp_path / "cut")
+    Run(tmp_path / "cut").finished.unlink()
+    shutil.rmtree(Run(tmp_path / "cut").checkpoints / "step-000004")
+    resumed = lora_job("cut", training={**options, "resume_from_checkpoint": "latest"}, **also)
+    again = train(resumed)
+    assert torch.equal(learned_adapters(resumed), learned_adapters(whole))
+    for name in ("validation_loss", "initializer_loss", "reference_loss"):
+        assert again[name] == facts[name], name
+    assert facts["validation_loss"] < facts["initializer_loss"]
+
+
+def latents(pipeline):
+    options = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 3.0, "height": 32, "width": 32}
+    return pipeline(CLASS_PROMPT, generator=torch.Generator().manual_seed(1), **options).images
+
+
+def test_other_tools_read_what_a_run_writes(lora_job, untrained_model):
+    """Both files give diffusers the same adapters as ``pipeline/`` has baked in, also with an alpha of its own."""
+    lora = {"text_encoder": True, "alpha": 6.0}
+    job = lora_job(training={"save_as_full_pipeline": True, "max_train_steps": 3}, lora=lora)
+    train(job)
+    run = Run(job.run_dir)
+    files = sorted(path.name for path in run.folder.glob("*.safetensors"))
+    assert files == ["pytorch_lora_weights.safetensors", "t.safetensors"]
+    ours = latents(StableDiffusionPipeline.from_pretrained(run.pipeline))
+    plain = StableDiffusionPipeline.from_pretrained(untrained_model)
+    base = latents(plain)
+    assert (ours - base).abs().max() > 0.01
+    for name in files:
+        plain.load_lora_weights(run.folder, weight_name=name)
+        assert plain.get_list_adapters().keys() == {"unet", "text_encoder"}
+        torch.testing.assert_close(latents(plain), ours, rtol=1e-3, atol=1e-3)
+        plain.unload_lora_weights()
+    half = run.folder / "half"
+    bake(load_diffusers(run.lora), run.pipeline, half, -1.0)  # weight 0
+    torch.testing.assert_close(latents(StableDiffusionPipeline.from_pretrained(half)), base, rtol=1e-3, atol=1e-3)
+
+
+def test_the_text_encoder_leaves_memory_and_pictures_are_still_drawn(lora_job):
+    job = lora_job(validation={"steps": 2, "prompt": "a toy in the snow", "num_images": 1})
+    train(job)
+    names = sorted(path.name for path in Run(job.run_dir).validation.glob("*.png"))
+    assert names == ["step-000000.png", "step-000002.png"]
+
+
+def test_adapters_of_another_base_model_are_refused(untrained_model, tmp_path):
+    factors = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.zeros(4, 1280), torch.zeros(1280, 4))}
+    lora = LoraFile(networks={"unet": factors}, prefixes={}, alpha=4.0, configs={}, metadata={})
+    with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
+        bake(lora, untrained_model, tmp_path / "pipeline", 1.0)
+    assert not (tmp_path / "pipeline").exists()
+    save_diffusers(tmp_path / "lora.safetensors", lora)
+    with pytest.raises(BadInput, match=r"of another base model: it adapts mid_block\S+, which .*unet does not have"):
+        check_base_model(tmp_path / "lora.safetensors", untrained_model)
+    (tmp_path / "lora.safetensors").write_bytes(b"cut off")
+    with pytest.raises(BadInput, match=r"lora.safetensors cannot be read .*is cut off"):
+        load_diffusers(tmp_path / "lora.safetensors")
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def too_long(text):
+    return "too long" if len(text.split()) > 5 else None
+
+
+@pytest.fixture
+def folder(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def captions_of(folder):
+    """Those of a folder without problems."""
+    captions, problems = find_captions(folder, sorted(folder.glob("*.png")), too_long)
+    assert problems == []
+    return captions
+
+
+def test_captions_are_read_from_text_files_or_metadata(folder):
+    assert captions_of(folder) == []
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"\ufeffa toy\n{i}\n", encoding="utf-8")
+    assert captions_of(folder) == ["a toy 0", "a toy 1", "a toy 2"]
+    for i in range(3):
+        (folder / f"{i}.txt").unlink()
+    rows = [json.dumps({"file_name": f"{i}.png", "text": f"toy {i}"}) for i in (2, 0, 1)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert captions_of(folder) == ["toy 0", "toy 1", "toy 2"]
+
+
+@pytest.mark.parametrize(
+    ("files", "problems"),
+    [
+        (
+            {"0.txt": "a b c d e f", "1.txt": " ", "other.txt": "x"},
+            [
+                "other.txt has no picture of its name",
+                "0.txt: too long",
+                "1.txt: the caption of 1.png is empty",
+                "2.png has no caption",
+            ],
+        ),
+        (
+            {"metadata.jsonl": '{"file_name": "9.png", "text": "x"}\n{"file": 1}\n', "0.txt": "x"},
+            [
+                "0.txt and metadata.jsonl both hold captions",
+                "metadata.jsonl line 1 names 9.png, which is not there",
+                'metadata.jsonl line 2 is not like {"file_name"',
+                "1.png has no caption",
+            ],
+        ),
+    ],
+)
+def test_all_problems_of_captions_are_found_at_once(folder, files, problems):
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    found = find_captions(folder, sorted(folder.glob("*.png")), too_long)[1]
+    for problem in problems:
+        assert any(problem in line for line in found)
+
+
+def test_pictures_and_captions_are_checked_in_one_report(lora_job, folder):
+    (folder / "0.png").write_bytes(b"no picture")
+    (folder / "1.txt").write_text("a toy " * 40, encoding="utf-8")
+    (folder / "2.txt").write_text("a toy", encoding="utf-8")
+    (folder / "2.jpg").write_bytes((folder / "2.png").read_bytes())
+    with pytest.raises(BadInput) as refused:
+        check_job(lora_job(data={"path": str(folder), "instance_prompt": None}))
+    said = str(refused.value)
+    assert said.startswith(f"data.path: {folder}/0.png cannot be read as a picture")
+    assert f"; {folder}/0.png has no caption" in said
+    assert f"; {folder}/1.txt: the caption has 82 tokens, and the text encoder takes 32: 'a toy" in said
+    assert "2." not in said  # one caption for both pictures of its name
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("lora", {"rank": 0}, "lora.rank: 0 is less than 1"),
+        (
+            "lora",
+            {"rank": 999},
+            r"lora.rank: 999 is above \d+, the width of the projection \S+to_k in unet; take at most",
+        ),
+        ("lora", {"targets": "everything"}, "lora.targets: 'everything' is not one of attention, attention"),
+        ("data", {"instance_prompt": None}, "neither is it set nor has a picture in .* a caption; set it, for example"),
+        ("data", {"instance_prompt": " "}, "data.instance_prompt: it is empty"),
+        ("data", {"instance_prompt": "toy " * 40}, "the caption has 42 tokens, and the text encoder takes 32"),
+        ("data", {"placeholder_token": "<x>"}, "'<x>' is of no use to the method lora, it is a setting of textual_inv"),
+        ("training", {"learning_rate": 1e-4}, "training.learning_rate: 0.0001 is of no use to the method lora"),
+    ],
+)
+def test_bad_input_is_named(lora_job, section, values, message):
+    with pytest.raises(BadInput, match=message):
+        check_job(lora_job(**{section: values}))
+
+
+def test_a_method_refuses_what_only_another_one_uses(mapping, folder):
+    with pytest.raises(BadInput, match=r"lora\.rank: 4 is of no use to the method textual_inversion"):
+        build(Job, {**mapping, "lora": {"rank": 4}})
+    (folder / "0.txt").write_text("a toy", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"0\.txt is no picture; move it .*, or choose a method that uses captions"):
+        check_job(build(Job, {**mapping, "data": {"path": str(folder), "resolution": 32}}))
