@@ -129,7 +129,7 @@ def describe(lab: Lab) -> None:
         "launch_config_pin": "false",  # the hosts share the cores of this machine
     }
     if lab.settings.slurm:
-        settings["work_dir"] = f"{slurm.SHARED}/{slurm.USER}/sdtune"
+        settings |= slurm.settings(lab)
     else:
         settings |= {"run_user": "sdtune", "work_dir": "/home/sdtune/sdtune"}
     if lab.settings.mirror:
@@ -264,7 +264,7 @@ def parse() -> argparse.Namespace:
     make.add_argument("--mirror", action="store_true", help="serve apt and pip on the bridge address")
     make.add_argument("--packages", nargs="*", default=[], metavar="P", help="packages beyond the plain image")
     make.add_argument("--user", default="root", choices=["root", "admin"], help="user that Ansible logs in as")
-    make.add_argument("--slurm", action="store_true", help="a batch system: node1 is its login node, the others compute")
+    make.add_argument("--slurm", action="store_true", help="Slurm: node1 is the login node, the others compute")
     make.add_argument("--inventory", type=Path, metavar="DIR", help="default: inventory/lab-NAME of this repository")
     gone = command("down", "remove a lab completely")
     which = gone.add_mutually_exclusive_group(required=True)

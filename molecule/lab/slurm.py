@@ -61,6 +61,17 @@ def configuration(lab: Lab) -> str:
     return _CONFIGURATION.format(nodes=",".join(names), first=names[0])
 
 
+def settings(lab: Lab) -> dict[str, str]:
+    """Variables of the inventory, which has the login node alone."""
+    return {
+        "work_dir": f"{SHARED}/{USER}/sdtune",
+        "launch_config_launcher": "slurm",
+        "launch_config_ranks_per_node": "1",
+        "slurm_nodes": str(len(lab.hosts) - 1),
+        "slurm_time_limit": '"30"',
+    }
+
+
 def start(lab: Lab, hosts: Sequence[Host]) -> None:
     """Configure Slurm on these hosts and start what does not run yet; repeated, it starts what has ended."""
     if len(lab.hosts) < 2:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from sdtune.errors import BadInput
+from sdtune.launch import submit
 from standalone import run_state
 
 
@@ -56,6 +57,8 @@ def start(run: Path, arguments: list[str], call: str | None = None, *, seconds: 
     Raises:
         BadInput: it does not start, or the run is going on without a supervisor; with the end of the supervisor's log.
     """
+    if submit.is_for_slurm(run, call):
+        return submit.submit(run, arguments, call)
     if run_state.is_locked(run / run_state.SUPERVISOR_LOCK):
         return "attached"
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from sdtune.errors import BadInput
+from sdtune.launch.allocation import Allocation
 from standalone import host_claims
 
 TOKEN = "SDTUNE_TOKEN"
@@ -64,6 +65,8 @@ def start(command: list[str]) -> NoReturn:
             remedy = "wait for its end, or leave launch_config_master_port at 0, so that a free one is taken"
         why = host_claims.why_no_port(ports) or "none was free a moment ago"
         raise BadInput(f"{os.uname().nodename}: {why}, and the ranks have to meet at one; {remedy}")
+    if "MASTER_ADDR" not in os.environ:  # env.sh names none where Slurm chooses the hosts
+        os.environ["MASTER_ADDR"] = next(iter(Allocation.of(os.environ).hosts.values()))
     port, claim = got
     claim.set_inheritable(True)
     os.environ["MASTER_PORT"] = str(port)
