@@ -2,22 +2,26 @@
 
 python generate_images.py --job runs/demo/generation.yaml
 python generate_images.py --job runs/demo/generation.yaml --host node2 198.51.100.12
+sbatch draw.sbatch, which calls it with --allocation in a job of Slurm
 
 Other hosts are reached by ssh. They hold the same code, environment, job file and copy of the run at the same paths.
 """
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from sdtune import cli
 from sdtune.files import follow_mode
+from sdtune.host.ssh import command_on
 from sdtune.inference import pool
 from sdtune.inference.plan import Plan, make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock
 from sdtune.inference.worker import serve
 from sdtune.launch import detach
+from sdtune.launch.allocation import Allocation, step_on
 from sdtune.launch.run_folder import Run
 from sdtune.settings import GenerationJob, read_yaml
 
@@ -34,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "ADDRESS"),
         help="generate on this host too; repeatable",
     )
+    parser.add_argument("--allocation", action="store_true", help="generate on all nodes of this job of Slurm too")
     parser.add_argument(
         "--detach", action="store_true", help="run in the background; standalone/run_state.py shows the progress"
     )
@@ -41,12 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _generate(job_file: str, job: GenerationJob, plan: Plan, hosts: dict[str, str]) -> None:
+def _generate(job_file: str, job: GenerationJob, plan: Plan, hosts: dict[str, str], *, allocation: bool) -> None:
+    reach = command_on
+    if allocation:
+        others = list(Allocation.of(os.environ).hosts)[1:]
+        hosts, reach = {name: name for name in others}, step_on
     run = Run(job.run_dir)
     with generation_lock(run):
         for warning in plan.warnings:
             print(f"warning: {warning}", flush=True)
-        commands = pool.worker_commands(job_file, plan, hosts)
+        commands = pool.worker_commands(job_file, plan, hosts, reach)
         clear_drawn(run)
         workers = pool.WorkerPool(job, plan)
         workers.run(commands)
@@ -73,7 +82,7 @@ def main() -> None:
         job_file = str(Path(args.job).resolve())
         detach.start_drawing(Run(job.run_dir).folder, [sys.executable, pool.PROGRAM, "--job", job_file, *hosts])
     else:
-        _generate(args.job, job, plan, dict(args.host))
+        _generate(args.job, job, plan, dict(args.host), allocation=args.allocation)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ NodeName={nodes} CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCo
 PartitionName=cpu Nodes={nodes} Default=YES MaxTime=60 DefMemPerNode=2000 State=UP
 PartitionName=small Nodes={first} MaxTime=5 MaxNodes=1 DefMemPerNode=2000 State=UP
 PartitionName=closed Nodes={nodes} State=DOWN
+PartitionName=physics Nodes={nodes} AllowAccounts=physics State=UP
 """
 
 
@@ -66,7 +67,8 @@ def settings(lab: Lab) -> dict[str, str]:
     return {
         "work_dir": f"{SHARED}/{USER}/sdtune",
         "launch_config_launcher": "slurm",
-        "launch_config_ranks_per_node": "1",
+        "launch_config_ranks_per_node": "1",  # the nodes share the cores of this machine
+        "launch_config_threads_per_rank": "1",
         "slurm_nodes": str(len(lab.hosts) - 1),
         "slurm_time_limit": '"30"',
     }

@@ -136,15 +136,18 @@ class ActionModule(ActionBase):
 
     def _follow_drawing(self, name: str) -> dict:
         """The result of a generation: its last state, or why it failed."""
-        last, reported = "", set()
+        last, reported, seen = "", set(), {}
         while True:
-            seen = self._ask(_TERMINAL_SECONDS if self._live else _LINES_SECONDS)
+            seen = self._ask(self._interval(seen))
             state = seen["state"]
             for host, why in state.get("lost", {}).items():
                 if host not in reported:
                     self._print(f"warning: {host} {why}; the others draw what it has not handed over")
                     reported.add(host)
-            if state and (line := describe_drawing(state)) != last:
+            line = (
+                describe_drawing(state) if state else f"the generation {words}" if (words := seen.get("words")) else ""
+            )
+            if line and line != last:
                 last = line
                 if self._live:
                     display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
@@ -191,8 +194,12 @@ class ActionModule(ActionBase):
                 if self._live:
                     display.display("", screen_only=True)
                 return seen
-            interval = _TERMINAL_SECONDS if self._live else _LINES_SECONDS
-            seen = self._ask(max(interval, _SLURM_SECONDS) if "remark" in seen else interval)
+            seen = self._ask(self._interval(seen))
+
+    def _interval(self, seen: dict) -> float:
+        """Seconds until the next look; ``seen``: what the last one saw."""
+        interval = _TERMINAL_SECONDS if self._live else _LINES_SECONDS
+        return max(interval, _SLURM_SECONDS) if seen.keys() & {"remark", "words"} else interval
 
     def _print(self, line: str) -> None:
         display.display(f"{chr(13)}{chr(27)}[K{line}" if self._live else line)

@@ -199,15 +199,25 @@ def _slurm(*command: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def queued_job(run: Path) -> dict[str, str]:
+def drawing_name(run: Path) -> str:
+    """Name of the batch job that generates a run's pictures."""
+    return f"sdtune-draw-{run.name}"
+
+
+def queued_job(run: Path, name: str = "") -> dict[str, str]:
     """The run's job in Slurm's queue, whoever submitted it; empty when there is none.
+
+    Args:
+        run: its folder.
+        name: of the job; by default of the one that trains.
 
     Returns:
         ``job``, its number; ``state`` and ``reason`` as Slurm names them; ``start``, when it starts or has started;
         ``nodes``; ``never``: why it will not start by itself, and what to do, empty where it may.
     """
     user = pwd.getpwuid(os.geteuid()).pw_name
-    shown = _slurm("squeue", "--noheader", f"--user={user}", f"--name=sdtune-{run.name}", "--format=%i|%T|%r|%S|%N|%Z")
+    named = f"--name={name or f'sdtune-{run.name}'}"
+    shown = _slurm("squeue", "--noheader", f"--user={user}", named, "--format=%i|%T|%r|%S|%N|%Z")
     for line in reversed(shown.splitlines()):
         job, state, reason, start, nodes, folder = line.strip().split("|", 5)
         if Path(folder) == run:
@@ -369,14 +379,29 @@ def drawing(run: Path, wait: float = 0) -> dict[str, Any]:
         wait: seconds to wait for its end, at most.
 
     Returns:
-        ``going``; ``state``: what it wrote last, with ``ended`` when all pictures are there; ``log``: its last lines.
+        ``going``; ``state``: what it wrote last, with ``ended`` when all pictures are there; ``log``: its last lines;
+        ``words``: of a batch job that has not drawn anything, what it waits for.
     """
     end = time.monotonic() + wait
+    if is_batch(run):
+        return _drawing_of_batch(run, end)
     while (going := is_locked(run / DRAWING_LOCK)) and time.monotonic() < end:
         time.sleep(min(0.2, max(0.0, end - time.monotonic())))
-    text = _read(run / DRAWING)
-    lines = _read(run / DRAWING_LOG).splitlines()
-    return {"going": going, "state": json.loads(text) if text else {}, "log": lines[-20:]}
+    return {"going": going, "state": _object(_read(run / DRAWING)), "log": _read(run / DRAWING_LOG).splitlines()[-20:]}
+
+
+def _drawing_of_batch(run: Path, end: float) -> dict[str, Any]:
+    """The same of a batch job. Slurm is asked once a call, which waits until the job writes that it has ended."""
+    try:
+        queued = queued_job(run, drawing_name(run))
+    except NoAnswer as error:
+        queued = {"state": "UNKNOWN", "never": "", "job": "?", "nodes": "", "reason": str(error), "start": ""}
+    while queued and "ended" not in (state := _object(_read(run / DRAWING))) and time.monotonic() < end:
+        time.sleep(min(0.5, max(0.0, end - time.monotonic())))
+    state = _object(_read(run / DRAWING))
+    words = in_words(queued, {}) if queued and not state else ""
+    log = _read(run / DRAWING_LOG).splitlines()
+    return {"going": bool(queued) and "ended" not in state, "state": state, "log": log[-20:], "words": words}
 
 
 class Process(NamedTuple):

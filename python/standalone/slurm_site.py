@@ -2,6 +2,8 @@
 
 ``ask`` runs on the login node and changes nothing. ``probe`` runs on each node of a short job, by ``srun``.
 
+``mark`` writes into ``work_dir`` what a node has to see there.
+
 Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this file to it on standard input.
 """
 
@@ -11,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -71,6 +74,19 @@ def ask(options: list[str]) -> dict[str, Any]:
     return answer
 
 
+def write_mark(folder: Path) -> dict[str, str]:
+    """Write a file that the nodes have to see, in a folder or the nearest of its parents that exists.
+
+    Returns:
+        ``path`` and ``text`` of the file.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if path.is_dir())
+    text = secrets.token_hex(8)
+    path = nearest / f".sdtune-mark-{text}"
+    path.write_text(text, encoding="utf-8")
+    return {"path": str(path), "text": text}
+
+
 def probe(mark: Path) -> dict[str, Any]:
     """What this node is like.
 
@@ -107,10 +123,17 @@ def main(argv: list[str]) -> None:
     text = "what Slurm says of itself, and of a job with these options of sbatch"
     asking = commands.add_parser("ask", help=text, description=text)
     asking.add_argument("options", nargs="*", metavar="OPTION", help="after --")
+    text = "write a file that the nodes have to see, and print its path and its text"
+    commands.add_parser("mark", help=text, description=text).add_argument("folder", type=Path, metavar="FOLDER")
     text = "what this node is like"
     commands.add_parser("probe", help=text, description=text).add_argument("mark", type=Path, metavar="MARK")
     options = parser.parse_args(argv)
-    print(json.dumps(ask(options.options) if options.command == "ask" else probe(options.mark)))
+    if options.command == "ask":
+        print(json.dumps(ask(options.options)))
+    elif options.command == "mark":
+        print(json.dumps(write_mark(options.folder)))
+    else:
+        print(json.dumps(probe(options.mark)))
 
 
 if __name__ == "__main__":

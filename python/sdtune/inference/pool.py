@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,19 @@ class WorkerPool:
         self._report(ended=time.time())
 
 
-def worker_commands(job_file: str, plan: Plan, hosts: Mapping[str, str]) -> dict[str, list[list[str]]]:
+def worker_commands(
+    job_file: str,
+    plan: Plan,
+    hosts: Mapping[str, str],
+    reach: Callable[[str, Sequence[str]], list[str]] = command_on,
+) -> dict[str, list[list[str]]]:
     """{host: the command of each worker} on this host and on ``hosts`` {name: address}, each of which is asked first.
+
+    Args:
+        job_file: of the generation.
+        plan: what this host found of it.
+        hosts: the others.
+        reach: the command line that runs a command at an address.
 
     Raises:
         BadInput: a host cannot generate what is asked for, or would do it from another copy.
@@ -161,15 +172,14 @@ def worker_commands(job_file: str, plan: Plan, hosts: Mapping[str, str]) -> dict
     commands = {here: [[*program, "--worker", str(i)] for i in range(len(plan.cores))]}
     with ThreadPoolExecutor(max_workers=16) as pool:
         asked = {
-            name: pool.submit(_check, name, command_on(address, [*program, "--check"]))
-            for name, address in hosts.items()
+            name: pool.submit(_check, name, reach(address, [*program, "--check"])) for name, address in hosts.items()
         }
     for name, answer in asked.items():
         found = answer.result()
         if found["fingerprint"] != plan.fingerprint:
             raise BadInput(f"{name}: the copy of the run, or the job, differs from that of {here}; copy it there again")
         workers = [[*program, "--worker", str(i)] for i in range(found["processes"])]
-        commands[name] = [command_on(hosts[name], worker) for worker in workers]
+        commands[name] = [reach(hosts[name], worker) for worker in workers]
     return commands
 
 

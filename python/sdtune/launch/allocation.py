@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdtune.errors import BadInput
@@ -10,6 +10,7 @@ from sdtune.host.interface import source_address
 
 SECONDS = 60.0
 """For a command of Slurm to answer; a busy slurmctld takes its time."""
+_STEP = ("srun", "--nodes=1", "--ntasks=1", "--overlap", "--exact", "--mem=0", "--cpu-bind=none", "--export=ALL")
 _NODE = re.compile(r"\bNodeName=(\S+).*?\bNodeAddr=(\S+)")
 
 
@@ -39,6 +40,11 @@ def scontrol(*arguments: str) -> str:
 def addresses(text: str) -> dict[str, str]:
     """{name: address} of the nodes that ``scontrol -o show node`` lists."""
     return {found.group(1): found.group(2) for found in map(_NODE.search, text.splitlines()) if found}
+
+
+def step_on(node: str, command: Sequence[str]) -> list[str]:
+    """The command line that runs ``command`` on a node of this process's job, with all of its cores."""
+    return [*_STEP, f"--nodelist={node}", *command]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,9 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 60) -> None
     Raises:
         BadInput: it does not start; with the end of its log.
     """
+    if run_state.is_batch(run):
+        submit.submit_drawing(run)
+        return
     if run_state.is_locked(run / run_state.DRAWING_LOCK):
         raise BadInput(f"pictures of {run} are being drawn on this host already; wait for them, or stop that process")
     log, began = run / run_state.DRAWING_LOG, time.time()

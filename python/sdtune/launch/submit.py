@@ -10,7 +10,7 @@ from sdtune.errors import BadInput
 from sdtune.files import hold_lock, write_atomically
 from standalone import launch_files, run_state
 
-SCRIPT = "job.sbatch"
+SCRIPT, DRAWING_SCRIPT = "job.sbatch", "draw.sbatch"
 _SECONDS = 120.0  # for sbatch; a busy slurmctld takes its time
 
 
@@ -49,10 +49,23 @@ def submit(run: Path, arguments: list[str], call: str | None) -> str:
         return "started"
 
 
-def _sbatch(run: Path, arguments: list[str]) -> str:
+def submit_drawing(run: Path) -> None:
+    """Submit the generation of a run's images.
+
+    Raises:
+        BadInput: it is in the queue already, or Slurm does not take the job.
+    """
+    if queued := run_state.queued_job(run, run_state.drawing_name(run)):
+        raise BadInput(f"pictures of {run} are being drawn already, by job {queued['job']}; wait for it, or scancel it")
+    for name in (run_state.DRAWING, run_state.DRAWING_LOG):
+        (run / name).unlink(missing_ok=True)
+    _sbatch(run, [], DRAWING_SCRIPT)
+
+
+def _sbatch(run: Path, arguments: list[str], script: str = SCRIPT) -> str:
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", str(run / SCRIPT), *arguments],
+            ["sbatch", "--parsable", str(run / script), *arguments],
             cwd=run,
             stdin=subprocess.DEVNULL,
             capture_output=True,
