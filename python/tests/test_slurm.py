@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from sdtune.errors import BadInput
@@ -230,6 +231,8 @@ for n in range(1, 9):
             os.makedirs(f"checkpoints/step-{n:06}")
             with open("metrics.jsonl", "a") as f:
                 f.write(json.dumps({"kind": "stopped", "step": n, "time": time.time()}) + chr(10))
+        while '"stopped"' not in open("metrics.jsonl").read():
+            time.sleep(0.05)  # all ranks stop together
         raise errors.Stopped("on request")
 finish()
 """
@@ -314,3 +317,89 @@ def test_slurm_may_refuse_to_start_a_job_again(run, slurm, monkeypatch):
     assert (
         "it was lost; Slurm does not start it again (scontrol requeue 7: Requeue" in run_state.read_state(run)["reason"]
     )
+
+
+# --- the scripts of a run, with a fake srun --------------------------------------------------------------------------
+
+# two ranks on this host, their lines marked; what fails ends the other
+SRUN = f"""#!{sys.executable}
+import os, subprocess, sys, threading
+command = sys.argv[[a.endswith("rank.sh") for a in sys.argv].index(True):]
+asked = dict(a.removeprefix("--").partition("=")[::2] for a in sys.argv[1:] if a.startswith("--"))
+assert asked["mpi"] == "pmi2" and "label" in asked, asked
+ranks = []
+for rank in range(int(asked["ntasks"])):
+    slurm = {{"SLURM_PROCID": rank, "SLURM_NTASKS": asked["ntasks"], "SLURM_LOCALID": rank}}
+    environment = os.environ | {{name: str(value) for name, value in slurm.items()}}
+    output = {{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}}
+    ranks.append(subprocess.Popen(command, env=environment, **output))
+def copy(number):
+    for line in ranks[number].stdout:
+        print(f"{{number}}: {{line}}", end="", flush=True)
+    if ranks[number].wait():
+        print(f"srun: error: here: task {{number}}: Exited with exit code", flush=True)
+        [other.kill() for other in ranks]
+copies = [threading.Thread(target=copy, args=(number,)) for number in range(len(ranks))]
+[one.start() for one in copies]
+[one.join() for one in copies]
+sys.exit(max(rank.returncode != 0 for rank in ranks))
+"""
+PROGRAM = """
+import os, sys
+sys.path.insert(0, {path!r})
+from sdtune import cli, errors
+{finish}
+rank = int(os.environ.get("PMI_RANK", -1))
+def main():
+    if "--check" in sys.argv:
+        return
+    told = (os.environ[name] for name in ("PMI_SIZE", "MPI_LOCALRANKID", "MASTER_ADDR"))
+    print(rank, *told, "SLURM_PROCID" in os.environ, flush=True)
+    {what}
+cli.run(main)
+"""
+
+
+def render(run, code):
+    """Write launch.sh and rank.sh as the role does for Slurm."""
+    for name in ("launch.sh", "rank.sh"):
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+        environment.filters |= {"quote": lambda text: f"'{text}'", "bool": bool}
+        text = environment.from_string((PYTHON.parent / "templates" / f"{name}.j2").read_text()).render(
+            ansible_managed="Ansible managed",
+            cluster_code_path=str(code),
+            cluster_launcher="slurm",
+            slurm_nodes=1,
+            _launch_config_world_size=2,
+            _launch_config_ranks=2,
+            launch_config_threads=1,
+            launch_config_pin=True,
+            launch_config_backend="gloo",
+        )
+        (run / name).write_text(text)
+        (run / name).chmod(0o755)
+    path = f"{Path(sys.executable).parent}:$PATH"
+    (run / "env.sh").write_text(
+        f"export PATH={path} PYTHONPATH={PYTHON} LD_PRELOAD= OMP_NUM_THREADS=1 SDTUNE_PORTS=21100-21199\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "reason"),
+    [
+        ("finish()", 0, None),
+        ("if rank == 1: raise errors.TrainingFailed('the loss is nan')", 1, "rank 1 on here: error: the loss is nan"),
+    ],
+)
+def test_srun_starts_the_ranks(run, slurm, tmp_path, what, code, reason):
+    render(run, tmp_path)
+    (tmp_path / "textual_inversion.py").write_text(PROGRAM.format(path=str(PYTHON), finish=FINISH, what=what))
+    slurm(scontrol='[ "$2" = hostnames ] && echo here || echo "NodeName=here NodeAddr=127.0.0.1"')
+    (tmp_path / "slurm/srun").write_text(SRUN)
+    (tmp_path / "slurm/srun").chmod(0o755)
+    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SDTUNE_ENVIRONMENT": str(run)}
+    done = subprocess.run([sys.executable, "-P", "-m", "sdtune.launch", "run", run], env=environment, check=False)
+    state = run_state.read_state(run)
+    assert (done.returncode, state.get("reason")) == (code, reason), (run / "logs/launch.log").read_text()
+    lines = (run / "logs/launch.log").read_text().splitlines()
+    assert code or {"0: 0 2 0 127.0.0.1 False", "1: 1 2 1 127.0.0.1 False"} <= set(lines)
