@@ -104,11 +104,11 @@ def node_killed(cluster: Cluster) -> tuple[str, str]:
     """slurmd, its step and all ranks of a node end at once; the node comes back later."""
     job = cluster.start()
     cluster.running()
-    cluster.root("node3", "pkill", "-KILL", "-x", "slurmd")
-    cluster.root("node3", "pkill", "-KILL", "slurmstepd")
-    cluster.root("node3", "pkill", "-KILL", "--euid", "user")
-    cluster.wait_for(lambda seen: seen["state"]["state"] == "pending")
-    subprocess.run([*LAB, "boot", cluster.lab, "node3"], check=True, capture_output=True)
+    cluster.root("node3", "sh", "-c", "pkill -KILL -x slurmd; pkill -KILL slurmstepd; pkill -KILL --euid user")
+    try:
+        cluster.wait_for(lambda seen: seen["state"]["state"] == "pending")
+    finally:
+        subprocess.run([*LAB, "boot", cluster.lab, "node3"], check=True, capture_output=True)
     cluster.begin_now(job)
     return failure(cluster.running(1, attempt=2))
 

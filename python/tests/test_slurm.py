@@ -303,6 +303,17 @@ def test_a_host_that_is_lost_lets_slurm_start_the_job_again(run, slurm):
     assert "all agents on here ended at once" in state["failures"][0]["why"]
 
 
+@pytest.mark.parametrize(("said", "state"), [("srun: error: here: task 1: Killed", "failed"), ("nothing", "requeued")])
+def test_how_a_rank_was_killed_is_told_by_the_daemon_of_its_host(run, slurm, said, state):
+    """Where that says nothing, it is gone too, and with it the host."""
+    slurm(scontrol="kill $PPID")
+    launch = LAUNCH.replace('kill -9 "$first" "$second" 2>/dev/null', f'kill -9 "$first" 2>/dev/null; echo "{said}"')
+    (run / "launch.sh").write_text(launch)
+    start(run, "if rank == 1: os.kill(os.getpid(), 9)\ntime.sleep(60)").wait(60)
+    found = run_state.read_state(run)
+    assert (found["state"], found["failures"][0]["rank"]) == (state, 1)
+
+
 def test_an_attempt_that_was_lost_with_its_first_host_is_noted(run, slurm):
     StateFile(run, state="running", job="7", started=time.time(), attempt=1, failures=[]).write()
     assert start(run, "finish()", attempt=2).wait(30) == 0

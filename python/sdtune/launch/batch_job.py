@@ -14,6 +14,7 @@ from sdtune.errors import BadInput
 from sdtune.launch.allocation import Allocation
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import Outcome
+from sdtune.launch.launcher_output import reported_by_srun
 from sdtune.launch.supervisor import FAILED, FINISHED, STOPPED, Supervisor
 from standalone import run_state
 
@@ -71,9 +72,16 @@ class BatchJob(Supervisor):
         """After an attempt that the time limit did not end."""
         if self.cancelled and not self._finished(attempt.token):
             return self._close(STOPPED, "stopped", exit_code=outcome.code, reason="from outside, as by scancel")
-        lost = attempt.host_lost or outcome.rank in attempt.agents.lost  # however little was learned
+        lost = self._host_lost(outcome, attempt)
         code = self._code_after(outcome, self.allocation.attempt, attempt.token, restarts=sys.maxsize if lost else None)
         return code if code is not None else self._again(outcome.why)
+
+    def _host_lost(self, outcome: Outcome, attempt: Attempt) -> bool:
+        """Whether a host was lost: with its agents, or with Slurm's daemon, which would say how a rank has ended."""
+        if attempt.host_lost or outcome.rank in attempt.agents.lost:
+            return True
+        silent = outcome.rank in attempt.agents.ended and outcome.rank not in attempt.agents.errors
+        return silent and outcome.rank not in reported_by_srun(attempt.output.launcher)
 
     def _newest_is(self, step: int | None) -> bool:
         return run_state.newest_checkpoint(self.run) == step

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,7 @@ _KEPT = 60  # lines that are kept of each rank
 _RANK = {"mpirun": re.compile(r"\[(\d+)\] ?(.*)"), "srun": re.compile(r" *(\d+): ?(.*)")}
 _EMPTY_RANK = re.compile(r"\[\d+\] ?$")  # mpirun's prefix of a line that did not come
 _KILLED = re.compile(r"RANK (\d+) PID \d+|KILLED BY SIGNAL: (\d+)")
-_KILLED_BY_SLURM = re.compile(r"srun: error: \S+: tasks? ([\d,-]+): (.+?)(?: \(core dumped\))?$")
+_ENDED_BY_SLURM = re.compile(r"srun: error: \S+: tasks? ([\d,-]+): (.+?)(?: \(core dumped\))?$")
 _SIGNALS = {signal.strsignal(number): int(number) for number in signal.Signals}
 
 
@@ -22,7 +23,7 @@ def killed_ranks(lines: list[str]) -> list[tuple[int, int]]:
     """Ranks and the signals that ended them, in the order in which Hydra or srun reports them."""
     found, rank = [], None
     for line in lines:
-        if slurm := _KILLED_BY_SLURM.match(line):
+        if slurm := _ENDED_BY_SLURM.match(line):
             number = _SIGNALS.get(slurm.group(2))
             found += [(task, number) for task in host_claims.parse_numbers(slurm.group(1)) if number is not None]
             continue
@@ -33,6 +34,12 @@ def killed_ranks(lines: list[str]) -> list[tuple[int, int]]:
                 found.append((rank, int(match.group(2))))
                 rank = None
     return found
+
+
+def reported_by_srun(lines: Iterable[str]) -> set[int]:
+    """Ranks of which srun says how they ended; it hears that from Slurm's daemon on their host."""
+    found = filter(None, map(_ENDED_BY_SLURM.match, lines))
+    return {rank for one in found for rank in host_claims.parse_numbers(one.group(1))}
 
 
 class LauncherOutput:
