@@ -272,7 +272,8 @@ def batch_state(run: Path, state: dict[str, Any], queued: dict[str, str]) -> dic
     how = ended_job(str(job))
     before: dict[str, Any] = state if state.get("job") == job else {"run_name": run.name, "failures": []}
     ended = "stopped" if how.startswith("CANCELLED") else "failed"
-    words = f"job {job} ended without a last word ({how or 'Slurm has forgotten it'})"
+    words = f"job {job} ended without a last word ({how or 'Slurm has forgotten it'}); see logs/slurm.log, and whether "
+    words += f"the nodes can write to {run}"
     if how.startswith("CANCELLED"):
         words = f"from outside, as by scancel{'' if state.get('job') == job else ', before it started'}"
     return {**before, "state": ended, "job": job, "reason": words, "ended": time.time()}

@@ -132,15 +132,16 @@ def test_a_requeued_job_keeps_what_it_had(run, slurm):
     ("says", "state", "reason"),
     [
         ("JobState=CANCELLED Reason=None", "stopped", "from outside, as by scancel"),
-        ("JobState=NODE_FAIL Reason=NodeDown", "failed", "job 7 ended without a last word (NODE_FAIL, NodeDown)"),
-        ("", "failed", "job 7 ended without a last word (Slurm has forgotten it)"),
+        ("JobState=NODE_FAIL Reason=NodeDown", "failed", "job 7 ended without a last word (NODE_FAIL, NodeDown); "),
+        ("", "failed", "job 7 ended without a last word (Slurm has forgotten it); "),
     ],
 )
 def test_a_job_that_left_the_queue_without_a_last_word(run, slurm, says, state, reason):
     StateFile(run, state="running", job="7", started=1.0, failures=[]).write()
     slurm(scontrol=f"echo 'JobId=7 {says}'")
     seen = run_state.look(run)
-    assert (seen["supervised"], seen["state"]["state"], seen["state"]["reason"]) == (False, state, reason)
+    assert (seen["supervised"], seen["state"]["state"]) == (False, state)
+    assert seen["state"]["reason"].startswith(reason)
 
 
 def test_a_job_that_was_cancelled_before_it_started(run, slurm):
@@ -391,7 +392,8 @@ def render(run, code):
         (run / name).chmod(0o755)
     path = f"{Path(sys.executable).parent}:$PATH"
     (run / "env.sh").write_text(
-        f"export PATH={path} PYTHONPATH={PYTHON} LD_PRELOAD= OMP_NUM_THREADS=1 SDTUNE_PORTS=21100-21199\n"
+        f"export PATH={path} PYTHONPATH={PYTHON} LD_PRELOAD= OMP_NUM_THREADS=1\n"
+        "export SDTUNE_LAUNCHER=slurm SDTUNE_PORTS=21100-21199\n"
     )
 
 
