@@ -77,6 +77,10 @@ def make_channel(channel: Path) -> Path:
         for file in installed.files or []
         if ".." not in file.parts and file.suffix != ".pyc"
     }
+    info = f"lib/python{MINOR}/site-packages/pip-{installed.version}.dist-info"
+    # as a package of conda has it: its own word of who installed it, and scripts that conda makes
+    record = b"".join(line for line in files[f"{info}/RECORD"].splitlines(True) if b"INSTALLER" not in line)
+    files |= {f"{info}/INSTALLER": b"conda\n", f"{info}/RECORD": record}
     script = b'#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
     package(channel, "pip", installed.version, {**files, "bin/pip": script}, (f"python {MINOR}.*",))
     library = next(path for path in LIBRARIES if path.exists()).read_bytes()

@@ -20,11 +20,11 @@ def hello(tmp_path):
         mpirun = tmp_path / "mpirun"
         mpirun.write_text(f'#!/bin/sh\ncat "{tmp_path}/said"\nexit {code}\n')
         mpirun.chmod(0o755)
-        environment = base64.b64encode(b"export I_MPI_ROOT=/nowhere\n").decode()
+        environment = base64.b64encode(b"export I_MPI_ROOT=/nowhere SDTUNE_PORTS=21400-21499\n").decode()
         return subprocess.run(
-            ["bash", "-s", "60", environment, "-m sdtune.launch.check_all_reduce", "node2=10.0.0.1,10.0.0.2"],
+            ["bash", "-s", "60", environment, "", "-m sdtune.launch.check_all_reduce", "node2=10.0.0.1,10.0.0.2"],
             stdin=(REPOSITORY / "roles/diagnose/files/hello.sh").open(),
-            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY / "python")},
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
 

@@ -20,6 +20,7 @@ def environment(tmp_path):
     """An environment with a package of two files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     files = {"tiny_ccl/__init__.py": "x = 1\n", "tiny_ccl/data.txt": "0123456789", "tiny_ccl/cacert.pem": "one"}
+    files |= {"tiny_ccl/old.pyc": "compiled", "bin/tool": "#!/prefix/bin/python\nrun()\n"}
     wheel = make_wheel(tmp_path, "tiny_ccl", "2.8.0+cpu", files)
     target = next((tmp_path / "env/lib").glob("python3*/site-packages"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, wheel]
@@ -77,6 +78,24 @@ def test_certificates_and_metadata_may_differ(environment):
     for file in environment.glob("lib/python3*/site-packages/tiny_ccl*/*"):
         if file.name in ("cacert.pem", "METADATA"):
             file.write_text(f"{file.read_text()}more\n")
+    assert problems(environment, "tiny-ccl==2.8.0") == ""
+
+
+def test_a_compiled_module_may_differ(environment):
+    """Python compiles it anew where the wheel brought one."""
+    next(environment.glob("lib/python3*/site-packages/tiny_ccl/old.pyc")).write_text("compiled anew")
+    assert problems(environment, "tiny-ccl==2.8.0") == ""
+
+
+def test_conda_makes_scripts_itself(environment):
+    """Those of a package that conda installed differ from RECORD, or are fewer; those that pip installed may not."""
+    site = next(environment.glob("lib/python3*/site-packages"))
+    (site / "bin/tool").unlink()
+    assert problems(environment, "tiny-ccl==2.8.0") == "is damaged (tool)"
+    folder = module.metadata_folders(environment)["tiny-ccl"]
+    (folder / "INSTALLER").write_text("conda\n")
+    record = (folder / "RECORD").read_text().splitlines(keepends=True)
+    (folder / "RECORD").write_text("".join(line for line in record if "INSTALLER" not in line))
     assert problems(environment, "tiny-ccl==2.8.0") == ""
 
 

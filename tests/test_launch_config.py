@@ -207,7 +207,8 @@ def two_hosts(playbook, tmp_path, **settings):
     inventory.write_text(f"[primary]\na {host}.1\n[workers]\nb {host}.2\n[cluster:children]\nprimary\nworkers\n")
     return configure(
         playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
-        training_data_name="concept", launch_config_interface="lo", launch_config_ranks_per_node=1, **settings,
+        training_data_name="concept", launch_config_interface="lo", launch_config_ranks_per_node=1,
+        _preflight_sharing=[], **settings,
     )  # fmt: skip
 
 

@@ -128,9 +128,9 @@ def login_problem(code: int, out: str, err: str) -> str:
         return last_line(err) or last_line(out, f"the login ended with code {code} and printed nothing")
     more = [line for line in out.splitlines() if line.strip() and line != GREETING]
     if more or GREETING not in out.splitlines():
-        printed = f"prints {more[0]!r}" if more else "does not run commands"
+        wrong = f"the shell there prints {more[0]!r}" if more else "the shell there does not run commands"
         return (
-            f"the shell there {printed} where it runs a command, which breaks rsync and MPI; let its start files, such "
+            f"{wrong} where it runs a command, which breaks rsync and MPI; let its start files, such "
             f"as ~/.bashrc or /etc/profile.d, print only where the shell is interactive"
         )
     return ""

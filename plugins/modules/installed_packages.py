@@ -94,9 +94,16 @@ def may_differ(path: str) -> bool:
     """Whether a whole package may have this file with other contents than RECORD says.
 
     Administrators add the certificates of their site to certifi's list. The wheel of IPEX 2.8.0 has a METADATA that its
-    own RECORD does not match; nothing runs what is in METADATA, and ``pip check`` judges its requirements.
+    own RECORD does not match; nothing runs what is in METADATA, and ``pip check`` judges its requirements. The wheel of
+    numpy 2.3.5 brings a compiled module, which Python compiles anew.
     """
-    return path.endswith((".dist-info/METADATA", "/cacert.pem"))
+    return path.endswith((".dist-info/METADATA", "/cacert.pem", ".pyc"))
+
+
+def is_condas(path: str, folder: Path) -> bool:
+    """Whether conda made this file: the scripts in ``bin`` of a package that it installed, not all that RECORD lists."""
+    installer = folder / "INSTALLER"
+    return Path(path).parent.name == "bin" and installer.is_file() and installer.read_text().strip() == "conda"
 
 
 def damaged_files(folder: Path) -> Iterator[str]:
@@ -105,7 +112,9 @@ def damaged_files(folder: Path) -> Iterator[str]:
     if not rows:
         yield f"{folder.name}/RECORD"
     for path, checksum, _ in rows:
-        if not checksum:  # RECORD itself, and what is compiled at the first import
+        if not checksum or is_condas(
+            path, folder
+        ):  # without one: RECORD itself, and what is compiled at the first import
             continue
         algorithm, _, wanted = checksum.partition("=")
         try:

@@ -81,6 +81,7 @@ def place_alone(run: Path, call: str) -> list[str]:
         BlockingIOError: one is going on.
     """
     locks = []
+    os.umask(0o777 & ~run.stat().st_mode)  # whoever may enter the folder may read what is in it, and nobody else
     try:
         for name in (SUPERVISOR_LOCK, LAUNCH_LOCK):
             locks.append(os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644))
