@@ -191,8 +191,10 @@ FAULTS = [held, drained, cancelled, controller_restarted, read_only, node_killed
 def main() -> None:
     """Inject the faults, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lab")
-    parser.add_argument("--only", nargs="+", default=[], metavar="FAULT", choices=[f.__name__ for f in FAULTS])
+    parser.add_argument("lab", help="name of the lab")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="FAULT", choices=[f.__name__ for f in FAULTS], help="by default all"
+    )
     options = parser.parse_args()
     cluster, failed = Cluster(options.lab), 0
     for fault in FAULTS:
