@@ -139,6 +139,7 @@ def _problems(site: Mapping[str, Any], job: Mapping[str, Any]) -> Iterable[tuple
     most = _number(partition.get("MaxNodes"))
     if int(job["nodes"]) > most:
         yield f"{job['nodes']} nodes, and partition {name} allows {most:.0f}", f"set slurm_nodes to at most {most:.0f}"
+        return
     yield from _size_problems(nodes_of(site, partition), job, name)
 
 
