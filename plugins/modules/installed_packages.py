@@ -101,7 +101,7 @@ def may_differ(path: str) -> bool:
 
 
 def is_condas(path: str, folder: Path) -> bool:
-    """Whether conda made this file: the scripts in ``bin`` of a package that it installed, not all that RECORD lists."""
+    """Whether conda made this file: scripts in ``bin`` of a package that it installed, not all that RECORD lists."""
     installer = folder / "INSTALLER"
     return Path(path).parent.name == "bin" and installer.is_file() and installer.read_text().strip() == "conda"
 
