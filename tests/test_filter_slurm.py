@@ -77,6 +77,12 @@ def test_a_job_that_fits_breaks_no_rule():
             "Slurm does not take the job: Batch job submission failed: Invalid account",
             "set slurm_account",
         ),
+        (
+            {"partitions": {"cpu": PARTITION | {"AllowAccounts": "physics,math"}}},
+            {"account": "chemistry"},
+            "account chemistry may not use partition cpu, which is for physics,math",
+            "set slurm_account to one of those",
+        ),
         ({"refusal": "Invalid qos specification"}, {}, "Invalid qos", "set slurm_qos"),
         ({"refusal": "Invalid feature specification"}, {}, "Invalid feature", "set slurm_constraint"),
         ({"refusal": "Requested node configuration is not available"}, {}, "node configuration", "lower slurm_nodes"),

@@ -130,6 +130,12 @@ def _problems(site: Mapping[str, Any], job: Mapping[str, Any]) -> Iterable[tuple
     if state != "UP":
         yield f"partition {name} is {state}", f"take another of {names}, or ask the administrators"
         return
+    allowed, account = partition.get("AllowAccounts", "ALL"), job.get("account", "")
+    if account and allowed != "ALL" and account not in allowed.split(","):
+        yield (
+            f"account {account} may not use partition {name}, which is for {allowed}",
+            "set slurm_account to one of those, or choose another slurm_partition",
+        )
     limit, asked = slurm_minutes(partition.get("MaxTime", "")), slurm_minutes(job["time_limit"])
     if asked is not None and limit is not None and job["time_limit"] and asked > limit:
         yield (
@@ -148,7 +154,7 @@ def slurm_rules(site: Mapping[str, Any], job: Mapping[str, Any]) -> list[dict[st
 
     Args:
         site: what ``slurm_site.py ask`` said.
-        job: ``partition``, ``nodes``, ``cores`` and ``memory_mb`` of each node, ``time_limit``.
+        job: ``partition``, ``account``, ``nodes``, ``cores`` and ``memory_mb`` of each node, ``time_limit``.
     """
     found = list(_problems(site, job))
     if not found and site["refusal"]:

@@ -50,7 +50,7 @@ _NEVER = (
     ("PartitionTimeLimit|WallDuration", "its time limit is above what is allowed; lower slurm_time_limit"),
     ("PartitionNodeLimit|MaxNode|GrpNode", "it asks for more nodes than are allowed; lower slurm_nodes"),
     ("PartitionDown|PartitionInactive", "its partition is closed; choose another slurm_partition"),
-    ("Account|Association", "set slurm_account to one that you may use"),
+    ("[Aa]ccount|Association", "set slurm_account to one that you may use"),
     ("InvalidQOS|QOSNotAllowed", "set slurm_qos to one that you may use"),
     ("BadConstraints", "no node has the features that it asks for; change slurm_constraint"),
     ("MaxCpuPer|MaxMem|MinCpu|MinMem", "it asks for more than your account is allowed; ask for less"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def run(tmp_path, monkeypatch):
 
 def queue(run, state, reason="None", start="N/A", job="7", nodes=""):
     """What squeue says."""
-    return f"echo '{job}|{state}|{reason}|{start}|{nodes}|{run}'"
+    return f"cat <<< {shlex.quote(f'{job}|{state}|{reason}|{start}|{nodes}|{run}')}"
 
 
 # --- from the login node ------------------------------------------------------------------------------------------
@@ -103,6 +104,7 @@ def test_a_job_that_slurm_does_not_take_is_refused_with_its_words(run, slurm):
         ("Priority", "2026-11-27T03:00:00", "pending (Priority), expected to start at 2026-11-27 03:00:00", False),
         ("Resources", "N/A", "pending (Resources)", False),
         ("PartitionTimeLimit", "N/A", "(PartitionTimeLimit): its time limit is above what is allowed; lower", True),
+        ("Job's account not known, so it can't use this partition", "N/A", "set slurm_account to one", True),
         ("JobHeldUser", "N/A", "it is held; scontrol release 7 lets it start", True),
     ],
 )
