@@ -22,7 +22,7 @@ HOSTS := 4
 NAME := try
 
 # The longest first, so that only short ones remain at the end; local early, since ipex waits for it.
-SCENARIOS := $(addprefix molecule-,default local faults ipex scale access)
+SCENARIOS := $(addprefix molecule-,default local faults ipex scale slurm access)
 
 .PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test
 

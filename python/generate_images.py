@@ -2,6 +2,7 @@
 
 python generate_images.py --job runs/demo/generation.yaml
 python generate_images.py --job runs/demo/generation.yaml --host node2 198.51.100.12
+sbatch draw.sbatch, which calls it with --allocation in a job of Slurm
 
 python generate_images.py --class-pictures runs/demo/job.yaml
 
@@ -11,17 +12,20 @@ at the same paths.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from sdtune import cli
 from sdtune.files import follow_mode
+from sdtune.host.ssh import Reach, command_on
 from sdtune.inference import pool
 from sdtune.inference.class_pictures import class_generation, there
 from sdtune.inference.plan import Plan, make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock
 from sdtune.inference.worker import serve
 from sdtune.launch import detach
+from sdtune.launch.allocation import Allocation, step_on
 from sdtune.launch.run_folder import Run
 from sdtune.settings import GenerationJob, Job, read_yaml
 from standalone import run_state
@@ -45,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "ADDRESS"),
         help="generate on this host too; repeatable",
     )
+    parser.add_argument("--allocation", action="store_true", help="generate on all nodes of this job of Slurm too")
     parser.add_argument(
         "--detach", action="store_true", help="run in the background; standalone/run_state.py shows the progress"
     )
@@ -52,13 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _generate(request: list[str], job: GenerationJob, plan: Plan, hosts: dict[str, str], *, keep: bool) -> None:
+def _generate(
+    request: list[str], job: GenerationJob, plan: Plan, hosts: dict[str, str], reach: Reach, *, keep: bool
+) -> None:
     """Draw; with ``keep`` only what ``drawn/`` lacks, and the pictures stay there."""
     run = Run(job.run_dir)
     with generation_lock(run):
         for warning in plan.warnings:
             print(f"warning: {warning}", flush=True)
-        commands = pool.worker_commands(request, plan, hosts)
+        commands = pool.worker_commands(request, plan, hosts, reach)
         if not keep:
             clear_drawn(run)
         run.drawn.mkdir(exist_ok=True)
@@ -93,7 +100,10 @@ def main() -> None:
         detach.start_drawing(run.folder, [sys.executable, pool.PROGRAM, *request, *hosts])
     else:
         run.folder.mkdir(parents=True, exist_ok=True)
-        _generate(request, job, plan, dict(args.host), keep=keep)
+        hosts = dict(args.host)
+        if args.allocation:
+            hosts |= {name: name for name in list(Allocation.of(os.environ).hosts)[1:]}
+        _generate(request, job, plan, hosts, step_on if args.allocation else command_on, keep=keep)
 
 
 if __name__ == "__main__":

@@ -17,3 +17,22 @@ def test_a_run_folder_that_was_deleted():
     action = follow.ActionModule.__new__(follow.ActionModule)
     told = action._failure_message("node1", "/w/runs/r", {**SEEN, "exists": False, "supervised": False})
     assert told == "node1: the run folder /w/runs/r was deleted while the run was going on, which ends the run"
+
+
+def test_a_batch_job_that_waits_or_cannot_start():
+    state = {
+        "run_name": "r",
+        "state": "pending",
+        "job": "7",
+        "words": "is job 7, pending (Priority)",
+        "why": "Priority",
+    }
+    assert follow.describe({**SEEN, "state": state}) == "r is job 7, pending (Priority)"
+    action = follow.ActionModule.__new__(follow.ActionModule)
+    hopeless = {**SEEN, "state": {**state, "why": "JobHeldUser", "never": "it is held"}}
+    told = action._failure_message("login", "/w/runs/r", hopeless)
+    assert told.startswith("login: job 7 cannot start (JobHeldUser): it is held; it stays in the queue")
+
+
+def test_a_batch_system_that_does_not_answer():
+    assert follow.describe({**SEEN, "remark": "Slurm does not answer"}) == "r: starting, Slurm does not answer"

@@ -6,7 +6,7 @@ from conftest import REPOSITORY, ROLES
 
 TYPES = {"str": str, "path": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 # Roles that other roles call or depend on, and no playbook names.
-HELPERS = {"cluster", "distribution_packages", "synced_folder"}
+HELPERS = {"cluster", "slurm", "distribution_packages", "synced_folder"}
 PLAYBOOKS = sorted(path.name for path in REPOSITORY.glob("playbooks/*.yml"))
 
 

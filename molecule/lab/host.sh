@@ -2,9 +2,9 @@
 # Boots one lab host. Started by lab.py as the first process of new mount, pid, uts, ipc and network namespaces.
 # Its standard input is a pipe from lab.py: when lab.py dies before the host is up, the pipe closes and this script ends;
 # with it end the namespaces, their mounts and the network interface.
-# Usage: host.sh NAME ADDRESS/PREFIX IMAGE DISK
+# Usage: host.sh NAME ADDRESS/PREFIX IMAGE DISK [SHARED]
 set -eu
-name=$1 address=$2 image=$3 disk=$4
+name=$1 address=$2 image=$3 disk=$4 shared=${5-}
 root=$disk/root
 
 hostname "$name"
@@ -17,6 +17,10 @@ mount -o remount,bind,ro "$root/proc/sys" # the Linux kernel is shared with the 
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs "$root/run"
 mkdir "$root/run/sshd" "$root/run/lock"
+if [ -n "$shared" ]; then
+    mkdir --parents "$root/shared"
+    mount --bind "$shared" "$root/shared"
+fi
 
 mount -t tmpfs -o mode=0755,nosuid tmpfs "$root/dev"
 for device in null:3 zero:5 full:7 random:8 urandom:9; do

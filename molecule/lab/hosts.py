@@ -36,6 +36,11 @@ class Settings:
     mirror: bool
     inventory: str
 
+    @property
+    def slurm(self) -> bool:
+        """Whether the lab has a batch system, see slurm.py."""
+        return "slurmctld" in self.packages
+
 
 @dataclass(frozen=True)
 class Lab:
@@ -62,6 +67,11 @@ class Lab:
     def folder(self) -> Path:
         """Folder of everything that the lab has on disk."""
         return STATE / self.name
+
+    @property
+    def shared(self) -> Path | None:
+        """The folder that all hosts of a lab with Slurm see at /shared."""
+        return self.folder / "shared" if self.settings.slurm else None
 
     @property
     def settings_file(self) -> Path:
@@ -185,7 +195,7 @@ class Host:
         namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child=KILL")
         with console.open("a") as log:
             process = subprocess.Popen(
-                ["unshare", *namespaces, HOST_SCRIPT, self.name, address, image, self.disk],
+                ["unshare", *namespaces, HOST_SCRIPT, self.name, address, image, self.disk, self.lab.shared or ""],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

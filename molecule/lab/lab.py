@@ -27,6 +27,7 @@ from pathlib import Path
 
 import images
 import inventories
+import slurm
 from hosts import MIRROR_PORT, MOST_HOSTS, SECOND_LINK, SLICES, STATE, Host, Lab, Settings
 from system import MARK, PLAIN, LabError, first_process, kill, marked, run
 
@@ -79,6 +80,8 @@ def create(name: str, options: argparse.Namespace) -> Lab:
     draft.write_text(json.dumps(asdict(settings)))
     draft.rename(lab.settings_file)
     (lab.folder / "control").mkdir(mode=0o700)
+    if lab.shared:
+        lab.shared.mkdir()
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"admin of lab {name}", "-f", lab.folder / "admin_key")
     return lab
 
@@ -123,14 +126,16 @@ def describe(lab: Lab) -> None:
     (lab.folder / "known_hosts").write_text(known)
     settings = {
         **inventories.connection(lab.settings.user, lab.folder),
-        "run_user": "sdtune",
-        "work_dir": "/home/sdtune/sdtune",
         "launch_config_pin": "false",  # the hosts share the cores of this machine
     }
+    if lab.settings.slurm:
+        settings |= slurm.settings(lab)
+    else:
+        settings |= {"run_user": "sdtune", "work_dir": "/home/sdtune/sdtune"}
     if lab.settings.mirror:
         settings["python_env_source"] = "mirror"
         settings["python_env_mirror_url"] = f"{lab.mirror_url}/pypi/simple"
-    addresses = {host.name: host.address for host in lab.hosts}
+    addresses = {host.name: host.address for host in lab.hosts[: 1 if lab.settings.slurm else None]}
     inventories.write(Path(lab.settings.inventory), addresses, settings)
 
 
@@ -139,6 +144,8 @@ def up(name: str, options: argparse.Namespace) -> None:
     for crashed in labs():
         if not crashed.complete.exists():
             remove(crashed)
+    if options.slurm:
+        options.user, options.packages = slurm.USER, sorted({*options.packages, *slurm.PACKAGES})
     image = images.build(options.packages)
     lab = Lab(name)
     if lab.complete.exists():
@@ -161,6 +168,8 @@ def up(name: str, options: argparse.Namespace) -> None:
             host.make_disk(image)
         if first_process(host.mark) is None:
             host.boot()
+    if lab.settings.slurm:
+        slurm.start(lab, lab.hosts)
     describe(lab)
     lab.complete.touch()
     print(f"lab: {name}: {', '.join(f'{host.name} {host.address}' for host in lab.hosts)}")
@@ -255,6 +264,7 @@ def parse() -> argparse.Namespace:
     make.add_argument("--mirror", action="store_true", help="serve apt and pip on the bridge address")
     make.add_argument("--packages", nargs="*", default=[], metavar="P", help="packages beyond the plain image")
     make.add_argument("--user", default="root", choices=["root", "admin"], help="user that Ansible logs in as")
+    make.add_argument("--slurm", action="store_true", help="Slurm: node1 is the login node, the others compute")
     make.add_argument("--inventory", type=Path, metavar="DIR", help="default: inventory/lab-NAME of this repository")
     gone = command("down", "remove a lab completely")
     which = gone.add_mutually_exclusive_group(required=True)
@@ -298,6 +308,8 @@ def main() -> None:
                 host = Lab(options.name).host(options.host)
                 if first_process(host.mark) is None:
                     host.boot()
+                if host.lab.settings.slurm:
+                    slurm.start(host.lab, [host])
             case "link":
                 run("ip", "link", "set", Lab(options.name).host(options.host).port, options.to)
             case "second-link":

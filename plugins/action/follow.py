@@ -30,6 +30,8 @@ options:
 """
 _TERMINAL_SECONDS = 1.0
 _LINES_SECONDS = 5.0  # where a line cannot replace the one before, such as in a log
+_LOOKS_AT_HOPELESS = 2  # at a batch job that cannot start, before the call ends
+_SLURM_SECONDS = 10.0  # Slurm is asked once so often: its controller serves all users
 _QUIET_SECONDS = 60.0  # there, print a line at least this often
 
 display = Display()
@@ -48,6 +50,8 @@ def describe(seen: dict) -> str:
     name = state.get("run_name", "the run")
     if seen["standstill"]:
         return f"{name} stands still: {seen['standstill']}"
+    if state.get("state") in ("pending", "starting"):
+        return f"{name} {state['words']}"
     if state.get("state") == "waiting" and "used_by" in state:
         used = ", ".join(f"{host}, used by {others}" for host, others in state["used_by"].items())
         return f"{name}: waiting for {used}"
@@ -70,6 +74,8 @@ def describe(seen: dict) -> str:
         parts.append(f"attempt {state['attempt']}")
     if state.get("stopping"):
         parts.append("stopping")
+    if seen.get("remark"):
+        parts.append(seen["remark"])
     return f"{name}: {', '.join(parts)}"
 
 
@@ -130,15 +136,18 @@ class ActionModule(ActionBase):
 
     def _follow_drawing(self, name: str) -> dict:
         """The result of a generation: its last state, or why it failed."""
-        last, reported = "", set()
+        last, reported, seen = "", set(), {}
         while True:
-            seen = self._ask(_TERMINAL_SECONDS if self._live else _LINES_SECONDS)
+            seen = self._ask(self._interval(seen))
             state = seen["state"]
             for host, why in state.get("lost", {}).items():
                 if host not in reported:
                     self._print(f"warning: {host} {why}; the others draw what it has not handed over")
                     reported.add(host)
-            if state and (line := describe_drawing(state)) != last:
+            line = (
+                describe_drawing(state) if state else f"the generation {words}" if (words := seen.get("words")) else ""
+            )
+            if line and line != last:
                 last = line
                 if self._live:
                     display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
@@ -154,7 +163,7 @@ class ActionModule(ActionBase):
         return {"changed": True, "state": state}
 
     def _follow(self) -> dict:
-        printed, failures, last = 0.0, 0, ("", 0)
+        printed, failures, last, hopeless = 0.0, 0, ("", 0), 0
         seen = self._ask(0)
         while True:
             news = seen["state"].get("failures", [])
@@ -169,6 +178,8 @@ class ActionModule(ActionBase):
                 seen["state"].get("state"),
                 len(news),
                 seen["standstill"] != "",
+                seen["state"].get("why"),
+                seen.get("remark", ""),
             )
             if self._live and going:
                 display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
@@ -177,11 +188,18 @@ class ActionModule(ActionBase):
                     self._print(line)
                 printed = time.monotonic()
             failures, last = len(news), mark
-            if not going:
+            # a reason that ends by itself has ended when Slurm has looked at the job again
+            hopeless = hopeless + 1 if seen["state"].get("never") else 0
+            if not going or hopeless > _LOOKS_AT_HOPELESS:
                 if self._live:
                     display.display("", screen_only=True)
                 return seen
-            seen = self._ask(_TERMINAL_SECONDS if self._live else _LINES_SECONDS)
+            seen = self._ask(self._interval(seen))
+
+    def _interval(self, seen: dict) -> float:
+        """Seconds until the next look; ``seen``: what the last one saw."""
+        interval = _TERMINAL_SECONDS if self._live else _LINES_SECONDS
+        return max(interval, _SLURM_SECONDS) if seen.keys() & {"remark", "words"} else interval
 
     def _print(self, line: str) -> None:
         display.display(f"{chr(13)}{chr(27)}[K{line}" if self._live else line)
@@ -214,6 +232,11 @@ class ActionModule(ActionBase):
         if not seen["exists"]:
             return f"{name}: the run folder {run_dir} was deleted while the run was going on, which ends the run"
         state = seen["state"]
+        if state.get("never"):
+            return (
+                f"{name}: job {state['job']} cannot start ({state['why']}): {state['never']}; it stays in the queue: "
+                f"ansible-playbook stop.yml takes it out"
+            )
         failures = state.get("failures", [])
         if seen["lost"] or state.get("state") not in ("failed",):
             checkpoint = seen["progress"].get("checkpoint")

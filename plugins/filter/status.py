@@ -41,14 +41,17 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
         return f"has lost its folder, while processes work for it: {left}" if left else "has no folder"
     if run["standstill"]:
         return f"stands still: {run['standstill']}"
+    job, hosts = state.get("job"), ", ".join(state.get("hosts", []))
     if run["supervised"]:
         if state.get("stopping"):
             return "is stopping"
+        if state.get("state") in ("pending", "starting"):
+            return str(state["words"])
         if state.get("state") == "waiting" and "used_by" in state:
             return "waits for " + ", ".join(f"{host}, used by {others}" for host, others in state["used_by"].items())
         if state.get("state") == "waiting":
             return f"waits for {', '.join(state['waiting_for'])}"
-        return "is going on"
+        return f"is going on{f', as job {job} on {hosts}' if job else ''}"
     if run_is_active(run):
         return "is going on, unsupervised"
     if run["lost"]:

@@ -4,17 +4,20 @@ Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this fil
 file and imports nothing of sdtune. For the subcommands: ``run_state.py --help``.
 
 Two locks tell whether a run is going on: its supervisor holds ``.supervisor.lock``; mpirun and the ranks hold
-``.lock``.
+``.lock``. Of a run that is a batch job Slurm tells it, since locks may not reach from one host to another.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -34,9 +37,26 @@ EXPORTED = "openvino"
 REPORT = "report.html"
 SUPERVISOR_LOCK = ".supervisor.lock"
 LAUNCH_LOCK = ".lock"
+PLAN = "supervisor.json"
+SUBMITTED = "slurm.json"
+"""What was submitted last: the number of the job, and when."""
 DRAWING = "drawing.json"
 DRAWING_LOCK = ".drawing.lock"
 DRAWING_LOG = "logs/drawing.log"
+_SLURM_SECONDS = 60  # for a command of Slurm to answer
+# Why a job in the queue will not start by itself, and what its user can do.
+_NEVER = (
+    (r"Held|held", "it is held; scontrol release {job} lets it start"),
+    ("PartitionTimeLimit|WallDuration", "its time limit is above what is allowed; lower slurm_time_limit"),
+    ("PartitionNodeLimit|MaxNode|GrpNode", "it asks for more nodes than are allowed; lower slurm_nodes"),
+    ("PartitionDown|PartitionInactive", "its partition is closed; choose another slurm_partition"),
+    ("[Aa]ccount|Association", "set slurm_account to one that you may use"),
+    ("InvalidQOS|QOSNotAllowed", "set slurm_qos to one that you may use"),
+    ("BadConstraints", "no node has the features that it asks for; change slurm_constraint"),
+    ("MaxCpuPer|MaxMem|MinCpu|MinMem", "it asks for more than your account is allowed; ask for less"),
+    ("DependencyNeverSatisfied", "it waits for a job that failed"),
+)
+_ENDED = ("finished", "failed", "stopped")
 _TAIL = 262_144  # bytes at the end of metrics.jsonl that are read: hundreds of steps
 _SILENCE = 120  # seconds without a sign of a supervisor after which it counts as standing still
 _STANDSTILL = 5  # seconds for which that has to last before a call that waits for the end returns
@@ -155,6 +175,110 @@ def progress(run: Path, since: float) -> dict[str, Any]:
     return found
 
 
+def is_batch(run: Path) -> bool:
+    """Whether Slurm starts this run."""
+    return _object(_read(run / PLAN)).get("launcher") == "slurm"
+
+
+class NoAnswer(Exception):
+    """Slurm does not answer; the message says why."""
+
+
+def _slurm(*command: str) -> str:
+    """What a command of Slurm prints; empty for a job that Slurm has forgotten.
+
+    Raises:
+        NoAnswer: there is no such command, or it fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SLURM_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoAnswer(str(error)) from None
+    if done.returncode and "nvalid job id" not in done.stderr:
+        raise NoAnswer((done.stderr or done.stdout).strip().split("\n")[-1][-200:])
+    return done.stdout if done.returncode == 0 else ""
+
+
+def drawing_name(run: Path) -> str:
+    """Name of the batch job that generates a run's pictures."""
+    return f"sdtune-draw-{run.name}"
+
+
+def queued_job(run: Path, name: str = "") -> dict[str, str]:
+    """The run's job in Slurm's queue, whoever submitted it; empty when there is none.
+
+    Args:
+        run: its folder.
+        name: of the job; by default of the one that trains.
+
+    Returns:
+        ``job``, its number; ``state`` and ``reason`` as Slurm names them; ``start``, when it starts or has started;
+        ``nodes``; ``never``: why it will not start by itself, and what to do, empty where it may.
+    """
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    named = f"--name={name or f'sdtune-{run.name}'}"
+    shown = _slurm("squeue", "--noheader", f"--user={user}", named, "--format=%i|%T|%r|%S|%N|%Z")
+    for line in reversed(shown.splitlines()):
+        job, state, reason, start, nodes, folder = line.strip().split("|", 5)
+        if Path(folder) == run:
+            never = ""
+            if state == "PENDING":
+                never = next((words.format(job=job) for pattern, words in _NEVER if re.search(pattern, reason)), "")
+            return {"job": job, "state": state, "reason": reason, "start": start, "nodes": nodes, "never": never}
+    return {}
+
+
+def in_words(queued: dict[str, str], ours: dict[str, Any]) -> str:
+    """What a job in the queue waits for, as the words after the run's name; ``ours``: what it wrote before."""
+    again = " again" if ours else ""
+    if queued["state"] != "PENDING":
+        return f"is job {queued['job']},{again} {queued['state'].lower()} on {queued['nodes'] or 'no node yet'}"
+    words = f"is job {queued['job']},{again} pending ({queued['reason']})"
+    if queued["never"]:
+        return f"{words}: {queued['never']}"
+    start = queued["start"].replace("T", " ")
+    return words if start in ("", "N/A") else f"{words}, expected to start at {start}"
+
+
+def ended_job(job: str) -> str:
+    """How a job ended, in Slurm's words, such as ``CANCELLED``; empty when Slurm has forgotten it."""
+    found = re.search(r"JobState=(\S+) Reason=(\S+)", _slurm("scontrol", "-o", "show", "job", job))
+    if not found:
+        return ""
+    return found.group(1) + ("" if found.group(2) == "None" else f", {found.group(2)}")
+
+
+def batch_state(run: Path, state: dict[str, Any], queued: dict[str, str]) -> dict[str, Any]:
+    """The state of a run that is a batch job: what its job wrote last, corrected by what Slurm says.
+
+    Args:
+        run: its folder.
+        state: see :func:`read_state`.
+        queued: see :func:`queued_job`.
+    """
+    ours = state if state.get("job") == queued.get("job") else {}
+    if queued and (queued["state"] != "RUNNING" or ours.get("state") != "running"):
+        kept: dict[str, Any] = {name: ours[name] for name in ("failures", "attempt", "max_restarts") if name in ours}
+        word = "pending" if queued["state"] in ("PENDING", "CONFIGURING", "COMPLETING", "REQUEUED") else "starting"
+        word = "running" if ours.get("state") in _ENDED else word  # it is about to leave the queue
+        since = ours.get("attempt_started", time.time())
+        told = {"why": queued["reason"], "state": word, "attempt_started": since, "words": in_words(queued, kept)}
+        return {"run_name": run.name, **kept, **queued, **told}
+    submitted = _object(_read(run / SUBMITTED))
+    job = submitted.get("job") if submitted.get("time", 0) > state.get("started", 0) else state.get("job")
+    over = state.get("job") == job and state.get("state") not in ("running", "requeued")
+    if queued or over or job is None:
+        return state
+    how = ended_job(str(job))
+    before: dict[str, Any] = state if state.get("job") == job else {"run_name": run.name, "failures": []}
+    ended = "stopped" if how.startswith("CANCELLED") else "failed"
+    words = f"job {job} ended without a last word ({how or 'Slurm has forgotten it'}); see logs/slurm.log, and whether "
+    words += f"the nodes can write to {run}"
+    if how.startswith("CANCELLED"):
+        words = f"from outside, as by scancel{'' if state.get('job') == job else ', before it started'}"
+    return {**before, "state": ended, "job": job, "reason": words, "ended": time.time()}
+
+
 def standstill(run: Path, state: dict[str, Any]) -> str:
     """Why the supervisor, which holds its lock, does nothing; empty while it works.
 
@@ -190,6 +314,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
     """
     end = time.monotonic() + wait
     patience = end
+    if is_batch(run):
+        return _look_at_batch(run, end)
     while True:
         supervised = is_locked(run / SUPERVISOR_LOCK)
         unsupervised = not supervised and is_locked(run / LAUNCH_LOCK)
@@ -201,22 +327,48 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         if not (supervised or unsupervised) or now >= min(end, patience):
             break
         time.sleep(min(0.2, max(0.0, end - now)))
+    lost = not supervised and state.get("state") in ("running", "waiting")
+    return _seen(run, state, standstill=still, supervised=supervised, unsupervised=unsupervised, lost=lost)
+
+
+def _look_at_batch(run: Path, end: float) -> dict[str, Any]:
+    """The same of a batch job. Slurm is asked once a call, which waits until the job writes that it has ended.
+
+    Where Slurm does not answer, the job is taken to go on as it did before; ``remark`` says so.
+    """
+    state, remark = read_state(run), ""
+    try:
+        queued = queued_job(run)
+        state = batch_state(run, state, queued)
+    except NoAnswer as error:
+        remark = f"Slurm does not answer ({error}), which does not end the job"
+        queued = {} if state.get("state") in _ENDED else {"job": str(state.get("job", "")), "state": "UNKNOWN"}
+    while queued and state.get("state") == "running" and time.monotonic() < end:
+        time.sleep(min(0.5, max(0.0, end - time.monotonic())))
+        state = read_state(run)
+        if state.get("state") in _ENDED:
+            queued = {}
+    if queued and state.get("state") != "running" and time.monotonic() < end:
+        time.sleep(max(0.0, end - time.monotonic()))
+    seen = _seen(run, state, standstill="", supervised=bool(queued), unsupervised=False, lost=False)
+    return {**seen, "remark": remark}
+
+
+def _seen(run: Path, state: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """What :func:`look` returns: what the folder says beside ``facts``."""
     exists, unproven = run.is_dir(), why_unproven(run)
     return {
         "exists": exists,
         "left": [] if exists else [p.pid for p in processes_by_run(run.parent).get(run.name, [])],
-        "standstill": still,
-        "supervised": supervised,
-        "unsupervised": unsupervised,
         "finished": (run / FINISHED).exists() and not unproven,
         "unproven": unproven if (run / FINISHED).exists() else "",
         "collected": (run / COLLECTED).exists(),
         "exported": (run / EXPORTED).exists(),
         "reported": (run / REPORT).exists(),
-        "lost": not supervised and state.get("state") in ("running", "waiting"),
         "state": state,
-        "progress": progress(run, 0 if unsupervised else state.get("attempt_started", 0)),
+        "progress": progress(run, 0 if facts["unsupervised"] else state.get("attempt_started", 0)),
         "now": time.time(),
+        **facts,
     }
 
 
@@ -228,14 +380,29 @@ def drawing(run: Path, wait: float = 0) -> dict[str, Any]:
         wait: seconds to wait for its end, at most.
 
     Returns:
-        ``going``; ``state``: what it wrote last, with ``ended`` when all pictures are there; ``log``: its last lines.
+        ``going``; ``state``: what it wrote last, with ``ended`` when all pictures are there; ``log``: its last lines;
+        ``words``: of a batch job that has not drawn anything, what it waits for.
     """
     end = time.monotonic() + wait
+    if is_batch(run):
+        return _drawing_of_batch(run, end)
     while (going := is_locked(run / DRAWING_LOCK)) and time.monotonic() < end:
         time.sleep(min(0.2, max(0.0, end - time.monotonic())))
-    text = _read(run / DRAWING)
-    lines = _read(run / DRAWING_LOG).splitlines()
-    return {"going": going, "state": json.loads(text) if text else {}, "log": lines[-20:]}
+    return {"going": going, "state": _object(_read(run / DRAWING)), "log": _read(run / DRAWING_LOG).splitlines()[-20:]}
+
+
+def _drawing_of_batch(run: Path, end: float) -> dict[str, Any]:
+    """The same of a batch job. Slurm is asked once a call, which waits until the job writes that it has ended."""
+    try:
+        queued = queued_job(run, drawing_name(run))
+    except NoAnswer as error:
+        queued = {"state": "UNKNOWN", "never": "", "job": "?", "nodes": "", "reason": str(error), "start": ""}
+    while queued and "ended" not in (state := _object(_read(run / DRAWING))) and time.monotonic() < end:
+        time.sleep(min(0.5, max(0.0, end - time.monotonic())))
+    state = _object(_read(run / DRAWING))
+    words = in_words(queued, {}) if queued and not state else ""
+    log = _read(run / DRAWING_LOG).splitlines()
+    return {"going": bool(queued) and "ended" not in state, "state": state, "log": log[-20:], "words": words}
 
 
 class Process(NamedTuple):
@@ -369,7 +536,15 @@ def host_status(run: Path, seconds: float) -> dict[str, Any]:
 
 
 def ask_to_stop(run: Path, within: float) -> None:
-    """Request a stop: rank 0 stops after its step; the supervisor ends the run after ``within`` seconds."""
+    """Request a stop: rank 0 stops after its step; the supervisor ends the run after ``within`` seconds.
+
+    A batch job that has not started is taken out of the queue.
+    """
+    with contextlib.suppress(NoAnswer):
+        queued = queued_job(run) if is_batch(run) else {}
+        if queued and queued["state"] == "PENDING":
+            _slurm("scancel", queued["job"])
+            return
     (run / STOP).write_text(json.dumps({"within": within, "asked": time.time()}) + "\n", encoding="utf-8")
 
 

@@ -77,6 +77,7 @@ def launch(tmp_path):
                 launch_config_world_size=2,
                 launch_config_ranks=2,
                 launch_config_backend="gloo",
+                cluster_launcher="hydra",
             )
             (run / name).write_text(text)
             (run / name).chmod(0o755)

@@ -18,7 +18,7 @@ from typing import Any
 
 from sdtune.errors import BadInput, DrawingFailed
 from sdtune.files import write_atomically
-from sdtune.host.ssh import command_on
+from sdtune.host.ssh import Reach, command_on
 from sdtune.inference.plan import Plan
 from sdtune.inference.results import write_images
 from sdtune.inference.worker import Worker
@@ -158,13 +158,19 @@ class WorkerPool:
         self._report(ended=time.time())
 
 
-def worker_commands(request: Sequence[str], plan: Plan, hosts: Mapping[str, str]) -> dict[str, list[list[str]]]:
+def worker_commands(
+    request: Sequence[str],
+    plan: Plan,
+    hosts: Mapping[str, str],
+    reach: Reach = command_on,
+) -> dict[str, list[list[str]]]:
     """{host: the command of each worker} on this host and on ``hosts`` {name: address}, each of which is asked first.
 
     Args:
         request: the arguments that say what is drawn: ``--job FILE``, or ``--class-pictures FILE``.
         plan: of this host.
         hosts: the others.
+        reach: the command line that runs a command at an address.
 
     Raises:
         BadInput: a host cannot generate what is asked for, or would do it from another copy.
@@ -174,15 +180,14 @@ def worker_commands(request: Sequence[str], plan: Plan, hosts: Mapping[str, str]
     commands = {here: [[*program, "--worker", str(i)] for i in range(len(plan.cores))]}
     with ThreadPoolExecutor(max_workers=16) as pool:
         asked = {
-            name: pool.submit(_check, name, command_on(address, [*program, "--check"]))
-            for name, address in hosts.items()
+            name: pool.submit(_check, name, reach(address, [*program, "--check"])) for name, address in hosts.items()
         }
     for name, answer in asked.items():
         found = answer.result()
         if found["fingerprint"] != plan.fingerprint:
             raise BadInput(f"{name}: the copy of the run, or the job, differs from that of {here}; copy it there again")
         workers = [[*program, "--worker", str(i)] for i in range(found["processes"])]
-        commands[name] = [command_on(hosts[name], worker) for worker in workers]
+        commands[name] = [reach(hosts[name], worker) for worker in workers]
     return commands
 
 

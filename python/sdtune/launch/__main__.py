@@ -5,6 +5,7 @@ To see how far a run is, or to stop it: standalone/run_state.py.
 
 import argparse
 import json
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("shares", help=text, description=text)
     command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
     command.add_argument("cores", nargs="?", default="", metavar="CORES", help="those that count, such as 0-13")
+    text = "print the cores of a rank that Slurm has started, as 0,1; rank.sh calls it"
+    command = commands.add_parser("cores", help=text, description=text)
+    for name in ("local_rank", "ranks", "threads"):
+        command.add_argument(name, type=int, metavar=name.upper())
     text = "watch one rank; rank.sh calls it, with standard input as the pipe from the rank"
     command = commands.add_parser("agent", help=text, description=text)
     command.add_argument("rank", type=int, metavar="RANK", help="number of the rank")
@@ -63,6 +68,11 @@ def main() -> None:
         from sdtune.launch import processes
 
         processes.sweep(str(options.run))
+    elif options.command == "cores":
+        from sdtune.launch.binding import cores_of_rank
+
+        allowed = sorted(os.sched_getaffinity(0))
+        print(",".join(map(str, cores_of_rank(allowed, options.local_rank, options.ranks, options.threads))))
     elif options.command == "start":
         follow_mode(options.run)
         from sdtune.launch import detach
@@ -88,6 +98,9 @@ def main() -> None:
 def _supervise(run: Path, arguments: list[str], call: str | None) -> None:
     from sdtune.files import hold_lock
     from sdtune.launch import staging, supervisor
+    from sdtune.launch.allocation import Allocation
+    from sdtune.launch.batch_job import BatchJob
+    from sdtune.launch.state import Plan
     from standalone import run_state
 
     with ExitStack() as stack:
@@ -97,6 +110,8 @@ def _supervise(run: Path, arguments: list[str], call: str | None) -> None:
             sys.exit(f"error: {run}: another supervisor is at work")
         if call is not None:
             staging.place_on_all_hosts(run, call)
+        if Plan.read(run).launcher == "slurm":
+            sys.exit(BatchJob(run, arguments, Allocation.of(os.environ)).supervise())
         sys.exit(supervisor.Supervisor(run, arguments, call).supervise())
 
 

@@ -32,6 +32,7 @@ class Attempt:
 
     Attributes:
         token: secret of this attempt, which its ranks know, see :mod:`sdtune.launch.meeting`.
+        host_lost: whether it was ended because a host, or the agents there, were not heard of any more.
     """
 
     def __init__(self, run: Path, plan: Plan, hosts: dict[str, str], arguments: list[str], number: int = 1) -> None:
@@ -48,7 +49,7 @@ class Attempt:
         )
         self.process = self._launch(arguments)
         assert self.process.stdout is not None
-        self.output = LauncherOutput(self.process.stdout, run / "logs" / "launch.log")
+        self.output = LauncherOutput(self.process.stdout, run / "logs" / "launch.log", plan.program)
         self.selector.register(self.process.stdout, selectors.EVENT_READ, self._read_output)
         self.progressed, self.began = time.monotonic(), time.time()
         self.mark, self.made_step = self._metrics_mark(), False
@@ -56,6 +57,7 @@ class Attempt:
         """Monotonic time at which a rank was seen to have ended before its work was done."""
         self.looked, self.stood_still = time.monotonic(), 0.0
         self.decision: str | None = None
+        self.host_lost = False
         self.culprit: int | None = None
 
     def _launch(self, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -65,7 +67,7 @@ class Attempt:
             meeting.TOKEN: self.token,
             meeting.ATTEMPT: str(self.number),
         }
-        if len(self.hosts) < len(self.plan.hosts):
+        if len(self.hosts) < len(self.plan.hosts):  # never with Slurm, where the plan names none
             nodes = self.run / "nodefile.fewer"
             nodes.write_text("".join(f"{address}\n" for _, address in self.hosts), encoding="utf-8")
             environment |= {"SDTUNE_NODEFILE": nodes.name, "SDTUNE_WORLD_SIZE": str(self.world_size)}
@@ -149,6 +151,7 @@ class Attempt:
         if silent is None:
             return None
         self.culprit, seconds = silent
+        self.host_lost = True
         return f"{self._host_of(self.culprit)} has not been heard of for {seconds:.0f} s"
 
     def _lost_agent(self, now: float) -> str | None:
@@ -156,6 +159,7 @@ class Attempt:
         rank = next((rank for rank, since in self.agents.lost.items() if now - since > _EXPLAINED), None)
         if rank is None:
             return None
+        self.host_lost = True
         return f"{failure.describe_lost_agents(self._evidence(None), rank)}; no rank goes on without one"
 
     def _hung(self, now: float) -> str | None:
@@ -210,6 +214,7 @@ class Attempt:
             stood_still=self.stood_still,
             errors=self.agents.errors,
             killed=killed_ranks(launcher_lines),
+            launcher=self.plan.program,
             stacks=self.agents.stacks,
             rank_lines={rank: list(lines) for rank, lines in self.output.ranks.items()},
             launcher_lines=launcher_lines,

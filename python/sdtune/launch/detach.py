@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from sdtune.errors import BadInput
+from sdtune.launch import submit
 from standalone import run_state
 
 
@@ -56,6 +57,8 @@ def start(run: Path, arguments: list[str], call: str | None = None, *, seconds: 
     Raises:
         BadInput: it does not start, or the run is going on without a supervisor; with the end of the supervisor's log.
     """
+    if submit.is_for_slurm(run, call):
+        return submit.submit(run, arguments, call)
     if run_state.is_locked(run / run_state.SUPERVISOR_LOCK):
         return "attached"
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):
@@ -83,6 +86,9 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 300) -> Non
     Raises:
         BadInput: it does not start; with the end of its log.
     """
+    if run_state.is_batch(run):
+        submit.submit_drawing(run)
+        return
     if run_state.is_locked(run / run_state.DRAWING_LOCK):
         raise BadInput(f"pictures of {run} are being drawn on this host already; wait for them, or stop that process")
     log, began = run / run_state.DRAWING_LOG, time.time()

@@ -52,6 +52,8 @@ class Evidence:
     """The last lines that each rank printed. For display only."""
     launcher_lines: Sequence[str] = ()
     """The last lines that launch.sh and mpirun printed. For display, and for a refusal of launch.sh."""
+    launcher: str = "mpirun"
+    """The program that starts the ranks."""
 
     @property
     def world_size(self) -> int:
@@ -166,7 +168,10 @@ def first_cause(evidence: Evidence) -> int | None:
 def describe(evidence: Evidence, rank: int | None) -> str:
     """How a rank ended, in one line."""
     if rank is None:
-        return f"mpirun ended with code {evidence.exit_code}"
+        said = [line for line in evidence.launcher_lines if line.startswith("srun: error: ")]
+        if said and evidence.no_rank_started:
+            return f"srun starts no rank: {said[0].removeprefix('srun: error: ')}"
+        return f"{evidence.launcher} ended with code {evidence.exit_code}"
     if rank in evidence.errors:
         return f"{evidence.place_of(rank)}: {evidence.errors[rank].summary}"
     if rank in evidence.lost_agents:

@@ -2,20 +2,31 @@
 
 import os
 import re
+import signal
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from standalone import host_claims
+
 _KEPT = 60  # lines that are kept of each rank
-_RANK = re.compile(r"\[(\d+)\] ?(.*)")  # mpirun -prepend-rank
+# how each program marks a line of a rank: mpirun -prepend-rank, srun --label
+_RANK = {"mpirun": re.compile(r"\[(\d+)\] ?(.*)"), "srun": re.compile(r" *(\d+): ?(.*)")}
 _EMPTY_RANK = re.compile(r"\[\d+\] ?$")  # mpirun's prefix of a line that did not come
 _KILLED = re.compile(r"RANK (\d+) PID \d+|KILLED BY SIGNAL: (\d+)")
+_ENDED_BY_SLURM = re.compile(r"srun: error: \S+: tasks? ([\d,-]+): (.+?)(?: \(core dumped\))?$")
+_SIGNALS = {signal.strsignal(number): int(number) for number in signal.Signals}
 
 
 def killed_ranks(lines: list[str]) -> list[tuple[int, int]]:
-    """Ranks and the signals that ended them, in the order of Hydra's report."""
+    """Ranks and the signals that ended them, in the order in which Hydra or srun reports them."""
     found, rank = [], None
     for line in lines:
+        if slurm := _ENDED_BY_SLURM.match(line):
+            number = _SIGNALS.get(slurm.group(2))
+            found += [(task, number) for task in host_claims.parse_numbers(slurm.group(1)) if number is not None]
+            continue
         for match in _KILLED.finditer(line):
             if match.group(1) is not None:
                 rank = int(match.group(1))
@@ -25,11 +36,18 @@ def killed_ranks(lines: list[str]) -> list[tuple[int, int]]:
     return found
 
 
+def reported_by_srun(lines: Iterable[str]) -> set[int]:
+    """Ranks of which srun says how they ended; it hears that from Slurm's daemon on their host."""
+    found = filter(None, map(_ENDED_BY_SLURM.match, lines))
+    return {rank for one in found for rank in host_claims.parse_numbers(one.group(1))}
+
+
 class LauncherOutput:
     """The launcher's output, read without blocking."""
 
-    def __init__(self, pipe: IO[bytes], log: Path) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: IO[bytes], log: Path, program: str = "mpirun") -> None:
+        """Read ``pipe`` and write ``log``; ``program`` marks the lines of ranks, ``mpirun`` or ``srun``."""
+        self.pipe, self._mark = pipe, _RANK[program]
         self.at_end = False
         """Whether all processes that could write have closed their end."""
         self.launcher: deque[str] = deque(maxlen=_KEPT)
@@ -53,7 +71,7 @@ class LauncherOutput:
         *lines, self._pending = (self._pending + data).split(b"\n")
         for raw in lines:
             line = _EMPTY_RANK.sub("", raw.decode(errors="replace"))
-            if found := _RANK.match(line):
+            if found := self._mark.match(line):
                 self.ranks.setdefault(int(found.group(1)), deque(maxlen=_KEPT)).append(found.group(2))
             else:
                 self.launcher.append(line)

@@ -18,7 +18,7 @@ class Plan:
     """``supervisor.json``, which the role launch_config writes."""
 
     hosts: dict[str, str]
-    """Name in the inventory and address of each host, the primary first."""
+    """Name in the inventory and address of each host, the primary first; empty where Slurm chooses them."""
     ranks_per_node: int
     """Ranks on each host."""
     gradient_accumulation_steps: int
@@ -39,6 +39,15 @@ class Plan:
     """Whether the run waits for hosts that another run uses, instead of being refused."""
     cores: dict[str, str] = field(default_factory=dict)
     """By host, the cores that the run was given there, such as ``0-13``; empty: all."""
+    launcher: str = "hydra"
+    """What starts the ranks: ``hydra``, Intel MPI's own, or ``slurm``, which also chooses the hosts."""
+    signal_seconds: float = 0
+    """With Slurm, how many seconds before the time limit of the job a checkpoint is written."""
+
+    @property
+    def program(self) -> str:
+        """The program that starts the ranks."""
+        return "srun" if self.launcher == "slurm" else "mpirun"
 
     @classmethod
     def read(cls, run: Path) -> "Plan":

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,26 @@ FINISHED, FAILED, STOPPED = 0, 1, 3
 class Supervisor:
     """All attempts of one run."""
 
-    def __init__(self, run: Path, arguments: list[str], call: str | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        arguments: list[str],
+        call: str | None = None,
+        *,
+        hosts: Mapping[str, str] | None = None,
+        attempt: int = 1,
+        **facts: Any,
+    ) -> None:
+        """Prepare a supervisor; nothing has started when this returns.
+
+        Args:
+            run: the run folder.
+            arguments: of launch.sh.
+            call: name of the call that started it.
+            hosts: name and address of each host, the primary first; those of the plan by default.
+            attempt: number of the first attempt.
+            facts: what else state.json says.
+        """
         self.run, self.arguments, self.plan = run, arguments, Plan.read(run)
         self.began = time.time()
         self.heartbeat = Heartbeat(run)
@@ -43,13 +63,14 @@ class Supervisor:
             pid=os.getpid(),
             host=os.uname().nodename,
             started=self.began,
-            attempt=1,
+            attempt=attempt,
             attempt_started=self.began,
             max_restarts=self.plan.max_restarts,
             heartbeat=True,
-            hosts=list(self.plan.hosts),
+            hosts=list(self.plan.hosts if hosts is None else hosts),
             ranks_per_node=self.plan.ranks_per_node,
             failures=[],
+            **facts,
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
@@ -72,11 +93,15 @@ class Supervisor:
             self._close(FAILED, "failed", reason=f"the supervisor itself failed ({why}); see logs/supervisor.log")
             raise
 
-    def _make_attempts(self) -> int:
+    def _open(self) -> None:
+        """Remove what an earlier start has left, and write the first state."""
         for name in (run_state.STOP, run_state.COLLECTED, "logs/launch.log"):
             (self.run / name).unlink(missing_ok=True)
         (self.run / "logs").mkdir(exist_ok=True)
         self.state.write()
+
+    def _make_attempts(self) -> int:
+        self._open()
         hosts, arguments, number = dict(self.plan.hosts), self.arguments, 1
         while True:
             if self.plan.wait_for_hosts and (code := self._queue(hosts)) is not None:
@@ -112,11 +137,19 @@ class Supervisor:
         self.state.write(state="running", attempt_started=time.time())
         return None
 
-    def _code_after(self, outcome: Outcome, number: int, token: str) -> int | None:
-        """Record how an attempt ended; the exit code, or None when another attempt follows."""
+    def _code_after(self, outcome: Outcome, number: int, token: str, restarts: int | None = None) -> int | None:
+        """Record how an attempt ended; the exit code, or None when another attempt follows.
+
+        Args:
+            outcome: how it ended.
+            number: which it was.
+            token: its secret.
+            restarts: how many there may be; those of the plan by default.
+        """
         proven = self._finished(token)
         if outcome.code == 0 and not proven:
-            outcome.code, outcome.why = FAILED, "mpirun ended well, but the ranks of this attempt finished nothing"
+            outcome.code = FAILED
+            outcome.why = f"{self.plan.program} ended well, but the ranks of this attempt finished nothing"
         if proven:
             note = {} if outcome.code == 0 else {"note": f"after the last file was written, {outcome.why}"}
             return self._close(FINISHED, "finished", exit_code=0, **note)
@@ -126,7 +159,8 @@ class Supervisor:
             return self._close(STOPPED, "stopped", exit_code=outcome.code, reason=reason)
         failures = [*self.state.facts["failures"], self._failure(outcome, number)]
         self.state.write(failures=failures, exit_code=outcome.code)
-        if self.ended_by or not outcome.retry or number > self.plan.max_restarts:
+        most = self.plan.max_restarts if restarts is None else restarts
+        if self.ended_by or not outcome.retry or number > most:
             return self._close(BAD_INPUT if outcome.code == BAD_INPUT else FAILED, "failed", reason=outcome.why)
         return None
 

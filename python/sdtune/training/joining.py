@@ -18,6 +18,8 @@ from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # what torch.distributed has, with its types
 
 from sdtune.errors import BadInput, HostBusy
+from sdtune.host.interface import interface_towards
+from sdtune.launch import binding
 from sdtune.launch.meeting import Attempt
 from sdtune.settings import Job
 from standalone import host_claims
@@ -31,11 +33,15 @@ CORES = "SDTUNE_CORES"
 def claim_cores(job: Job) -> None:
     """Claim the cores of this host for this run, so that no other run uses them unknown; its first rank here does.
 
-    Ranks that were started without ``launch.sh`` claim nothing.
+    Ranks that were started without ``launch.sh`` claim nothing, and where Slurm gives the cores, it keeps them apart.
 
     Raises:
         HostBusy: another run has them.
+        BadInput: Slurm has bound this rank to fewer cores than it has threads.
     """
+    if binding.started_by_slurm():
+        binding.check_cores(int(os.environ.get("OMP_NUM_THREADS", "1")), len(os.sched_getaffinity(0)))
+        return
     if not Attempt.of(os.environ).token or os.environ.get("MPI_LOCALRANKID", "0") != "0":
         return
     cores = host_claims.parse_numbers(os.environ.get(CORES, "")) or host_claims.cores_of_parent()
@@ -87,6 +93,8 @@ def join(run: str, backend: str, timeout: timedelta) -> None:
     attempt, me = Attempt.of(os.environ), get_cpu_distributed_information()
     host = os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     port = int(os.environ.setdefault("MASTER_PORT", "29500"))
+    if "GLOO_SOCKET_IFNAME" not in os.environ:  # env.sh names none where Slurm chooses the hosts
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_towards(host)
     mine: dict[str, object] = {"run": run, "attempt": attempt.number, "token": attempt.digest}
     if me.rank == 0:
         store = _open_rendezvous(host, port, me.world_size, timeout)

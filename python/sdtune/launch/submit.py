@@ -1,0 +1,81 @@
+"""Submit a run to Slurm, unless its job is in the queue already."""
+
+import json
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from sdtune.errors import BadInput
+from sdtune.files import hold_lock, write_atomically
+from standalone import launch_files, run_state
+
+SCRIPT, DRAWING_SCRIPT = "job.sbatch", "draw.sbatch"
+_SECONDS = 120.0  # for sbatch; a busy slurmctld takes its time
+
+
+def is_for_slurm(run: Path, call: str | None) -> bool:
+    """Whether Slurm starts the run, by the files that ``call`` has staged, or else those that are in place."""
+    folder = launch_files.staged(run, call) if call else run
+    return run_state.is_batch(folder if folder.is_dir() else run)
+
+
+def submit(run: Path, arguments: list[str], call: str | None) -> str:
+    """Submit the run.
+
+    Args:
+        run: the run folder, which the nodes see too.
+        arguments: of launch.sh.
+        call: name under which launch files are staged, which are put in place first; None: those of before stay.
+
+    Returns:
+        ``started``, or ``attached`` when its job is in the queue, or another call submits it at this moment.
+
+    Raises:
+        BadInput: Slurm does not take the job, with what it says.
+    """
+    with ExitStack() as stack:
+        try:  # against another call on this login node; the job itself is found in the queue
+            stack.enter_context(hold_lock(run / ".submit.lock", timeout=1))
+        except BlockingIOError:
+            return "attached"
+        if run_state.queued_job(run):
+            return "attached"
+        if call is not None and launch_files.staged(run, call).is_dir():
+            launch_files.place(run, call)
+        (run / "logs").mkdir(exist_ok=True)
+        job = _sbatch(run, arguments)
+        write_atomically(run / run_state.SUBMITTED, json.dumps({"job": job, "time": time.time()}) + "\n")
+        return "started"
+
+
+def submit_drawing(run: Path) -> None:
+    """Submit the generation of a run's images.
+
+    Raises:
+        BadInput: it is in the queue already, or Slurm does not take the job.
+    """
+    if queued := run_state.queued_job(run, run_state.drawing_name(run)):
+        raise BadInput(f"pictures of {run} are being drawn already, by job {queued['job']}; wait for it, or scancel it")
+    for name in (run_state.DRAWING, run_state.DRAWING_LOG):
+        (run / name).unlink(missing_ok=True)
+    _sbatch(run, [], DRAWING_SCRIPT)
+
+
+def _sbatch(run: Path, arguments: list[str], script: str = SCRIPT) -> str:
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", str(run / script), *arguments],
+            cwd=run,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInput(f"sbatch does not answer ({error}); try it on the login node") from None
+    if done.returncode:
+        said = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines() if line]
+        raise BadInput(f"Slurm does not take the job: {said[-1] if said else f'code {done.returncode}'}")
+    return done.stdout.strip().partition(";")[0]
