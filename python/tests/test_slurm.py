@@ -218,11 +218,11 @@ sys.exit(BatchJob(Path(sys.argv[1]), [], Allocation(job="7", attempt=attempt, ho
 """
 
 
-def start(run, rank, attempt=1):
+def start(run, rank, attempt=1, program=JOB):
     """Start the batch job's program; ``rank`` is what each rank does."""
     (run / "rank.py").write_text(FINISH + RANK)
     (run / "what.py").write_text(rank)
-    return subprocess.Popen([sys.executable, "-P", "-c", JOB, run, str(attempt)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-P", "-c", program, run, str(attempt)], stderr=subprocess.PIPE, text=True)
 
 
 STEPS = """
@@ -283,6 +283,85 @@ def test_a_cancelled_job_was_stopped_from_outside(run, slurm):
     assert job.wait(120) == 3
     assert run_state.read_state(run)["reason"] == "from outside, as by scancel"
     assert slurm() == []
+
+
+# a fake of generate_images.py: three class pictures are missing, and each takes its time
+DRAWING = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path("class")
+if "--check" in sys.argv:
+    drawn = len(list(folder.glob("drawn/*.png")))
+    print(json.dumps({"missing": 3 - drawn, "folder": str(folder.resolve())}))
+    sys.exit()
+assert sys.argv[1:] == ["--class-pictures", "job.yaml", "--allocation"], sys.argv
+WHAT
+"""
+DRAW_ALL = """
+(folder / "drawn").mkdir(parents=True, exist_ok=True)
+for n in range(3):
+    if not (folder / f"drawn/{n}.png").exists():
+        time.sleep(SECONDS)
+        (folder / f"drawn/{n}.png").touch()
+"""
+DRAWS = JOB.replace("attempt =", "from sdtune.launch import class_pictures as c; c.PROGRAM = 'draw.py'\nattempt =")
+
+
+@pytest.fixture
+def drawing(run):
+    """Start a job that draws class pictures first; ``what``: how its fake of the program draws."""
+    facts = json.loads((run / "supervisor.json").read_text())
+    (run / "supervisor.json").write_text(json.dumps({**facts, "class_pictures": True}))
+
+    def begin(what, attempt=1):
+        (run / "draw.py").write_text(DRAWING.replace("WHAT", what))
+        return start(run, "finish()", attempt, program=DRAWS)
+
+    return begin
+
+
+def test_class_pictures_are_drawn_before_the_ranks_start(run, drawing):
+    assert drawing(DRAW_ALL.replace("SECONDS", "0")).wait(120) == 0
+    assert len(list(run.glob("class/drawn/*"))) == 3
+    assert run_state.read_state(run)["state"] == "finished"
+
+
+def test_a_drawing_that_the_time_limit_ends_goes_on_in_the_next_start(run, slurm, drawing):
+    slurm(scontrol="kill $PPID")
+    job = drawing(DRAW_ALL.replace("SECONDS", "n * 300"))
+    wait_for(lambda: list(run.glob("class/drawn/*")))
+    assert run_state.read_state(run)["doing"] == "draws the class pictures"
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == 0
+    state = run_state.read_state(run)
+    assert (state["state"], state["reason"].endswith("; 1 class pictures stay")) == ("requeued", True)
+    assert drawing(DRAW_ALL.replace("SECONDS", "0"), attempt=2).wait(120) == 0
+    assert run_state.read_state(run)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "code", "state", "reason"),
+    [
+        ("sys.exit('error: no memory')", None, 1, "failed", "the class pictures were not drawn: no memory (log:"),
+        ("time.sleep(300)", signal.SIGUSR1, 1, "failed", "its time limit came before it had drawn one class picture;"),
+        ("time.sleep(300)", signal.SIGTERM, 3, "stopped", "from outside, as by scancel"),
+        ("time.sleep(300)", None, 3, "stopped", "on request, while it drew class pictures, of which 0 are new"),
+    ],
+)
+def test_a_drawing_that_does_not_end_well(run, slurm, drawing, what, number, code, state, reason):
+    job = drawing(what)
+    if "sleep" in what:
+        wait_for(lambda: "doing" in run_state.read_state(run))
+        job.send_signal(number) if number else run_state.ask_to_stop(run, 60)
+    assert job.wait(120) == code
+    found = run_state.read_state(run)
+    assert (found["state"], found["reason"][: len(reason)]) == (state, reason)
+
+
+def test_a_step_for_other_programs_has_all_of_a_node():
+    """What a job asks for each rank does not count for it."""
+    command = allocation.step_on("n2", ["generate"])
+    assert command[:2] == ["env", "--unset=SLURM_CPUS_PER_TASK"]
+    assert not [word for word in command if word.startswith(("--exact", "--cpus-per-task"))]
 
 
 def test_a_rank_that_fails_ends_the_job(run, slurm):
