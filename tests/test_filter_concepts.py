@@ -48,7 +48,9 @@ def test_without_a_folder_the_runs_are_those_that_are_listed():
 def test_all_that_is_wrong_is_said_at_once(concepts, tmp_path):
     folder = concepts(Mug=["1.jpg"], mug=["1.jpg"], empty=[], words=["a.txt"], gif=["1.gif"], **{"my vase": ["1.jpg"]})
     (tmp_path / "stray.jpg").touch()
-    said = [f"{rule['wrong']}; {rule['remedy']}" for rule in concept_rules(folder, [{"run_name": "cup"}], PATTERN, RULE)]
+    said = [
+        f"{rule['wrong']}; {rule['remedy']}" for rule in concept_rules(folder, [{"run_name": "cup"}], PATTERN, RULE)
+    ]
     for text in (
         "holds stray.jpg beside its folders; move it",
         "holds my vase, which no run can be called; use letters",
@@ -61,7 +63,9 @@ def test_all_that_is_wrong_is_said_at_once(concepts, tmp_path):
     assert len(said) == 6
 
 
-@pytest.mark.parametrize(("folder", "wrong"), [("none", "does not exist on the control node"), (".", "holds no folder")])
+@pytest.mark.parametrize(
+    ("folder", "wrong"), [("none", "does not exist on the control node"), (".", "holds no folder")]
+)
 def test_no_folder_and_no_concept(tmp_path, folder, wrong):
     [rule] = concept_rules(str(tmp_path / folder), [], PATTERN, RULE)
     assert wrong in rule["wrong"]

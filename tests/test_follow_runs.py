@@ -7,7 +7,16 @@ from plugins.filter.runs import unfinished_runs
 from plugins.filter.status import stopped_table
 
 ROWS = [
-    {"run": "mug", "state": "running", "hosts": ["n2"], "words": "", "step": 12, "max_steps": 20, "loss": 0.05, "eta_s": 61},
+    {
+        "run": "mug",
+        "state": "running",
+        "hosts": ["n2"],
+        "words": "",
+        "step": 12,
+        "max_steps": 20,
+        "loss": 0.05,
+        "eta_s": 61,
+    },
     {"run": "vase", "state": "running", "hosts": ["n1"], "words": "draws the class pictures, 3 of 9"},
     {"run": "cup", "state": "waiting", "hosts": [], "words": "is job 7, pending (Resources)"},
     {"run": "jug", "state": "waiting", "hosts": []},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdtune.errors import BadInput
-from sdtune.launch import dealing, side_by_side
+from sdtune.launch import dealing, side_by_side, staging
 from sdtune.launch.dealing import Request, Table, deal
 from standalone import run_state
 
@@ -259,6 +259,20 @@ def test_a_checkpoint_comes_along(cluster):
     cluster.end("b")
     work.join(60)
     assert (cluster.runs / step).exists()
+
+
+@pytest.mark.parametrize(("names", "nodes"), [(["n2"], "localhost\n"), (["n3", "n1"], "198.51.100.3\n198.51.100.1\n")])
+def test_a_run_gets_some_of_the_hosts_in_its_launch_files(tmp_path, names, nodes):
+    hosts = {f"n{number}": f"198.51.100.{number}" for number in (1, 2, 3)}
+    staged = tmp_path / ".staged-x"
+    staged.mkdir()
+    (staged / "supervisor.json").write_text(json.dumps({"hosts": hosts, "cores": dict.fromkeys(hosts, "0-1")}))
+    staging.choose_hosts(tmp_path, "x", names)
+    plan = json.loads((staged / "supervisor.json").read_text())
+    assert (list(plan["hosts"]), sorted(plan["cores"])) == (names, sorted(names))
+    assert (staged / "nodefile").read_text() == nodes
+    with pytest.raises(BadInput, match="do not know n9, but"):
+        staging.choose_hosts(tmp_path, "x", ["n9"])
 
 
 def test_requests_are_data():

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import jinja2
 import pytest
 
 from sdtune.errors import BadInput
-from sdtune.launch import allocation, binding, launcher_output, submit
+from sdtune.launch import allocation, binding, launcher_output, side_by_side, submit
 from sdtune.launch.batch_job import BatchJob
+from sdtune.launch.dealing import Request
 from sdtune.launch.state import StateFile
 from standalone import run_state
 from tests.conftest import FINISH
@@ -169,6 +172,47 @@ def test_a_stop_takes_a_pending_job_out_of_the_queue(run, slurm):
     slurm(squeue=queue(run, "RUNNING"))
     run_state.ask_to_stop(run, 60)
     assert (run / "stop").exists()
+
+
+@pytest.fixture
+def several(run):
+    """Three runs: r, s, t."""
+    for name in "st":
+        shutil.copytree(run, run.with_name(name))
+    return run.parent
+
+
+@pytest.mark.parametrize(("at_once", "waits"), [(0, [None, None, None]), (2, [None, None, 0]), (1, [None, 0, 1])])
+def test_of_several_runs_some_go_on_at_once(several, slurm, at_once, waits):
+    """Each waits for the end of the one so many places before it."""
+    slurm(sbatch='wc -l < "$here/calls"')
+    side_by_side.submit_all(several, Request(call="", runs=list("rst"), hosts={}, hosts_per_run=0, at_once=at_once))
+    jobs = [submit.newest_job(several / name) for name in "rst"]
+    calls = [call for call in slurm() if call.startswith("sbatch")]
+    assert [re.findall(r"--dependency=(\S+)", call) for call in calls] == [
+        [] if number is None else [f"afterany:{jobs[number]}"] for number in waits
+    ]
+
+
+def test_the_table_of_several_jobs_asks_slurm_once(several, slurm):
+    StateFile(several / "s", state="failed", job="8", started=1.0, reason="the loss is nan", hosts=["n1"]).write()
+    slurm(
+        squeue=queue(several / "r", "PENDING", "JobHeldUser")
+        + ";"
+        + queue(several / "t", "RUNNING", job="9", nodes="n2")
+    )
+    StateFile(several / "t", state="running", job="9", attempt_started=1.0, hosts=["n2"]).write()
+    seen = run_state.table(several, list("rst"))
+    assert [(row["state"], row["hosts"]) for row in seen["rows"]] == [
+        ("waiting", []),
+        ("failed", ["n1"]),
+        ("running", ["n2"]),
+    ]
+    assert seen["rows"][0]["never"].startswith("it is held")
+    assert seen["going"]
+    assert [call.split()[3] for call in slurm() if call.startswith("squeue")] == ["--name=sdtune-r,sdtune-s,sdtune-t"]
+    slurm(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert "Unable to contact" in run_state.table(several, ["t"])["remark"]
 
 
 # --- inside the job -----------------------------------------------------------------------------------------------

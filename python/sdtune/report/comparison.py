@@ -53,7 +53,9 @@ def _concepts_per_hour(runs: Sequence[RunRecord]) -> str:
     took = max(run.steps[-1]["time"] for run in finished) - min(run.start["time"] for run in finished)
     if took <= 0:
         return ""
-    return f"{len(finished)} runs finished within {seconds(took)}: {number(3600 * len(finished) / took)} concepts per hour"
+    return (
+        f"{len(finished)} runs finished within {seconds(took)}: {number(3600 * len(finished) / took)} concepts per hour"
+    )
 
 
 def _side_by_side(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
