@@ -90,11 +90,12 @@ def main() -> None:
     elif options.command in ("side-by-side", "deal"):
         follow_mode(options.runs)
         from sdtune.launch import side_by_side
+        from sdtune.launch.dealing import Request
 
         if options.command == "deal":
             side_by_side.deal(options.runs)
         else:
-            request = side_by_side.Request(**json.load(sys.stdin))
+            request = Request(**json.load(sys.stdin))
             print(json.dumps({"did": side_by_side.start(options.runs, request)}))
     elif options.command == "meet":
         from sdtune.launch import meeting

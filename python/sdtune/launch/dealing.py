@@ -85,7 +85,7 @@ class Table:
 
     def update(self, name: str, row: Row) -> None:
         """What a look at the run has found; its hosts stay those that it was given."""
-        kept = {key: self.rows[name][key] for key in ("hosts", "began") if key in self.rows[name]}
+        kept: Row = {key: self.rows[name][key] for key in ("hosts", "began") if key in self.rows[name]}
         self.rows[name] = {**row, **kept}
 
     def end(self, name: str, state: str, reason: str) -> None:
