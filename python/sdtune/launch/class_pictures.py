@@ -63,7 +63,7 @@ def draw(
         Whether all are there; else it was interrupted.
 
     Raises:
-        DrawingFailed: it ended before all were there, with its last words.
+        DrawingFailed: it ended before all were there, with its error message.
     """
     command = [sys.executable, "-P", str(PROGRAM), "--class-pictures", "job.yaml", *hosts]
     log, said, began = run / LOG, "", time.time()

@@ -121,7 +121,7 @@ class Dealer:
             self._end(name, "failed", str(error))
             return
         if done.returncode:
-            self._end(name, "failed", _last_words(done))
+            self._end(name, "failed", _error_of(done))
             return
         self._follow(name)
 
@@ -158,7 +158,7 @@ class Dealer:
     def _look(self, host: str, name: str) -> dict[str, Any]:
         done = self._on(host, [*_STATE, "look", str(self.runs / name), str(_LOOK)])
         if done.returncode:
-            raise HostSilent(f"{host} cannot tell how far it is ({_last_words(done)})")
+            raise HostSilent(f"{host} cannot tell how far it is ({_error_of(done)})")
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
@@ -228,10 +228,10 @@ class Dealer:
             [*_RSYNC, *_OF_THE_HOST, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise BadInput(f"its folder cannot be copied ({_last_words(done)})")
+            raise BadInput(f"its folder cannot be copied ({_error_of(done)})")
 
 
-def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+def _error_of(done: subprocess.CompletedProcess[str]) -> str:
     """What a command said last, without the word error."""
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"code {done.returncode}"
@@ -257,7 +257,7 @@ def start(runs: Path, request: Request) -> str:
         ``started``, or ``attached`` when runs go on side by side already.
 
     Raises:
-        BadInput: Slurm does not take a job, or the process does not start; with its last words.
+        BadInput: Slurm does not take a job, or the process does not start; with its error message.
     """
     if not request.hosts_per_run:
         submit_all(runs, request)
