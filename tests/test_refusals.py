@@ -77,13 +77,17 @@ def test_bad_settings(playbook, tmp_path, pictures, model, bad):
             [
                 "training_runs has an entry without a run_name", "b, b", "a name of its own",
                 "training_runs sets training_rate, work_dir, which no run",
+                "training_runs_hosts_per_run is 2, and the inventory has 1 hosts",
+                "beside its folders",  # a folder of pictures in place of one of concepts
             ],
         ),
     ],
 )  # fmt: skip
 def test_bad_runs(playbook, tmp_path, pictures, model, runs, texts):
     """Of several runs, before the first of them."""
-    done = playbook("train.yml", base_model_source=str(model), training_data_source=str(pictures), training_runs=runs)
+    more = {"training_runs_hosts_per_run": 2, "training_concepts_source": str(pictures)} if len(texts) > 3 else {}
+    more |= {"base_model_source": str(model), "training_data_source": str(pictures)}
+    done = playbook("train.yml", training_runs=runs, **more)
     refused(done, tmp_path, *texts)
 
 
