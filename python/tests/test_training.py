@@ -327,7 +327,12 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_sample(mapping, monkeyp
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("data", "resolution", 60, "data.resolution: 60 is not a multiple of 16, which .* need; take 48 or 64"),
+        (
+            "data",
+            "resolution",
+            60,
+            "data.resolution: 60 is not a multiple of 16, which this model's VAE and UNet need; take 48 or 64",
+        ),
         ("data", "initializer_token", "yellow toy", "is 2 tokens for this model"),
         ("data", "placeholder_token", "toy", "'toy' is in the model's vocabulary"),
         ("data", "path", "/nonexistent", "the picture folder /nonexistent does not exist"),
@@ -344,12 +349,15 @@ def test_bad_input_is_named_before_anything_is_written(mapping, tmp_path, sectio
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionInpaintPipeline", None])
-def test_a_pipeline_of_no_supported_family_is_refused_by_its_class(mapping, untrained_model, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("StableDiffusionInpaintPipeline", r" \(an inpainting model; take the model that it was made from\)"), (None, "")],
+)
+def test_a_pipeline_of_no_supported_family_is_refused_by_its_class(mapping, untrained_model, tmp_path, name, reason):
     folder = tmp_path / "model"
     shutil.copytree(untrained_model, folder)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name}), encoding="utf-8")
-    with pytest.raises(BadInput, match=f"is a {name}.*, which is not supported; .*StableDiffusionPipeline"):
+    with pytest.raises(BadInput, match=f"is a {name}{reason}, which is not supported; .*StableDiffusionPipeline"):
         check_job(changed(mapping, model={"path": str(folder)}))
     (folder / "model_index.json").unlink()
     with pytest.raises(BadInput, match=r"has no model_index\.json"):
@@ -361,7 +369,7 @@ def test_a_model_folder_without_a_part_is_named(mapping, untrained_model, tmp_pa
     shutil.copytree(untrained_model, folder)
     weights = next((folder / "unet").glob("*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(BadInput, match=r"has weights in unet/ only as"):
+    with pytest.raises(BadInput, match=r"has weights in unet/ only as \w+\.bin, not as safetensors; convert it once"):
         check_job(changed(mapping, model={"path": str(folder)}))
     shutil.rmtree(folder / "unet")
     with pytest.raises(BadInput, match="has no unet"):
