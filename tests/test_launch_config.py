@@ -41,7 +41,8 @@ def test_the_files_of_a_run(playbook, provisioned):
     assert job["training"]["world_size"] == 2
     assert job["openvino"] == {
         "batch_size": 1, "height": 128, "width": None, "num_images_per_prompt": 1, "dynamic_shapes": False,
-        "weights": "fp16", "calibration_samples": 100, "similarity_images": 2, "similarity_steps": 25,
+        "weights": "fp16", "lora_weight": 1.0, "calibration_samples": 100,
+        "similarity_images": 2, "similarity_steps": 25,
     }  # fmt: skip
     accelerate = yaml.safe_load((run / "accelerate.yaml").read_text())
     assert (accelerate["num_processes"], accelerate["num_machines"], accelerate["machine_rank"]) == (2, 1, 0)

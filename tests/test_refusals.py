@@ -94,9 +94,9 @@ def test_bad_runs(playbook, tmp_path, pictures, model, runs, texts):
 def test_a_model_without_unet_and_a_file_that_is_no_picture(playbook, tmp_path, pictures, model):
     """What is missing and what does not belong there are named; the pictures are not."""
     shutil.rmtree(model / "unet")
-    (pictures / "notes.txt").write_text("not a picture")
+    (pictures / "notes.md").write_text("not a picture")
     done = playbook("provision.yml", base_model_source=str(model), training_data_source=str(pictures))
-    refused(done, tmp_path, f"the model folder {model} has no unet", "notes.txt", "is no picture")
+    refused(done, tmp_path, f"the model folder {model} has no unet", "notes.md", "is no picture")
 
 
 def test_two_models_and_no_picture(playbook, tmp_path, model):

@@ -1,0 +1,70 @@
+"""Write small text files to a host, all in one call over Ansible's own connection.
+
+``ansible.builtin.template`` asks the host, sends a file and starts a module, for each file: seconds for the launch
+files of a run. Here the host's own Python gets all of them on its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+DOCUMENTATION = """
+name: write_files
+short_description: Write small text files to a host, all in one call
+options:
+  folder: {description: The folder on the host., type: path, required: true}
+  above: {description: More folders that get the mode of folders., type: list, default: []}
+  python: {description: The host's own Python., type: path, required: true}
+  files:
+    description: The text of each file; a name may contain folders. A newline at the end is added where it lacks.
+    type: dict
+    default: {}
+  scripts: {description: The same for files that are executable., type: dict, default: {}}
+  mode: {description: Mode of the files., type: str, required: true}
+  folder_mode: {description: Mode of the folders and the scripts., type: str, required: true}
+"""
+SCRIPT = Path(__file__).resolve().parents[2] / "python/standalone/write_files.py"
+# Runs a program of N bytes that precedes its own standard input.
+_LOADER = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), '-', 'exec'))"
+
+
+class ActionModule(ActionBase):
+    """The action ``write_files``."""
+
+    TRANSFERS_FILES = False
+    _VALID_ARGS = frozenset(("folder", "above", "python", "files", "scripts", "mode", "folder_mode"))
+
+    def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
+        """The result has ``written``: the paths of files and folders that were not as they are now."""
+        result = super().run(tmp, task_vars)
+        host = (task_vars or {}).get("inventory_hostname", "the host")
+        written = self.write(host)
+        return {**result, "written": written, "changed": bool(written)}
+
+    def write(self, host: str) -> list[str]:
+        """Send the files; in check mode the host only compares them."""
+        asked = self._task.args
+        request: dict[str, Any] = {name: str(asked[name]) for name in ("folder", "mode", "folder_mode")}
+        request["above"] = [str(path) for path in asked.get("above") or []]
+        texts = {kind: dict(asked.get(kind) or {}) for kind in ("files", "scripts")}
+        request |= {kind: {str(name): _ended(text) for name, text in named.items()} for kind, named in texts.items()}
+        script = SCRIPT.read_bytes()
+        argv = [asked["python"], "-c", _LOADER, str(len(script)), *(["--check"] if self._task.check_mode else [])]
+        done = self._low_level_execute_command(shlex.join(argv), in_data=script + json.dumps(request).encode())
+        why = (done["stderr"] or done["stdout"]).strip().split("\n")[-1]
+        if done["rc"] == 255 and not why.startswith("error: "):  # ssh's own
+            raise AnsibleConnectionFailure(f"{host}: the connection was lost ({why}); type the same again")
+        if done["rc"]:
+            raise AnsibleActionFail(f"{host}: {asked['folder']} cannot be written: {why.removeprefix('error: ')}")
+        return json.loads(done["stdout"])
+
+
+def _ended(text: object) -> str:
+    """A text that ends with a newline."""
+    return str(text) if str(text).endswith("\n") else f"{text}\n"
