@@ -41,7 +41,7 @@ def products(tmp_path, pictures, provisioned):
 
 def test_a_folder_of_concepts(playbook, tmp_path, products, provisioned):
     """Each becomes a run with pictures and a token of its own; what finished is brought, what did not is named."""
-    own = [{"run_name": "vase", "training_max_train_steps": 30}]
+    own = [{"run_name": "vase", "training_seed": 7}]
     done = playbook(
         *("train.yml", "--skip-tags", "openvino_export"),
         training_concepts_source=str(products), training_runs=own, training_runs_hosts_per_run=1,
@@ -59,7 +59,7 @@ def test_a_folder_of_concepts(playbook, tmp_path, products, provisioned):
         name: f"{provisioned}/data/products/{name}" for name in jobs
     }
     assert [job["data"]["placeholder_token"] for job in jobs.values()] == ["<mug>", "<vase>"]
-    assert [job["training"]["max_train_steps"] for job in jobs.values()] == [20, 30]
+    assert [job["seed"] for job in jobs.values()] == [1, 7]
     plan = json.loads((runs / "mug/supervisor.json").read_text())
     assert (plan["wait_for_hosts"], plan["class_pictures"]) == (True, True)
     assert sorted(path.name for path in (tmp_path / "artifacts").rglob("*")) == [
