@@ -34,5 +34,10 @@ def test_a_batch_job_that_waits_or_cannot_start():
     assert told.startswith("login: job 7 cannot start (JobHeldUser): it is held; it stays in the queue")
 
 
+def test_a_run_that_draws_class_pictures_first():
+    state = {"run_name": "r", "doing": "draws the class pictures, 3 of 9"}
+    assert follow.describe({**SEEN, "state": state}) == "r: draws the class pictures, 3 of 9"
+
+
 def test_a_batch_system_that_does_not_answer():
     assert follow.describe({**SEEN, "remark": "Slurm does not answer"}) == "r: starting, Slurm does not answer"

@@ -67,8 +67,8 @@ def run(tmp_path, monkeypatch):
         "hosts": {},
         "ranks_per_node": 2,
         "gradient_accumulation_steps": 1,
-        "stall_timeout": 30,
-        "start_timeout": 30,
+        "stall_timeout": 120,
+        "start_timeout": 120,  # on a busy machine
         "host_timeout": 20,
         "host_wait": 1,
         "max_restarts": 0,
