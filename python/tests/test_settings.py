@@ -116,10 +116,10 @@ def test_a_generation_needs_prompts():
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
         ({"quality": "best"}, "quality: 'best' is not one of exact, fast, draft"),
         ({"cache_interval": 0}, "cache_interval: 0 is less than 1"),
-        ({"cache_interval": 26}, "cache_interval: 26 is above num_inference_steps, 25; lower it, or set it to 1"),
+        ({"cache_interval": 26}, "cache_interval: 26 is above num_inference_steps (25); lower it, or set it to 1"),
         (
             {"quality": "draft", "num_inference_steps": 1},
-            "(that of the quality draft) is above num_inference_steps, 1",
+            "(that of the quality draft) is above num_inference_steps (1)",
         ),
         ({"cache_branch": -1, "cache_interval": 2}, "cache_branch: -1 is negative"),
         ({"cache_branch": 1}, "cache_branch: 1 is of no use without cached features"),

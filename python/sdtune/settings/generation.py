@@ -107,7 +107,7 @@ class GenerationJob(Settings):
             )
         if interval > steps:
             raise BadInput(
-                f"cache_interval: {interval}{whose} is above num_inference_steps, {steps}; lower it, or set it to 1"
+                f"cache_interval: {interval}{whose} is above num_inference_steps ({steps}); lower it, or set it to 1"
             )
         if self.cache_branch and interval == 1:
             raise BadInput(
