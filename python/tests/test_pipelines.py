@@ -21,7 +21,7 @@ from sdtune.inference import export, openvino
 from sdtune.inference.draw import draw_batch, load_generator
 from sdtune.inference.evaluations import Evaluations
 from sdtune.inference.exported import requested_shape
-from sdtune.inference.feature_cache import FeatureCache, count_branches, split
+from sdtune.inference.feature_cache import FeatureCache, Forecast, count_branches, split
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.images import similarity
 from sdtune.inference.plan import make_plan
@@ -194,10 +194,10 @@ def generation_job(trained, **values):
 
 
 def generate(job):
-    """All batches of a job in this process, as one worker with all cores does it; returns the files."""
+    """All batches of a job in this process, as its first worker does it; returns the files."""
     plan, run = make_plan(job), Run(job.run_dir)
     clear_drawn(run)
-    generator = load_generator(job, plan, sum(map(len, plan.cores)))
+    generator = load_generator(job, plan, len(plan.cores[0]))  # the decoder's last bits depend on the number of threads
     for number in range(len(plan.batches)):
         write_images(draw_batch(generator, job, plan, number), run.drawn)
     return finish(job, plan)
@@ -346,6 +346,20 @@ def test_each_half_of_a_guided_batch_has_its_own_features(trained):
     again = generator.generate(["a toy"] * 5, [1] * 5)
     assert cache.evaluations == {"whole": 8, "shallow": 20}
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_features_go_on_along_a_line():
+    features = Forecast()
+    assert not features.is_of(0)
+    features.keep(2, np.array([1.0, 5.0], np.float32))
+    assert features.is_of(2)
+    assert not features.is_of(3)
+    assert features.at(3).tolist() == [1, 5]
+    features.keep(4, np.array([2.0, 5.0], np.float32))
+    assert features.at(5).tolist() == [2.5, 5]
+    features.keep(6, np.array([2.0, 9.0], np.float32))
+    assert features.at(7).tolist() == [2, 11]
+    assert features.at(7).dtype == np.float32
 
 
 def test_a_copy_of_an_earlier_version_has_no_features_to_cache(trained, tmp_path):

@@ -11,6 +11,7 @@ once, and every branch of any export is there.
 
 from typing import Any
 
+import numpy as np
 import openvino
 import torch
 
@@ -56,47 +57,75 @@ def split(unet: openvino.Model, branch: int) -> tuple[openvino.Model, openvino.M
     )
 
 
+class Forecast:
+    """The deep feature of an evaluation, from those of the last two whole ones.
+
+    It goes on along the line through both (arXiv 2503.06923), which is nearer than the last feature itself while the
+    interval is a small part of all steps; with only one it is that one.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, Any]] = []
+
+    def keep(self, number: int, feature: Any) -> None:
+        """Keep the feature of evaluation ``number``, a whole one."""
+        self._kept = [*self._kept[-1:], (number, feature)]
+
+    def is_of(self, first: int) -> bool:
+        """Whether the last one kept is of evaluation ``first`` or a later one."""
+        return bool(self._kept) and self._kept[-1][0] >= first
+
+    def at(self, number: int) -> Any:
+        """The feature of evaluation ``number``, after the last whole one."""
+        last, feature = self._kept[-1]
+        if len(self._kept) == 1:
+            return feature
+        before, older = self._kept[0]
+        return feature + (feature - older) * np.float32((number - last) / (last - before))
+
+
 class FeatureCache:
-    """The two UNets of a pipeline, compiled at their first use, and the features of the last whole evaluation."""
+    """The two UNets of a pipeline, compiled at their first use, and the features of the last whole evaluations."""
 
     def __init__(self, unet: Any, interval: int, branch: int) -> None:
         """Nothing is compiled yet.
 
         Args:
             unet: of an OpenVINO pipeline, with the shapes that it will have.
-            interval: every so many evaluations one is whole.
+            interval: one of so many evaluations is whole.
             branch: whose feature is kept, see :func:`count_branches`.
         """
         self._interval, self._config = interval, unet.ov_config
         self._models = split(unet.model, branch)
         self._compiled: dict[bool, openvino.CompiledModel] = {}
-        self._kept: dict[str, tuple[int, Any]] = {}
+        self._features: dict[str, Forecast] = {}
         self.evaluations = {"whole": 0, "shallow": 0}
         """How many there were of each kind."""
 
     def begin(self) -> None:
         """Forget the features of an earlier call."""
-        self._kept = {}
+        self._features = {}
 
     def evaluate(self, number: int, part: str, inputs: dict[str, Any]) -> torch.Tensor:
         """Predicted noise.
 
         Args:
             number: of the evaluation in this call, from 0.
-            part: which samples of the batch these are; each part has its own feature.
+            part: which samples of the batch these are; each part has its own features.
             inputs: {name: tensor} of the UNet.
         """
-        period = number // self._interval
-        since, feature = self._kept.get(part, (-1, None))
-        # also where a part was left out when the others were evaluated as a whole
-        whole = since != period
-        outputs = self._run(inputs if whole else inputs | {_FEATURE: feature}, whole)
-        if whole:
-            self._kept[part] = (period, outputs[1])
-        self.evaluations["whole" if whole else "shallow"] += 1
+        features = self._features.setdefault(part, Forecast())
+        # whole also where this part was left out when the others were
+        if features.is_of(number - number % self._interval):
+            self.evaluations["shallow"] += 1
+            outputs = self._run(inputs | {_FEATURE: features.at(number)}, whole=False)
+        else:
+            self.evaluations["whole"] += 1
+            outputs = self._run(inputs, whole=True)
+            features.keep(number, outputs[1])
         return torch.from_numpy(outputs[0])
 
-    def _run(self, inputs: dict[str, Any], whole: bool) -> Any:
+    def _run(self, inputs: dict[str, Any], *, whole: bool) -> Any:
         if whole not in self._compiled:
             model = self._models[0 if whole else 1]
             self._compiled[whole] = openvino.Core().compile_model(model, "CPU", self._config)
