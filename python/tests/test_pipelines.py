@@ -311,14 +311,14 @@ def test_a_shallow_unet_with_a_fresh_feature_is_the_whole_one(trained):
     assert len(unet.outputs) == 1
 
 
-def cached(trained, interval, **options):
-    """A generator with cached features, and its cache."""
+def cached(trained, every, **options):
+    """A generator that caches features, one of ``every`` evaluations whole; and its cache."""
     threads = len(os.sched_getaffinity(0))
     config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     pipeline = openvino.load(Run(trained.run_dir).openvino, ov_config=config)
     if options.get("interval"):
         openvino.set_unet_batch(pipeline, 5)
-    cache = FeatureCache(pipeline.unet, interval, 0)
+    cache = FeatureCache(pipeline.unet, every, 0)
     return ImageGenerator(pipeline, guidance_scale=4.0, cache=cache, height=64, width=64, **options), cache
 
 
