@@ -102,25 +102,24 @@ def qualities() -> Iterator[Point]:
 def sweep() -> Iterator[Point]:
     """Combinations of scheduler, steps, cache, guidance interval and weights, among them the presets."""
     yield from qualities()
-    caches = {"": {}} | {(n, b): {"cache_interval": n, "cache_branch": b} for n, b in ((2, 0), (2, 1), (3, 0), (5, 0))}
+    pairs = ((2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (5, 0))
+    caches: dict[Any, dict[str, Any]] = {n_b: {"cache_interval": n_b[0], "cache_branch": n_b[1]} for n_b in pairs}
+    caches[""] = {}
     dpm = {"scheduler": "dpmsolver++"}
     for how, keys in (
-        ({}, caches),
+        ({}, ["", (2, 0), (3, 0)]),
         (dpm, caches),
         (dpm | {"num_inference_steps": 20}, ["", (2, 0), (3, 0)]),
         (dpm | {"num_inference_steps": 16}, ["", (2, 0), (3, 0)]),
-        (dpm | {"num_inference_steps": 12}, ["", (2, 0), (2, 1), (3, 0)]),
-        (dpm | {"num_inference_steps": 8}, ["", (2, 0)]),
-        (dpm | {"guidance_stop": 0.75}, ["", (2, 0)]),
-        (dpm | {"num_inference_steps": 12, "guidance_stop": 0.75}, ["", (2, 0)]),
-        (dpm | {"num_inference_steps": 12, "guidance_stop": 0.5}, ["", (2, 0)]),
+        (dpm | {"num_inference_steps": 12}, ["", (2, 0)]),
+        *((dpm | {"num_inference_steps": count}, [""]) for count in (10, 8, 7, 6)),
+        (dpm | {"guidance_stop": 0.75}, ["", (3, 0)]),
     ):
         for key in keys:
             yield Point(settings=how | caches[key])
     for weights in ("int8", "hybrid"):
-        for how in (dpm, dpm | {"num_inference_steps": 12}):
-            for key in ("", (2, 0)):
-                yield Point(settings=how | caches[key], weights=weights)
+        for key in ("", (3, 0)):
+            yield Point(settings=dpm | caches[key], weights=weights)
 
 
 # --- ways to generate ------------------------------------------------------------------------------------------------

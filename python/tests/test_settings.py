@@ -118,8 +118,8 @@ def test_a_generation_needs_prompts():
         ({"cache_interval": 0}, "cache_interval: 0 is less than 1"),
         ({"cache_interval": 26}, "cache_interval: 26 is above num_inference_steps (25); lower it, or set it to 1"),
         (
-            {"quality": "draft", "num_inference_steps": 1},
-            "(that of the quality draft) is above num_inference_steps (1)",
+            {"quality": "fast", "num_inference_steps": 1},
+            "(that of the quality fast) is above num_inference_steps (1)",
         ),
         ({"cache_branch": -1, "cache_interval": 2}, "cache_branch: -1 is negative"),
         ({"cache_branch": 1}, "cache_branch: 1 is of no use without cached features"),
@@ -141,12 +141,12 @@ def test_a_quality_gives_what_the_job_does_not_set_itself():
     def of(**values):
         return build(GenerationJob, {"run_dir": "/r", "prompts": ["x"], **values}).denoising
 
-    draft = of(quality="draft")
-    assert of(quality="draft", num_inference_steps=7, cache_interval=1) == replace(
-        draft, num_inference_steps=7, cache_interval=1
+    fast = of(quality="fast")
+    assert of(quality="fast", num_inference_steps=7, cache_interval=1) == replace(
+        fast, num_inference_steps=7, cache_interval=1
     )
-    assert of(quality="exact", **asdict(draft)) == draft
-    assert len({of(), of(quality="fast"), draft}) == 3
+    assert of(quality="exact", **asdict(fast)) == fast
+    assert len({of(), fast, of(quality="draft")}) == 3
 
 
 def test_flags_of_diffusers_script():

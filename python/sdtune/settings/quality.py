@@ -34,7 +34,7 @@ class Denoising:
 
 QUALITIES: dict[QualityName, Denoising] = {
     "exact": Denoising(scheduler=None, num_inference_steps=25, guidance_stop=1.0, cache_interval=1),
-    "fast": Denoising(scheduler="dpmsolver++", num_inference_steps=20, guidance_stop=1.0, cache_interval=2),
-    "draft": Denoising(scheduler="dpmsolver++", num_inference_steps=12, guidance_stop=0.75, cache_interval=2),
+    "fast": Denoising(scheduler="dpmsolver++", num_inference_steps=25, guidance_stop=1.0, cache_interval=3),
+    "draft": Denoising(scheduler="dpmsolver++", num_inference_steps=6, guidance_stop=1.0, cache_interval=1),
 }
 """Points of the front of time against similarity in ``docs/performance.md``; ``make bench-pictures`` measures it."""
