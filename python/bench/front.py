@@ -9,6 +9,7 @@ least as similar, and better in one of both; dominated points are in the plot, n
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def plot(rows: Sequence[Row], file: Path, what: str) -> None:
         )  # fmt: skip
     axes.set_xlabel("speed-up to the usual OpenVINO flow")
     axes.set_ylabel("PSNR to the float32 picture of 25 steps, dB (median)")
-    axes.set_title(what, fontsize=10)
+    axes.set_title("\n".join(textwrap.wrap(what, 100)), fontsize=9)
     axes.grid(color="0.9")
     axes.margins(x=0.15)
     figure.savefig(file, format="svg", metadata={"Date": None})
