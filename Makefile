@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,default ipex scale slurm access)
 
-.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-front bench-ops bench-pictures bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -37,6 +37,8 @@ help:
 	@echo 'make bench-attention  measure attention alone, at the shapes of Stable Diffusion 1.5 (one minute)'
 	@echo 'make bench-ops  measure each fused operation against plain torch and torch.utils.checkpoint (10 minutes)'
 	@echo 'make bench-pictures  measure image generation on the embedded model'
+	@echo 'make bench-front  the front of time against similarity, from what bench-pictures wrote'
+	@echo 'make bench-unet  profile the UNet of an OpenVINO copy'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
 	@echo 'make toyworld-xl  train the embedded model in the layout of Stable Diffusion XL (an hour)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
@@ -138,6 +140,14 @@ bench-ops: control-node kernels $(TEST_STAMP)
 # Seconds and similarity of pictures. BENCH_ARGS='--size 256 --steps 4' for the shapes of Stable Diffusion 1.5 in place of the embedded model.
 bench-pictures: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/generation.py $(or $(BENCH_ARGS),--toyworld)
+
+# BENCH_ARGS='SECONDS.json SIMILARITY.json --plot ../docs/pictures-front.svg': figures of two sweeps, absolute or from python/.
+bench-front: $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/front.py $(BENCH_ARGS)
+
+# BENCH_ARGS='FOLDER/run/openvino --ways', of bench-pictures with --keep FOLDER.
+bench-unet: $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/unet_profile.py $(BENCH_ARGS)
 
 clean:
 	rm --recursive --force .venv .cache .ansible python/sdtune/ops/kernels/*.so

@@ -243,11 +243,11 @@ def test_a_host_without_the_user_of_the_run_whose_port_is_in_use(playbook, tmp_p
         (
             "generate.yml",
             {
-                "image_generation_prompts": [], "image_generation_seeds": [], "image_generation_num_inference_steps": 0,
-                "image_generation_guidance_stop": 2, "image_generation_width": 100,
+                "image_generation_prompts": [], "image_generation_seeds": [], "image_generation_guidance_stop": 2,
+                "image_generation_num_inference_steps": -1, "image_generation_width": 100,
             },
             [
-                "image_generation_num_inference_steps: 0 is less than 1",
+                "image_generation_num_inference_steps: -1 is less than 1",
                 "image_generation_width: 100 is not a multiple of 8",
             ],
         ),

@@ -10,18 +10,18 @@ their places at the end, when each has the right SHA-256. A transfer that was in
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY))
+from plugins import host_end  # noqa: E402
 from plugins.modules.folder_checksums import checksums, file_of, sha256_of_start  # noqa: E402
 
 DOCUMENTATION = """
@@ -41,8 +41,6 @@ options:
 SCRIPT = REPOSITORY / "python/standalone/receive_folder.py"
 PART = 64 << 20  # bytes of one call: little beside the memory of any control node, much beside a call's overhead
 QUIET_SECONDS = 10  # between two lines of progress
-# Runs a program of N bytes that precedes its own standard input.
-_LOADER = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), '-', 'exec'))"
 
 display = Display()
 
@@ -179,13 +177,5 @@ class ActionModule(ActionBase):
 
     def _call(self, host: str, command: str, payload: bytes) -> str:
         """Run the host's end with these bytes as its standard input; its standard output."""
-        script = SCRIPT.read_bytes()
-        argv = [self._task.args["python"], "-c", _LOADER, str(len(script)), command, self._task.args["dest"]]
-        done = self._low_level_execute_command(shlex.join(argv), in_data=script + payload)
-        why = (done["stderr"] or done["stdout"]).strip().split("\n")[-1]
-        if done["rc"] == 255 and not why.startswith("error: "):  # ssh's own
-            raise AnsibleConnectionFailure(f"{host}: the connection was lost ({why}); type the same again to go on")
-        if done["rc"]:
-            dest = self._task.args["dest"]
-            raise AnsibleActionFail(f"{host}: {dest} cannot be filled: {why.removeprefix('error: ')}")
-        return done["stdout"]
+        dest = self._task.args["dest"]
+        return host_end.call(self, host, SCRIPT, [command, dest], payload, f"{dest} cannot be filled")

@@ -1,12 +1,14 @@
 """From the embedded model to images: what diffusers, OpenVINO and a reader of the files find."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 
 import numpy as np
+import openvino as openvino_runtime
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -17,8 +19,11 @@ from sdtune.errors import BadInput
 from sdtune.host import memory
 from sdtune.inference import export, openvino
 from sdtune.inference.draw import draw_batch, load_generator
+from sdtune.inference.evaluations import Evaluations
 from sdtune.inference.exported import requested_shape
-from sdtune.inference.generator import GuidanceInterval
+from sdtune.inference.feature_cache import FeatureCache, Forecast, count_branches, split
+from sdtune.inference.generator import ImageGenerator
+from sdtune.inference.images import similarity
 from sdtune.inference.plan import make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock, write_images
 from sdtune.launch.run_folder import Run
@@ -189,10 +194,10 @@ def generation_job(trained, **values):
 
 
 def generate(job):
-    """All batches of a job in this process, as one worker with all cores does it; returns the files."""
+    """All batches of a job in this process, as its first worker does it; returns the files."""
     plan, run = make_plan(job), Run(job.run_dir)
     clear_drawn(run)
-    generator = load_generator(job, plan, sum(map(len, plan.cores)))
+    generator = load_generator(job, plan, len(plan.cores[0]))  # the decoder's last bits depend on the number of threads
     for number in range(len(plan.batches)):
         write_images(draw_batch(generator, job, plan, number), run.drawn)
     return finish(job, plan)
@@ -223,7 +228,7 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(trained):
 def test_an_image_is_the_same_bits_in_any_process(trained):
     """All in this process, and by the program with two processes: 8 images are two batches of five."""
     prompts = ["a photo of a <dicoo>", "a photo of a toy"]
-    job = generation_job(trained, prompts=prompts, seeds=[1, 2, 3, 4], processes=2)
+    job = generation_job(trained, prompts=prompts, seeds=[1, 2, 3, 4], processes=2, cache_interval=2)
     here = {f.name: f.read_bytes() for f in generate(job)}
     file = write_job(Run(job.run_dir).folder / "generation.yaml", job)
     program = [sys.executable, str(REPOSITORY / "python" / "generate_images.py"), "--job", str(file)]
@@ -271,15 +276,101 @@ def test_an_interval_skips_samples_and_does_not_change_guided_steps(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(Run(trained.run_dir).pipeline, torch_dtype=torch.float32)
     options = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent"}
     full = pipeline("a toy", generator=torch.Generator().manual_seed(1), **options).images
-    interval = GuidanceInterval(pipeline, 0.0, 1.0)
+    interval = Evaluations(pipeline, interval=(0.0, 1.0))
     same = pipeline("a toy", generator=torch.Generator().manual_seed(1), **options).images
     assert torch.allclose(same, full, atol=1e-4)
     assert interval.samples == 2 * 5  # PNDM evaluates once more than asked
     del pipeline.unet.forward
-    part = GuidanceInterval(pipeline, 0.0, 0.5)
+    part = Evaluations(pipeline, interval=(0.0, 0.5))
     part.begin()
     pipeline("a toy", generator=torch.Generator().manual_seed(1), **options)
     assert part.samples == 2 * 3 + 2
+
+
+def test_a_shallow_unet_with_a_fresh_feature_is_the_whole_one(trained):
+    core, config = openvino_runtime.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+    unet = core.read_model(Run(trained.run_dir).openvino / "unet" / "openvino_model.xml")
+    rng = np.random.default_rng(0)
+    inputs = {"timestep": np.array([500])}
+    for name in ("sample", "encoder_hidden_states"):
+        inputs[name] = rng.standard_normal(unet.input(name).shape, dtype=np.float32)
+    [noise] = core.compile_model(unet, "CPU", config)(inputs).values()
+    assert (
+        count_branches(unet) == make_plan(generation_job(trained)).exported.cache_branches == 4
+    )  # 2 blocks of 2 layers
+    sizes = []
+    for branch in range(4):
+        whole, shallow = split(unet, branch)
+        found, feature = core.compile_model(whole, "CPU", config)(inputs).values()
+        [again] = core.compile_model(shallow, "CPU", config)({**inputs, "deep_feature": feature}).values()
+        assert np.array_equal(found, noise)
+        np.testing.assert_allclose(again, noise, rtol=1e-4, atol=1e-4)
+        sizes.append(len(shallow.get_ops()))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] < len(unet.get_ops())
+    assert len(unet.outputs) == 1
+
+
+def cached(trained, every, **options):
+    """A generator that caches features, one of ``every`` evaluations whole; and its cache."""
+    threads = len(os.sched_getaffinity(0))
+    config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    pipeline = openvino.load(Run(trained.run_dir).openvino, ov_config=config)
+    if options.get("interval"):
+        openvino.set_unet_batch(pipeline, 5)
+    cache = FeatureCache(pipeline.unet, every, 0)
+    return ImageGenerator(pipeline, guidance_scale=4.0, cache=cache, height=64, width=64, **options), cache
+
+
+def test_cached_features_change_pictures_little(trained):
+    """Five prompts in a batch; with an interval of 1 not at all, though the cache computes them."""
+    asked = {"prompts": [f"a <dicoo> in the {place}" for place in ("snow", "sea", "wood", "sun", "dark")]}
+    asked |= {"num_inference_steps": 12, "guidance_scale": 4.0, "scheduler": "dpmsolver++"}
+    exact = [Image.open(file) for file in generate(generation_job(trained, **asked))[:5]]
+    prompts = [prompt.replace("<dicoo>", "<dicoo> <dicoo>_1") for prompt in asked["prompts"]]
+    drawn = {}
+    for interval in (1, 2):
+        generator, cache = cached(trained, interval, steps=12, scheduler="dpmsolver++")
+        drawn[interval] = generator.generate(prompts, [1] * 5)
+        assert cache.evaluations == {"whole": 12 // interval, "shallow": 12 - 12 // interval}
+    assert [np.array_equal(a, b) for a, b in zip(drawn[1], exact, strict=True)] == [True] * 5
+    assert np.median([similarity([a], [b])[0] for a, b in zip(drawn[2], exact, strict=True)]) > 22  # dB
+
+
+def test_each_half_of_a_guided_batch_has_its_own_features(trained):
+    """The negative half begins in the middle of a period of the cache, where it has no feature yet."""
+    generator, cache = cached(trained, 4, steps=8, scheduler="ddim", interval=(0.25, 0.9))
+    first = generator.generate(["a toy"] * 5, [1] * 5)
+    # positive: whole at 0 and 4; negative: guided from 2 to 7, whole at 2 and 4
+    assert cache.evaluations == {"whole": 4, "shallow": 10}
+    again = generator.generate(["a toy"] * 5, [1] * 5)
+    assert cache.evaluations == {"whole": 8, "shallow": 20}
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_features_go_on_along_a_line():
+    features = Forecast()
+    assert not features.is_of(0)
+    features.keep(2, np.array([1.0, 5.0], np.float32))
+    assert features.is_of(2)
+    assert not features.is_of(3)
+    assert features.at(3).tolist() == [1, 5]
+    features.keep(4, np.array([2.0, 5.0], np.float32))
+    assert features.at(5).tolist() == [2.5, 5]
+    features.keep(6, np.array([2.0, 9.0], np.float32))
+    assert features.at(7).tolist() == [2, 11]
+    assert features.at(7).dtype == np.float32
+
+
+def test_a_copy_of_an_earlier_version_has_no_features_to_cache(trained, tmp_path):
+    shutil.copytree(trained.run_dir, tmp_path / "old")
+    facts = Run(tmp_path / "old").openvino / "sdtune.json"
+    kept = {name: value for name, value in json.loads(facts.read_text()).items() if name != "cache_branches"}
+    facts.write_text(json.dumps(kept))
+    old = generation_job(trained, run_dir=str(tmp_path / "old"))
+    assert len(make_plan(old).batches) == 1
+    with pytest.raises(BadInput, match="an earlier version exported it; export the run again"):
+        make_plan(replace(old, cache_interval=2))
 
 
 @pytest.mark.parametrize(("name", "cls"), [("dpmsolver++", "DPMSolverMultistepScheduler"), ("lcm", "LCMScheduler")])
@@ -313,6 +404,7 @@ def test_generation_without_a_run_is_refused(tmp_path, trained):
         ({"prompts": ["a <cat>"]}, r"does not know <cat> \(in 'a <cat>'\); it has learned <dicoo>"),
         ({"height": 128}, "is static, with a height of 64, not 128"),
         ({"tiny_autoencoder": "/nowhere"}, "tiny_autoencoder: /nowhere holds no AutoencoderTiny"),
+        ({"cache_interval": 2, "cache_branch": 4}, "cache_branch: 4 is none of the 4 branches of this UNet; take a"),
     ],
 )
 def test_what_the_run_cannot_generate_is_refused(trained, values, message):

@@ -194,7 +194,7 @@ def test_other_tools_read_a_lora_of_both_encoders(xl, untrained_xl, tmp_path):
 
 
 def test_the_openvino_copy_is_static_and_draws(xl):
-    """With int8 weights, and with guidance in a part of the steps, which cuts the added conditions in halves."""
+    """With int8 weights; with guidance in a part of the steps, which cuts the added conditions in halves; cached."""
     openvino = {"batch_size": 2, "weights": "int8", "similarity_images": 1, "similarity_steps": 2}
     job = xl(openvino=openvino, data={"num_vectors": 1})
     train(job)
@@ -202,9 +202,9 @@ def test_the_openvino_copy_is_static_and_draws(xl):
     assert exported.similarity is not None
     assert exported.similarity[0] > 20  # dB
     drawn = []
-    for stop in (1.0, 0.5):
+    for how in ({}, {"guidance_stop": 0.5}, {"guidance_stop": 0.5, "cache_interval": 2, "cache_branch": 1}):
         settings = {"run_dir": job.run_dir, "prompts": ["a <t> in the snow", "a <t> at night"], "seeds": [1]}
-        generation = build(GenerationJob, {**settings, "num_inference_steps": 2, "guidance_stop": stop})
+        generation = build(GenerationJob, {**settings, "num_inference_steps": 2, **how})
         plan = make_plan(generation)
         drawn.append(draw_batch(load_generator(generation, plan, 1), generation, plan, 0))
-    assert len({png for files in drawn for png in files.values()}) == 4
+    assert len({png for files in drawn for png in files.values()}) == 6

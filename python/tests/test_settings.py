@@ -3,7 +3,7 @@
 import argparse
 import re
 import typing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import pytest
@@ -114,6 +114,20 @@ def test_a_generation_needs_prompts():
         ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
         ({"processes": -1}, "processes: -1 is negative"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
+        ({"quality": "best"}, "quality: 'best' is not one of exact, fast, draft"),
+        ({"cache_interval": 0}, "cache_interval: 0 is less than 1"),
+        ({"cache_interval": 26}, "cache_interval: 26 is above num_inference_steps (25); lower it, or set it to 1"),
+        (
+            {"quality": "fast", "num_inference_steps": 1},
+            "(that of the quality fast) is above num_inference_steps (1)",
+        ),
+        ({"cache_branch": -1, "cache_interval": 2}, "cache_branch: -1 is negative"),
+        ({"cache_branch": 1}, "cache_branch: 1 is of no use without cached features"),
+        (
+            {"cache_interval": 2, "source": "pipeline"},
+            "2 needs the source openvino, and this is pipeline",
+        ),
+        ({"quality": "fast", "source": "model"}, "(that of the quality fast) needs the source openvino"),
         ({"prompts": [" "]}, "prompts holds an empty prompt"),
         ({"seeds": []}, "seeds is empty"),
     ],
@@ -121,6 +135,18 @@ def test_a_generation_needs_prompts():
 def test_what_is_wrong_with_a_generation_is_named(values, message):
     with pytest.raises(BadInput, match=re.escape(message)):
         build(GenerationJob, {"run_dir": "/r", "prompts": ["x"], **values})
+
+
+def test_a_quality_gives_what_the_job_does_not_set_itself():
+    def of(**values):
+        return build(GenerationJob, {"run_dir": "/r", "prompts": ["x"], **values}).denoising
+
+    fast = of(quality="fast")
+    assert of(quality="fast", num_inference_steps=7, cache_interval=1) == replace(
+        fast, num_inference_steps=7, cache_interval=1
+    )
+    assert of(quality="exact", **asdict(fast)) == fast
+    assert len({of(), fast, of(quality="draft")}) == 3
 
 
 def test_flags_of_diffusers_script():

@@ -30,9 +30,11 @@ def precision_of(job: GenerationJob) -> str:
 
 def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenerator":
     """Load the pipeline. What OpenVINO compiles, it compiles at the first batch."""
-    from sdtune.inference.generator import ImageGenerator  # torch and diffusers take seconds to import
+    from sdtune.inference.feature_cache import FeatureCache  # torch, diffusers and OpenVINO take seconds to import
+    from sdtune.inference.generator import ImageGenerator
 
-    interval = (job.guidance_start, job.guidance_stop)
+    how, cache = job.denoising, None
+    interval = (job.guidance_start, how.guidance_stop)
     if plan.exported is not None:
         static = plan.exported.shape is not None
         config = {
@@ -44,6 +46,8 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
         # where some or all steps are without guidance, one half at a time: see GuidanceInterval
         if static and (job.guidance_scale <= 1 or interval != (0.0, 1.0)):
             set_unet_batch(pipeline, plan.shape.images)
+        if how.cache_interval > 1:
+            cache = FeatureCache(pipeline.unet, how.cache_interval, job.cache_branch)
     else:
         import torch
 
@@ -60,10 +64,11 @@ def load_generator(job: GenerationJob, plan: Plan, threads: int) -> "ImageGenera
             change_weight(pipeline, run, plan.lora_weight - 1.0)  # the pipeline has weight 1
     return ImageGenerator(
         pipeline,
-        steps=job.num_inference_steps,
+        steps=how.num_inference_steps,
         guidance_scale=job.guidance_scale,
         interval=interval,
-        scheduler=job.scheduler,
+        cache=cache,
+        scheduler=how.scheduler,
         tiny_autoencoder=job.tiny_autoencoder,
         height=plan.shape.height,
         width=plan.shape.width,
@@ -76,7 +81,7 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
     Returns:
         {file name: PNG}, each with metadata that say how it was generated.
     """
-    batch, per_prompt = plan.batches[number], plan.shape.num_images_per_prompt
+    batch, per_prompt, how = plan.batches[number], plan.shape.num_images_per_prompt, job.denoising
     prompts = [expand_placeholder(r.prompt, plan.placeholder, plan.num_vectors) for r in batch[::per_prompt]]
     images = generator.generate(prompts, [r.seed for r in batch], job.negative_prompt, per_prompt)
     files = {}
@@ -86,9 +91,10 @@ def draw_batch(generator: "ImageGenerator", job: GenerationJob, plan: Plan, numb
             "negative_prompt": job.negative_prompt,
             "seed": request.seed,
             "source": job.source,
-            "num_inference_steps": job.num_inference_steps,
+            "num_inference_steps": how.num_inference_steps,
             "guidance_scale": job.guidance_scale,
-            "guidance_interval": [job.guidance_start, job.guidance_stop],
+            "guidance_interval": [job.guidance_start, how.guidance_stop],
+            **({"cache": [how.cache_interval, job.cache_branch]} if how.cache_interval > 1 else {}),
             "scheduler": generator.scheduler,
             "precision": precision_of(job),
             "weights": plan.exported.weights if plan.exported else {"f32": "fp32"}.get(precision_of(job), "bf16"),

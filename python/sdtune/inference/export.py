@@ -19,6 +19,7 @@ from sdtune.files import replace_folder
 from sdtune.host.memory import available_bytes, lifetime_peak_rss_bytes
 from sdtune.inference.concept import Concept, check_weight_can_change, read_concept
 from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, requested_shape, write_facts
+from sdtune.inference.feature_cache import count_branches
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.images import similarity
 from sdtune.inference.memory import PipelineSize, export_bytes, predict_bytes, read_size
@@ -182,6 +183,7 @@ def _write(job: Job, source: Path, target: Path, concept: Concept) -> ExportFact
         pipeline = _convert(job, source, raw)
         if not o.dynamic_shapes:
             make_static(pipeline, shape)
+        branches = count_branches(pipeline.unet.model)
         pipeline.save_pretrained(target)
         del pipeline
     finally:
@@ -205,6 +207,7 @@ def _write(job: Job, source: Path, target: Path, concept: Concept) -> ExportFact
         learned_sha256=concept.sha256,
         model_sha256=digest_folder(target),
         lora_weight=o.lora_weight if concept.adapted else None,
+        cache_branches=branches,
     )
     write_facts(target, facts)
     return facts

@@ -61,6 +61,8 @@ class ExportFacts:
     """Digest of the exported files."""
     lora_weight: float | None = None
     """Weight that LoRA adapters are baked in at; None: the run has none."""
+    cache_branches: int = 0
+    """Branches of the UNet that feature caching can use; 0 also where an earlier version exported it."""
 
 
 def requested_shape(job: Job) -> StaticShape:

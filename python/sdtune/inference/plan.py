@@ -155,9 +155,27 @@ def _check_tiny_autoencoder(job: GenerationJob) -> None:
         raise BadInput(f"tiny_autoencoder: {job.tiny_autoencoder} holds no AutoencoderTiny (config.json)")
 
 
+def _check_cache(job: GenerationJob, exported: ExportFacts | None) -> None:
+    """Refuse a branch that the UNet does not have. Only an OpenVINO copy gets here with a cache."""
+    interval = job.denoising.cache_interval
+    if interval == 1 or exported is None:
+        return
+    if exported.cache_branches == 0:
+        raise BadInput(
+            f"cache_interval: {interval} needs a UNet whose features can be cached, and the OpenVINO copy of this run "
+            f"has none: an earlier version exported it; export the run again (export_openvino.py --job job.yaml), or "
+            f"set it to 1"
+        )
+    if job.cache_branch >= exported.cache_branches:
+        raise BadInput(
+            f"cache_branch: {job.cache_branch} is none of the {exported.cache_branches} branches of this UNet; take a "
+            f"number from 0 to {exported.cache_branches - 1}"
+        )
+
+
 def _warn_of_scheduler(job: GenerationJob, folder: Path) -> list[str]:
     unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    if job.scheduler != "lcm" or unet.get("time_cond_proj_dim"):
+    if job.denoising.scheduler != "lcm" or unet.get("time_cond_proj_dim"):
         return []
     return [
         "scheduler lcm is for models that were distilled for it; this UNet has no embedding of the guidance scale, so "
@@ -201,6 +219,7 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
     warnings += cut_off(job, folder, placeholder, vectors)
     shape = _shape(job, exported, resolution, exported.step if exported else size_multiple(folder))
     _check_precision(job)
+    _check_cache(job, exported)
     _check_tiny_autoencoder(job)
     warnings += _warn_of_scheduler(job, folder)
     requests = list(dict.fromkeys(Request(prompt, seed) for prompt in job.prompts for seed in job.seeds))

@@ -1,15 +1,13 @@
 """Settings of image generation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
 from sdtune.settings.bounds import Between, Each, Ge, Multiple, PathText
 from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
-
-SchedulerName = Literal["pndm", "ddim", "dpmsolver++", "unipc", "euler", "euler_ancestral", "heun", "lcm"]
-"""Schedulers by the names that a generation job uses; :mod:`sdtune.inference.generator` has their classes."""
+from sdtune.settings.quality import QUALITIES, Denoising, QualityName, SchedulerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +36,27 @@ class GenerationJob(Settings):
     """Negative prompt."""
     seeds: Annotated[list[int], Each(Between(0, 2**63 - 1))] = field(default_factory=lambda: [1, 2, 3, 4])
     """Seeds of the initial noise."""
-    num_inference_steps: Annotated[int, Ge(1)] = 25
-    """Denoising steps."""
+    quality: Annotated[
+        QualityName, Variable(meaning=". ".join(f"{k}: {how}" for k, how in QUALITIES.items()) + ".")
+    ] = "exact"
+    """Preset of the settings whose unset value is that of the quality."""
+    num_inference_steps: Annotated[int | None, Ge(1)] = None
+    """Denoising steps. Unset: that of the quality."""
     guidance_scale: float = 7.5
     """Guidance scale; 1 and below is no guidance, which halves the computation."""
     guidance_start: float = 0.0
     """Share of the denoising steps at which guidance begins; a step without guidance costs half (arXiv 2404.07724)."""
-    guidance_stop: float = 1.0
-    """Share of the denoising steps at which guidance ends."""
+    guidance_stop: float | None = None
+    """Share of the denoising steps at which guidance ends. Unset: that of the quality."""
     scheduler: SchedulerName | None = None
-    """Scheduler. Unset: the model's own."""
+    """Scheduler. Unset: that of the quality."""
+    cache_interval: Annotated[int | None, Ge(1)] = None
+    """Feature caching (arXiv 2312.00858): one of so many evaluations of the UNet is whole, and the others compute its
+    outer layers only, with the features of the last whole one; 1 is off. Only for the source openvino. Unset: that of
+    the quality."""
+    cache_branch: Annotated[int, Ge(0)] = 0
+    """Where cached features enter the UNet: 0 at its last layer, which saves most; each number more computes one layer
+    more of each half of the UNet."""
     precision: Annotated[
         Literal["f32", "bf16"],
         Variable(
@@ -81,9 +90,32 @@ class GenerationJob(Settings):
             raise BadInput("prompts holds an empty prompt; leave it out")
         if not self.seeds:
             raise BadInput("seeds is empty; give at least one number")
-        start, stop = self.guidance_start, self.guidance_stop
+        start, stop = self.guidance_start, self.denoising.guidance_stop
         if not 0 <= start < stop <= 1:
             raise BadInput(
                 f"guidance_start and guidance_stop: {start} to {stop} is not an interval within 0 and 1; use, for "
                 "example, 0 and 0.6, or a guidance_scale of 1 for no guidance"
             )
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        interval, steps = self.denoising.cache_interval, self.denoising.num_inference_steps
+        whose = "" if self.cache_interval else f" (that of the quality {self.quality})"
+        if interval > 1 and self.source != "openvino":
+            raise BadInput(
+                f"cache_interval: {interval}{whose} needs the source openvino, and this is {self.source}; set it to 1"
+            )
+        if interval > steps:
+            raise BadInput(
+                f"cache_interval: {interval}{whose} is above num_inference_steps ({steps}); lower it, or set it to 1"
+            )
+        if self.cache_branch and interval == 1:
+            raise BadInput(
+                f"cache_branch: {self.cache_branch} is of no use without cached features; set a cache_interval above 1"
+            )
+
+    @property
+    def denoising(self) -> Denoising:
+        """The preset's values, with those that the job sets itself."""
+        own = {f.name: getattr(self, f.name) for f in fields(Denoising)}
+        return replace(QUALITIES[self.quality], **{name: value for name, value in own.items() if value is not None})
