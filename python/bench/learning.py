@@ -9,7 +9,9 @@ can be stopped and goes on; ``learning.json`` has all figures. Losses do not dep
 """
 
 import argparse
+import itertools
 import json
+import math
 import sys
 from pathlib import Path
 from statistics import median
@@ -46,7 +48,7 @@ def target(out: Path, concept: str) -> tuple[str, float]:
     return caption, loss
 
 
-def figures(found: dict[str, Any], goal: float, steps: int) -> dict[str, float]:
+def figures(found: dict[str, Any], goal: float, steps: int) -> dict[str, Any]:
     """Steps and seconds to the goal, and the last loss; a training that does not reach it counts as one step more."""
     losses = {int(step): loss for step, loss in found["losses"].items()}
     reached = next((step for step, loss in sorted(losses.items()) if loss <= goal), None)
@@ -59,25 +61,34 @@ def figures(found: dict[str, Any], goal: float, steps: int) -> dict[str, float]:
         "seconds": found["seconds_before"] + sum(found["step_s"][:counted]),
         "last": losses[steps],
         "relative": losses[steps] / goal,
-        "missed": float(reached is None),
+        "missed": reached is None,
     }
 
 
-def row(name: str, each: list[dict[str, float]], base: list[dict[str, float]]) -> str:
+def row(name: str, each: list[dict[str, Any]], base: dict[tuple[str, int], dict[str, Any]]) -> str:
     """A line of the table: medians, and the median ratio to the baseline's training of the same concept and seed."""
-    middle = {key: median(one[key] for one in each) for key in each[0]}
-    pairs = list(zip(each, base, strict=False))
-    fewer = median(b["total"] / max(a["total"], 1e-9) for a, b in pairs)
+    columns = ("steps", "before", "total", "seconds", "relative")
+    middle = {key: median(one[key] for one in each) for key in columns}
+    pairs = [(one, base[one["concept"], one["seed"]]) for one in each if (one["concept"], one["seed"]) in base]
+    fewer = median(b["total"] / a["total"] if a["total"] else math.inf for a, b in pairs)
     lower = median(a["last"] / b["last"] for a, b in pairs)
     return (
-        f"{name:22}{middle['steps']:>6g}{middle['before']:>8.1f}{middle['total']:>8.1f}{fewer:>9.2f} x"
-        f"{middle['seconds']:>9.1f}{middle['relative']:>10.4f}{100 * (lower - 1):>+9.2f} %"
-        f"{sum(one['missed'] for one in each):>6g}/{len(each)}"
+        f"{name:20}{middle['steps']:>6g}{middle['before']:>8.1f}{middle['total']:>7.1f}{fewer:>8.2f} x"
+        f"{middle['seconds']:>9.1f}{middle['relative']:>9.4f}{100 * (lower - 1):>+9.2f} %"
+        f"{sum(one['missed'] for one in each):>6}/{len(each)}"
     )
 
 
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """All variants that have results, each against the baseline."""
+    base = {(one["concept"], one["seed"]): one for one in found[BASELINE]}
+    titles = f"{'steps':>6}{'before':>8}{'total':>7}{'fewer':>10}{'seconds':>9}{'of goal':>9}{'last loss':>11}  missed"
+    head = " " * 20 + titles
+    return "\n".join([head, *(row(name, each, base) for name, each in found.items() if each)])
+
+
 def main() -> None:
-    """Train what is not there yet, and print the table."""
+    """Train what is not there yet, seed by seed, and print the table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished trainings and of learning.json")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default all")
@@ -87,31 +98,19 @@ def main() -> None:
     parser.add_argument("--only-show", action="store_true", help="print what is there, train nothing")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys([BASELINE, *args.variants]))
     goals = {concept: target(args.out, concept) for concept in args.concepts}
     for concept, (caption, loss) in goals.items():
         print(f"{concept}: {caption!r} has a loss of {loss:.5f}", flush=True)
-    print(
-        f"\n{'':22}{'steps':>6}{'before':>8}{'total':>8}{'fewer':>11}{'seconds':>9}{'of goal':>10}{'loss':>11}  missed"
-    )
-    everything: dict[str, list[dict[str, Any]]] = {}
-    base: list[dict[str, float]] = []
-    for name in names:
-        each = []
-        for concept in args.concepts:
-            for seed in args.seeds:
-                if args.only_show and not (args.out / f"{name}.{concept}.{seed}.json").is_file():
-                    continue
-                found = figures(cell(args.out, name, concept, seed, args.steps), goals[concept][1], args.steps)
-                each.append({"concept": concept, "seed": seed, **found})
-        if not each:
-            continue
-        everything[name] = each
-        numbers = [{k: v for k, v in one.items() if k != "concept"} for one in each]
-        base = base or numbers
-        print(row(name, numbers, base), flush=True)
-        summary = {"goals": goals, "steps": args.steps, "variants": everything}
-        write_atomically(args.out / "learning.json", json.dumps(summary, indent=2) + "\n")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys([BASELINE, *args.variants])}
+    for seed in args.seeds:
+        for name, concept in itertools.product(found, args.concepts):
+            if args.only_show and not (args.out / f"{name}.{concept}.{seed}.json").is_file():
+                continue
+            one = figures(cell(args.out, name, concept, seed, args.steps), goals[concept][1], args.steps)
+            found[name].append({"concept": concept, "seed": seed, **one})
+        print(f"\nup to seed {seed}\n{table(found)}", flush=True)
+    summary = {"goals": goals, "steps": args.steps, "variants": found}
+    write_atomically(args.out / "learning.json", json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,22 +45,21 @@ COSINE = {"lr_scheduler": "cosine"}
 AUTO = {"initializer_token": "auto"}
 VARIANTS: dict[str, Variant] = {
     "default": Variant(),
-    "script": Variant(how="script"),
     "auto": Variant(data=AUTO),
-    "rate-1e-2": Variant({"learning_rate": 1e-2}),
     "rate-1e-2-cosine": Variant({"learning_rate": 1e-2, **COSINE}),
     "auto-1e-2-cosine": Variant({"learning_rate": 1e-2, **COSINE}, AUTO),
-    "cosine": Variant(COSINE),
-    "rate-2e-2-cosine": Variant({"learning_rate": 2e-2, **COSINE}),
-    "fixed-norm": Variant({"embedding_norm": "fixed"}),
-    "spread": Variant({"timestep_sampling": "spread"}),
     "measured": Variant({"timestep_sampling": "measured"}),
+    "fixed-norm": Variant({"embedding_norm": "fixed"}),
+    "prodigy-cosine": Variant({"learning_rate": 1.0, **COSINE}, how="prodigy"),
+    "cosine": Variant(COSINE),
+    "spread": Variant({"timestep_sampling": "spread"}),
     "noise-pairs": Variant({"noise_pairs": True}),
     "measured-pairs": Variant({"timestep_sampling": "measured", "noise_pairs": True}),
+    "rate-2e-2-cosine": Variant({"learning_rate": 2e-2, **COSINE}),
     "prodigy": Variant({"learning_rate": 1.0}, how="prodigy"),
-    "prodigy-cosine": Variant({"learning_rate": 1.0, **COSINE}, how="prodigy"),
     "range-test": Variant(how="range-test"),
     "range-test-cosine": Variant(COSINE, how="range-test"),
+    "script": Variant(how="script"),
 }
 
 
