@@ -125,7 +125,10 @@ def test_auto_fills_the_users_captions_with_each_word(mapping):
     ("data", "message"),
     [
         ({"initializer_candidates": ", ,"}, "data.initializer_candidates: ', ,' holds no word; write for example: toy"),
-        ({"initializer_token": "toy"}, "nothing is chosen from them, for initializer_token is 'toy'; set it to auto"),
+        (
+            {"initializer_token": "toy"},
+            "nothing is chosen from them, for data.initializer_token is 'toy'; set it to auto",
+        ),
     ],
 )
 def test_candidates_that_no_search_can_use_are_refused(mapping, data, message):
@@ -229,7 +232,7 @@ def test_a_run_stops_when_the_loss_varies_little_beside_all_of_it():
     assert reason.startswith("the variance of the last 5 validation losses is ")
     strict = ValidationArgs(early_stopping="variance", early_stopping_patience=5, early_stopping_variance=0.01)
     assert number < losses_until_stop(strict, FALLING)[0]
-    assert losses_until_stop(settings, [0.1 - 0.001 * k for k in range(14)]) == (None, "")  # it still falls
+    assert losses_until_stop(settings, [0.1 - 0.001 * k for k in range(12)]) == (None, "")  # it still falls
 
 
 def test_a_plateau_is_judged_as_before():
@@ -244,10 +247,10 @@ def test_a_plateau_is_judged_as_before():
     ("settings", "message"),
     [
         ({"early_stopping_patience": 2}, "the variance of 2 losses says nothing; take at least 3"),
-        ({}, "the variance of 0 losses says nothing; take at least 3, or early_stopping: plateau"),
+        ({}, "the variance of 0 losses says nothing; take at least 3, or validation.early_stopping: plateau"),
         (
             {"early_stopping_patience": 5, "early_stopping_min_delta": 0.1},
-            "min_delta: it is of no use to early_stopping",
+            "min_delta: it is of no use to validation.early_stopping",
         ),
     ],
 )

@@ -36,7 +36,7 @@ def candidate_words(data: DataArgs, tokenizers: Sequence[Any]) -> list[str]:
             return words
         raise BadInput(
             "data.initializer_token: auto finds no word of one token in this model's vocabulary; name one, or list "
-            "some in initializer_candidates"
+            "some in data.initializer_candidates"
         )
     for word in data.candidates:
         for tokenizer in tokenizers:

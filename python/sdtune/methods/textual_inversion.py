@@ -11,7 +11,7 @@ from sdtune.data.captions import caption_templates
 from sdtune.data.samples import Sample
 from sdtune.files import replace_folder
 from sdtune.launch.run_folder import Run
-from sdtune.methods.embedding import install_embedding
+from sdtune.methods.embedding import LearnedEmbedding, install_embedding
 from sdtune.methods.formats import save_embeddings
 from sdtune.methods.initializer import InitializerWords, candidate_words
 from sdtune.methods.method import Learned, Method
@@ -36,7 +36,8 @@ class TextualInversion(Method):
         self._placeholder, self._num_vectors = data.placeholder_token, data.num_vectors
         self._embeddings: dict[str, torch.Tensor] = {}
         self._in_files: dict[str, torch.Tensor] = {}
-        learned, installed = {}, {}
+        learned = {}
+        installed: dict[str, LearnedEmbedding] = {}
         tokenizers = {name: encoder.tokenizer for name, encoder in networks.text_encoders.items()}
         word = data.initializer_token
         if word == AUTO:

@@ -76,7 +76,7 @@ class DataArgs(Settings):
         if self.initializer_candidates is not None:
             if self.initializer_token != AUTO:
                 raise BadInput(
-                    f"data.initializer_candidates: nothing is chosen from them, for initializer_token is "
+                    f"data.initializer_candidates: nothing is chosen from them, for data.initializer_token is "
                     f"{shown(self.initializer_token)}; set it to {AUTO}, or leave them out"
                 )
             if not self.candidates:

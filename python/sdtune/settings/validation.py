@@ -55,10 +55,10 @@ class ValidationArgs(Settings):
         if self.early_stopping_patience < 3:
             raise BadInput(
                 f"validation.early_stopping_patience: the variance of {self.early_stopping_patience} losses says "
-                f"nothing; take at least 3, or early_stopping: plateau"
+                f"nothing; take at least 3, or validation.early_stopping: plateau"
             )
         if self.early_stopping_min_delta > 0:
             raise BadInput(
-                "validation.early_stopping_min_delta: it is of no use to early_stopping: variance; leave it out, and "
-                "set early_stopping_variance"
+                "validation.early_stopping_min_delta: it is of no use to validation.early_stopping: variance; leave it "
+                "out, and set validation.early_stopping_variance"
             )

@@ -24,10 +24,10 @@ class FixedNorms:
         for parameter in self._parameters.values():
             if parameter.grad is not None:
                 direction = parameter / parameter.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-                parameter.grad -= (parameter.grad * direction).sum(dim=-1, keepdim=True) * direction
+                parameter.grad.sub_((parameter.grad * direction).sum(dim=-1, keepdim=True) * direction)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Scale each parameter to its norm."""
         for name, parameter in self._parameters.items():
-            parameter *= self._norms[name] / parameter.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            parameter.mul_(self._norms[name] / parameter.norm(dim=-1, keepdim=True).clamp(min=1e-12))

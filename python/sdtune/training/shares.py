@@ -38,7 +38,7 @@ def measure_shares(
     counts = torch.zeros(INTERVALS, dtype=torch.float64)
     for k in range(accelerator.process_index, len(triples.pictures), accelerator.num_processes):
         batch = triples_batch(triples, [k], [caption(triples.pictures[k])])
-        networks.denoising_losses(batch, snr_gamma).sum().backward()
+        networks.denoising_losses(batch, snr_gamma).sum().backward()  # type: ignore[no-untyped-call]
         interval = min(int(triples.timesteps[k]) * INTERVALS // networks.num_timesteps, INTERVALS - 1)
         squares[interval] += sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)
         counts[interval] += 1

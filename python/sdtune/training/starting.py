@@ -81,7 +81,7 @@ class Search:
             parameter.grad = torch.zeros_like(parameter)
         for k in self._share(self._order):
             captions = [self._caption(self._triples.pictures[k])]
-            self._networks.denoising_losses(triples_batch(self._triples, [k], captions)).sum().backward()
+            self._networks.denoising_losses(triples_batch(self._triples, [k], captions)).sum().backward()  # type: ignore[no-untyped-call]
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = self._accelerator.reduce(parameter.grad, "sum")
@@ -99,7 +99,8 @@ class Search:
                 found = self._networks.denoising_losses(triples_batch(self._triples, [k for _, k in same], captions))
                 for (p, _), loss in zip(same, found.tolist(), strict=True):
                     summed[p] += loss
-        return self._accelerator.reduce(summed, "sum")
+        summed = self._accelerator.reduce(summed, "sum")
+        return summed
 
     def _of_one_shape(self, pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         shapes: dict[torch.Size, list[tuple[int, int]]] = {}
