@@ -99,8 +99,8 @@ class Search:
                 found = self._networks.denoising_losses(triples_batch(self._triples, [k for _, k in same], captions))
                 for (p, _), loss in zip(same, found.tolist(), strict=True):
                     summed[p] += loss
-        summed = self._accelerator.reduce(summed, "sum")
-        return summed
+        total: torch.Tensor = self._accelerator.reduce(summed, "sum")
+        return total
 
     def _of_one_shape(self, pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         shapes: dict[torch.Size, list[tuple[int, int]]] = {}
