@@ -93,8 +93,9 @@ class Sampler:
 
     def pictures_of(self, number: int) -> list[tuple[int, bool]]:
         """The pictures of sample ``number`` and its class sample, and whether each is mirrored; no noise is drawn."""
-        own = [self._begin(self._drawn(number)[0])[:2]]
-        return [*own, (self._class_begin(number)[0], False)] if self.class_pictures else own
+        draw, _ = self._drawn(number)
+        own = [self._begin(draw)[:2]]
+        return [*own, (self._class_begin(draw)[0], False)] if self.class_pictures else own
 
     def _class_begin(self, number: int) -> tuple[int, np.random.Generator]:
         epoch, position = divmod(number, self.class_pictures)
