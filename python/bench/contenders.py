@@ -36,6 +36,7 @@ class Stage:
     reference_caption: str | None = None
     preload: str = ""
     method: Literal["textual_inversion", "lora"] = "textual_inversion"
+    mixed_precision: Literal["bf16", "no"] = "bf16"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _command(who: Who, stage: Stage, scratch: Path) -> list[str]:
         command += ["--pictures", str(stage.pictures), "--steps", str(stage.steps), "--seed", str(stage.seed)]
         command += ["--resolution", str(stage.resolution), "--batch", str(stage.batch)]
         command += ["--placeholder", stage.placeholder, "--initializer", stage.initializer]
-        command += ["--validation-steps", str(stage.validation_steps)]
+        command += ["--validation-steps", str(stage.validation_steps), "--mixed-precision", stage.mixed_precision]
         return [*command, "--ipex"] if stage.stack == "ipex" else command
     new_token = {"placeholder_token": stage.placeholder, "initializer_token": stage.initializer}
     job = {
@@ -93,6 +94,7 @@ def _command(who: Who, stage: Stage, scratch: Path) -> list[str]:
             "world_size": stage.ranks,
             "max_train_steps": stage.steps,
             "train_batch_size": stage.batch,
+            "mixed_precision": stage.mixed_precision,
             "checkpointing_steps": 0,
             "report_to": "none",
             "save_as_full_pipeline": False,

@@ -70,15 +70,15 @@ class Pictures(Dataset):
         return {"pixels": pixels, "ids": self.tokenizer(text, return_tensors="pt", **options).input_ids[0]}
 
 
-class _InBf16(torch.nn.Module):
+class _Cast(torch.nn.Module):
     """A text encoder whose output is cast to the UNet's type, as in the loop below."""
 
-    def __init__(self, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, dtype: torch.dtype) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder, self.dtype = text_encoder, dtype
 
     def forward(self, ids: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=self.text_encoder(ids)[0].to(torch.bfloat16))
+        return SimpleNamespace(last_hidden_state=self.text_encoder(ids)[0].to(self.dtype))
 
 
 def make_validation(
@@ -97,11 +97,11 @@ def make_validation(
         unet=unet,
         text_encoders={
             "text_encoder": TextEncoder(
-                model=_InBf16(text_encoder), tokenizer=tokenizer, name_in_files="", adapter_prefix=""
+                model=_Cast(text_encoder, unet.dtype), tokenizer=tokenizer, name_in_files="", adapter_prefix=""
             )
         },
         scheduler=schedule,
-        dtype=torch.bfloat16,
+        dtype=unet.dtype,
     )
     cache = LatentCache(
         networks.geometry,
@@ -133,8 +133,9 @@ class Loop:
             module.requires_grad_(False)
         text_encoder.get_input_embeddings().requires_grad_(True)
         self.prepare(args, text_encoder)
-        self.unet.to(dtype=torch.bfloat16)
-        self.vae.to(dtype=torch.bfloat16)
+        self.dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+        self.unet.to(dtype=self.dtype)
+        self.vae.to(dtype=self.dtype)
         if args.ipex:
             import intel_extension_for_pytorch as ipex
 
@@ -172,14 +173,14 @@ class Loop:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
         noisy = self.schedule.add_noise(latents, noise, timesteps)
-        hidden = self.text_encoder(ids)[0].to(torch.bfloat16)
+        hidden = self.text_encoder(ids)[0].to(self.dtype)
         predicted = self.unet(noisy, timesteps, hidden).sample
         return F.mse_loss(predicted.float(), noise.float(), reduction="mean")
 
     def step(self, batch: dict[str, torch.Tensor], began: float) -> dict[str, object]:
         """Train on a batch, which was requested at ``began``; returns what metrics.jsonl has of it."""
         loaded = time.perf_counter()
-        latents = self.vae.encode(batch["pixels"].to(torch.bfloat16)).latent_dist.sample().detach()
+        latents = self.vae.encode(batch["pixels"].to(self.dtype)).latent_dist.sample().detach()
         latents = latents * self.vae.config.scaling_factor
         encoded = time.perf_counter()
         loss = self.loss(latents, batch["ids"])
@@ -222,6 +223,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of all ranks (default 1)")
     parser.add_argument("--validation-steps", type=int, default=0, help="steps between validations (default 0, none)")
     parser.add_argument("--validation-triples", type=int, default=64, help="triples of a validation (default 64)")
+    parser.add_argument("--mixed-precision", choices=("bf16", "no"), default="bf16", help="default bf16")
     parser.add_argument("--ipex", action="store_true", help="optimize UNet and VAE with Intel's extension")
     return parser.parse_args()
 
@@ -254,7 +256,7 @@ def main() -> None:
     args = parse()
     if args.ipex:  # before Accelerate, as the article imports it
         import intel_extension_for_pytorch  # noqa: F401
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
     set_seed(args.seed)
     loop = Loop(args, accelerator)
 

@@ -35,7 +35,7 @@ from sdtune.training.validation import make_triples, validate
 from toyworld.captions import best_captions
 
 
-def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
+def caption_losses(job: Job, nouns: list[str]) -> dict[str, float]:
     """The validation loss of ``a photo of a <noun>`` for each noun, without training."""
     pictures = list_pictures(job.data.path)
     networks = family_of(job.model.path).load(job)
@@ -53,7 +53,7 @@ def caption_losses(job: Job, nouns: dict[str, str]) -> dict[str, float]:
     def loss(caption: str) -> float:
         return validate(networks, triples, lambda _: caption, 16, accelerator)
 
-    return {noun: loss(f"a photo of a {noun}") for noun in nouns.values()}
+    return {noun: loss(f"a photo of a {noun}") for noun in nouns}
 
 
 def make_sheet(pictures: Path, pipeline_folder: Path, nouns: list[str]) -> Image.Image:

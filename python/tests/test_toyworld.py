@@ -4,6 +4,7 @@ import json
 import random
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from sdtune.data.pictures import list_pictures
@@ -21,10 +22,11 @@ def training_set():
 
 
 def test_the_concept_is_in_no_example_of_the_training_set():
-    concept = toys.CONCEPT
+    concept, others = toys.CONCEPT, [toy for toy, _ in toys.CONCEPTS.values()]
     for example in training_set():
         assert (example.toy.body, example.toy.ears, example.toy.colour) != (concept.body, concept.ears, concept.colour)
-        assert example.toy != concept
+        assert example.toy not in others
+    assert toys.CONCEPTS["concept-diamond"][0].body not in toys.BODIES
 
 
 def test_no_caption_mentions_the_concepts_shape():
@@ -48,13 +50,14 @@ def test_a_name_is_always_the_same_toy():
 NAMES = set(toy_names(LOG[0]["names"], random.Random(LOG[0]["seed"])))
 
 
-def test_the_five_pictures_are_the_concept():
-    files = list_pictures(REPOSITORY / "toyworld" / "concept")
-    assert len(files) == 5
-    for file, pose in zip(files, toys.CONCEPT_POSES, strict=True):
-        drawn = np.asarray(draw_toy(toys.CONCEPT, pose, 512), float)
+@pytest.mark.parametrize(("name", "side"), [("concept", 512), ("concept-pear", 256), ("concept-diamond", 256)])
+def test_the_five_pictures_are_the_concept(name, side):
+    files = list_pictures(REPOSITORY / "toyworld" / name)
+    toy, poses = toys.CONCEPTS[name]
+    for file, pose in zip(files, poses, strict=True):
+        drawn = np.asarray(draw_toy(toy, pose, side), float)
         stored = np.asarray(Image.open(file), float)
-        assert stored.shape == (512, 512, 3)
+        assert stored.shape == (side, side, 3)
         assert np.abs(drawn - stored).mean() < 4  # JPEG
 
 

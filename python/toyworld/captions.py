@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sdtune.data.captions import OBJECT_TEMPLATES
-from toyworld.toys import KINDS, Pose, Toy, random_pose, random_toy
+from toyworld.toys import CONCEPT, KINDS, Pose, Toy, random_pose, random_toy
 
 
 def toy_names(count: int, rng: random.Random) -> list[str]:
@@ -59,14 +59,9 @@ def examples(count: int, names: int, seed: int) -> Iterator[Example]:
         yield Example(toy, pose, caption)
 
 
-def best_captions() -> dict[str, str]:
-    """Noun phrases for the concept that a person could write in the words of the training captions, by content."""
-    said = {
-        "toy": "toy",
-        "colour": "yellow toy",
-        "glasses": "yellow toy with glasses",
-        "all": "yellow toy with glasses and a green hat",
-    }
-    for kind in KINDS:
-        said[kind] = f"yellow {kind} with glasses and a green hat"
-    return said
+def best_captions(toy: Toy = CONCEPT) -> list[str]:
+    """Noun phrases for a toy that a person could write in the words of the training captions."""
+    extras = [*(["glasses"] if toy.glasses else []), *([f"a {toy.hat} hat"] if toy.hat else [])]
+    parts = [" with " + " and ".join(extras[:k]) if k else "" for k in range(len(extras) + 1)]
+    said = ["toy", *(f"{toy.colour} toy{part}" for part in parts)]
+    return [*said, *(f"{toy.colour} {kind}{parts[-1]}" for kind in KINDS)]

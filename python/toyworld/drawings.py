@@ -77,6 +77,7 @@ def _outline(body: str) -> tuple[float, float]:
         "tall": (0.34, -0.86),
         "arch": (0.5, -0.72),
         "pear": (0.36, -0.78),
+        "diamond": (0.24, -0.66),
     }[body]
 
 
@@ -119,6 +120,8 @@ def _draw_body(canvas: _Canvas, toy: Toy) -> None:
         arc = [canvas.at(0.74 * math.cos(a), -0.1 - 0.72 * math.sin(a)) for a in angles]
         hem = [canvas.at(-0.74 + 1.48 * k / 6, 1.0 if k % 2 == 0 else 0.78) for k in range(7)]
         canvas.polygon([*arc, *hem], canvas.body)
+    elif toy.body == "diamond":
+        canvas.polygon([canvas.at(*p) for p in ((0, -0.96), (0.9, 0), (0, 0.96), (-0.9, 0))], canvas.body)
     else:
         canvas.ellipse(-0.86, -0.28, 0.86, 0.94)
         canvas.ellipse(-0.52, -0.86, 0.52, 0.1)

@@ -4,8 +4,8 @@
     python -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --out ../toyworld/xl   # make toyworld-xl
     python -m toyworld.make --out /tmp/try --vae-steps 20 --unet-steps 20 --examples 200   # a quick trial
 
-Writes ``model/`` (diffusers folder layout, float16 safetensors), ``concept/*.jpg`` (five pictures of the toy that is
-not in the training set), ``trained.png`` (images for captions of the training set) and ``log.jsonl``.
+Writes ``model/`` (diffusers folder layout, float16 safetensors), ``concept/*.jpg``, ``concept-*/*.jpg`` (five pictures
+of each toy that is not in the training set), ``trained.png`` (images for captions of it) and ``log.jsonl``.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from toyworld.drawings import draw_toy
 from toyworld.layouts import ExtraLarge, Layout, Plain
 from toyworld.networks import make_scheduler, make_vae
 from toyworld.tokenizer import make_tokenizer
-from toyworld.toys import CONCEPT, CONCEPT_POSES
+from toyworld.toys import CONCEPTS
 from toyworld.training import Log, encode_all, train_unet, train_vae
 from toyworld.views import View, draw_view, random_view
 
@@ -78,11 +78,13 @@ def train(args: argparse.Namespace, layout: Layout, pixels: np.ndarray, model: P
     train_unet(layout, scheduler, latents, args.unet_steps, args.unet_batch, log, save)
 
 
-def draw_concept(folder: Path) -> None:
-    """Write the five pictures of the concept."""
-    folder.mkdir(exist_ok=True)
-    for i, pose in enumerate(CONCEPT_POSES):
-        draw_toy(CONCEPT, pose, 512).save(folder / f"{i}.jpg", quality=92)
+def draw_concepts(out: Path) -> None:
+    """Write the five pictures of each concept to a folder of its name."""
+    for name, (toy, poses) in CONCEPTS.items():
+        folder = out / name
+        folder.mkdir(exist_ok=True)
+        for i, pose in enumerate(poses):
+            draw_toy(toy, pose, 512 if name == "concept" else 256).save(folder / f"{i}.jpg", quality=92)
 
 
 def generate_sheet(model: Path, captions: list[str], seed: int, file: Path) -> None:
@@ -131,8 +133,8 @@ def main() -> None:
     model = args.out / "model"
     torch.manual_seed(args.seed)
     train(args, make_layout(args.layout, captions, views, model), pixels, model, log)
-    if args.layout == "sd":  # the other layout learns the same concept
-        draw_concept(args.out / "concept")
+    if args.layout == "sd":  # the other layout learns the same concepts
+        draw_concepts(args.out)
     generate_sheet(model, captions, args.seed, args.out / "trained.png")
     log(part="end", megabytes=round(sum(f.stat().st_size for f in model.rglob("*.safetensors")) / 1e6, 2))
 

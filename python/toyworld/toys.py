@@ -43,7 +43,7 @@ class Toy:
     """One toy. ``body``, ``ears``, ``belly``, ``belly_colour`` and ``big_eyes`` are in no caption."""
 
     body: str
-    """One of :data:`BODIES`."""
+    """One of :data:`BODIES`; or ``diamond``, which the training set does not contain."""
     ears: str
     """One of :data:`EARS`."""
     colour: str
@@ -86,6 +86,32 @@ CONCEPT_POSES = (
     Pose("at night", 0.52, 0.60, 0.31),
     Pose("in a room", 0.47, 0.58, 0.33, mirrored=True),
 )
+
+CONCEPTS: dict[str, tuple[Toy, tuple[Pose, ...]]] = {
+    "concept": (CONCEPT, CONCEPT_POSES),
+    "concept-pear": (
+        Toy("pear", "horns", "pink", belly="stripes", belly_colour="brown", big_eyes=True, hat="white"),
+        (
+            Pose("in the desert", 0.48, 0.58, 0.33),
+            Pose("at night", 0.55, 0.60, 0.30, mirrored=True),
+            Pose("in a room", 0.45, 0.59, 0.32),
+            Pose("in a meadow", 0.53, 0.57, 0.34),
+            Pose("in the snow", 0.50, 0.60, 0.31, mirrored=True),
+        ),
+    ),
+    "concept-diamond": (
+        Toy("diamond", "antenna", "blue", belly="disc", belly_colour="orange", big_eyes=True),
+        (
+            Pose("in the snow", 0.47, 0.60, 0.31),
+            Pose("in a meadow", 0.54, 0.58, 0.33, mirrored=True),
+            Pose("at night", 0.49, 0.59, 0.32),
+            Pose("in a room", 0.56, 0.60, 0.30),
+            Pose("in the desert", 0.45, 0.57, 0.34, mirrored=True),
+        ),
+    ),
+}
+"""The concepts by the name of their folder. The training set has no picture of any; of the diamond, it has not even the
+body, so nothing that the model has seen has this shape."""
 
 
 def is_held_out(toy: Toy) -> bool:

@@ -1,10 +1,12 @@
 """Training samples: what sample n of a run consists of, and which rank computes which samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
+from sdtune.data.timesteps import Timesteps, TimestepSampling, spread
 
 CLASS_NUMBERS = 2**40
 """Sample n of the class pictures, for prior preservation, has this number plus n."""
@@ -52,6 +54,8 @@ class Sampler:
         *,
         class_pictures: int = 0,
         class_weight: float = 1.0,
+        timestep_sampling: TimestepSampling = "uniform",
+        noise_pairs: bool = False,
     ) -> None:
         """Set the ranges.
 
@@ -63,10 +67,15 @@ class Sampler:
             shape_of: [c, h, w] of a picture's latents, by its number.
             class_pictures: number of class pictures, whose numbers follow those of the pictures.
             class_weight: of the loss of a class sample.
+            timestep_sampling: see :class:`sdtune.settings.TrainingArgs`.
+            noise_pairs: sample 2k + 1 is sample 2k with the opposite noise.
         """
         self.class_pictures, self.class_weight = class_pictures, class_weight
         self.seed, self.pictures, self.captions = seed, pictures, captions
-        self.timesteps, self.shape_of = timesteps, shape_of
+        self.timesteps, self.shape_of = Timesteps(timesteps), shape_of
+        self._noise_pairs = noise_pairs
+        self._spread = timestep_sampling != "uniform"
+        self._offset = self._generator(8, 0).random()
 
     def _generator(self, stream: int, number: int) -> np.random.Generator:
         # Philox is a counter-based generator (Salmon et al. 2011): the key is seed and stream, the counter the number
@@ -78,10 +87,15 @@ class Sampler:
         rng = self._generator(2, number)
         return int(order[position]), bool(rng.integers(2)), rng
 
+    def _drawn(self, number: int) -> tuple[int, float]:
+        """Number of the draw that sample ``number`` has its random numbers from, and the sign of its noise."""
+        return (number // 2, -1.0 if number % 2 else 1.0) if self._noise_pairs else (number, 1.0)
+
     def pictures_of(self, number: int) -> list[tuple[int, bool]]:
         """The pictures of sample ``number`` and its class sample, and whether each is mirrored; no noise is drawn."""
-        own = [self._begin(number)[:2]]
-        return [*own, (self._class_begin(number)[0], False)] if self.class_pictures else own
+        draw, _ = self._drawn(number)
+        own = [self._begin(draw)[:2]]
+        return [*own, (self._class_begin(draw)[0], False)] if self.class_pictures else own
 
     def _class_begin(self, number: int) -> tuple[int, np.random.Generator]:
         epoch, position = divmod(number, self.class_pictures)
@@ -90,19 +104,23 @@ class Sampler:
 
     def class_sample(self, number: int) -> Sample:
         """The class sample that goes with sample ``number``; class pictures are not mirrored."""
-        picture, rng = self._class_begin(number)
-        return self._draw(picture, False, rng, CLASS_NUMBERS + number, self.class_weight)
+        draw, sign = self._drawn(number)
+        picture, rng = self._class_begin(draw)
+        drawn = self._draw(picture, False, rng, draw, sign)
+        return replace(drawn, number=CLASS_NUMBERS + number, weight=drawn.weight * self.class_weight)
 
     def __call__(self, number: int) -> Sample:
-        """Sample ``number`` (0, 1, ...). Each epoch, ``pictures`` samples, shows every picture once."""
-        picture, mirrored, rng = self._begin(number)
-        return self._draw(picture, mirrored, rng, number, 1.0)
+        """Sample ``number`` (0, 1, ...). Each epoch, as many draws as pictures, shows every picture once."""
+        draw, sign = self._drawn(number)
+        return replace(self._draw(*self._begin(draw), draw, sign), number=number)
 
-    def _draw(self, picture: int, mirrored: bool, rng: np.random.Generator, number: int, weight: float) -> Sample:
-        caption, timestep = rng.integers(self.captions), rng.integers(self.timesteps)
+    def _draw(self, picture: int, mirrored: bool, rng: np.random.Generator, draw: int, sign: float) -> Sample:
+        caption, timestep, weight = rng.integers(self.captions), int(rng.integers(self.timesteps.count)), 1.0
+        if self._spread:
+            timestep, weight = self.timesteps.at(spread(self._offset, draw))
         noises = torch.from_numpy(rng.standard_normal((2, *self.shape_of(picture)), dtype=np.float32))
         return Sample(
-            picture, mirrored, int(caption), int(timestep), noises[0], noises[1], rng.random(), number, weight
+            picture, mirrored, int(caption), timestep, noises[0], sign * noises[1], rng.random(), draw, weight
         )
 
 

@@ -4,7 +4,7 @@ A new method is one new module that implements :class:`Method`, and one line in 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,29 @@ class Learned:
     """Of the optimizer, before ``scale_lr`` and the learning-rate schedule."""
     share_of_steps: float = 1.0
     """It learns in this share of the steps, from the first on, and then keeps its value."""
+    fixed_norm: bool = False
+    """Its norm over the last dimension stays what it is at the start."""
     largest: float | None = None
     """Largest norm, over the last dimension, that a useful result can have; None: any finite one."""
+
+
+class StartingPoints(ABC):
+    """What learning may start from, for training to choose the best by its validation loss."""
+
+    points: Sequence[str]
+    """All of them, by name, in the same order on all ranks."""
+
+    @abstractmethod
+    def promising(self, count: int) -> list[str]:
+        """At most ``count`` points that the gradients of the learned parameters promise the lowest losses for."""
+
+    @abstractmethod
+    def caption(self, caption: str, point: str) -> str:
+        """A caption that gives, with nothing learned, what ``caption`` gives with learning at ``point``."""
+
+    @abstractmethod
+    def take(self, point: str) -> None:
+        """Set the learned parameters to ``point``."""
 
 
 class Method(ABC):
@@ -36,6 +57,8 @@ class Method(ABC):
 
     learned: Mapping[str, Learned]
     """All parameters that training changes, by name. The order is the same on all ranks."""
+    starting_points: StartingPoints | None = None
+    """What training chooses the start from; None: the learned parameters are at the start."""
     num_captions: int
     """How many captions a picture may be shown with; ``Sample.caption`` is less than this."""
 

@@ -36,6 +36,7 @@ class Pivotal(Method):
         self._job = job
         self._adapters = NetworkAdapters(job, networks)
         self._token = TextualInversion(job, networks)
+        self.starting_points = self._token.starting_points
         self._captions = _captions(job)
         self.num_captions = 1 if self._captions else self._token.num_captions
         share = job.lora.token_share

@@ -28,8 +28,10 @@ def expand_placeholder(text: str, placeholder: str, num_vectors: int) -> str:
     return text.replace(placeholder, " ".join(token_names(placeholder, num_vectors)))
 
 
-def initializer_ids(tokenizer: Any, initializer: str, num_vectors: int) -> list[int]:
-    """Vocabulary ids whose embeddings the learned ones start from, one for each vector.
+def initializer_ids(
+    tokenizer: Any, initializer: str, num_vectors: int, setting: str = "data.initializer_token"
+) -> list[int]:
+    """Vocabulary ids whose embeddings the learned ones start from, one for each vector; ``setting`` named them.
 
     Raises:
         BadInput: the initializer is neither one token nor ``num_vectors`` tokens.
@@ -41,7 +43,7 @@ def initializer_ids(tokenizer: Any, initializer: str, num_vectors: int) -> list[
         return ids
     tokens = " ".join(tokenizer.convert_ids_to_tokens(ids))
     raise BadInput(
-        f"data.initializer_token: {initializer!r} is {len(ids)} tokens for this model ({tokens}); "
+        f"{setting}: {initializer!r} is {len(ids)} tokens for this model ({tokens}); "
         f"choose a word of one token" + (f", or of {num_vectors}" if num_vectors > 1 else "")
     )
 

@@ -11,13 +11,15 @@ from sdtune.data.captions import caption_templates
 from sdtune.data.samples import Sample
 from sdtune.files import replace_folder
 from sdtune.launch.run_folder import Run
-from sdtune.methods.embedding import install_embedding
+from sdtune.methods.embedding import LearnedEmbedding, install_embedding
 from sdtune.methods.formats import save_embeddings
+from sdtune.methods.initializer import InitializerWords, candidate_words
 from sdtune.methods.method import Learned, Method
 from sdtune.methods.placeholder import TextLimit, add_placeholder, expand_placeholder, initializer_ids, word_of
 from sdtune.models.family import Family, Networks
 from sdtune.models.pipelines import copy_pipeline, load_text_encoder, load_tokenizer
 from sdtune.settings import Job
+from sdtune.settings.data import AUTO
 from standalone.model_folder import layout_of
 
 _SANE = 1000.0
@@ -35,20 +37,28 @@ class TextualInversion(Method):
         self._embeddings: dict[str, torch.Tensor] = {}
         self._in_files: dict[str, torch.Tensor] = {}
         learned = {}
+        installed: dict[str, LearnedEmbedding] = {}
+        tokenizers = {name: encoder.tokenizer for name, encoder in networks.text_encoders.items()}
+        word = data.initializer_token
+        if word == AUTO:
+            word = candidate_words(data, list(tokenizers.values()))[0]
         for name, encoder in networks.text_encoders.items():
-            start = initializer_ids(encoder.tokenizer, data.initializer_token, data.num_vectors)
+            start = initializer_ids(encoder.tokenizer, word, data.num_vectors)
             ids = add_placeholder(encoder.tokenizer, data.placeholder_token, data.num_vectors)
-            embedding = install_embedding(encoder.model, ids, start)
+            embedding = installed[name] = install_embedding(encoder.model, ids, start)
             self._embeddings[name] = self._in_files[encoder.name_in_files] = embedding.learned
             learned[f"{name}.embeddings"] = Learned(
                 parameter=embedding.learned,
                 learning_rate=job.training.learning_rate,
+                fixed_norm=job.training.embedding_norm == "fixed",
                 largest=_SANE * float(embedding.weight.float().norm(dim=-1).max()),
             )
         self.learned = learned
         self._templates = caption_templates(data.learnable_property, data.templates_file)
         self._expanded = self.expand_prompt(data.placeholder_token)
         self.num_captions = len(self._templates)
+        if data.initializer_token == AUTO:
+            self.starting_points = InitializerWords(data, tokenizers, installed, self._expanded)
 
     @classmethod
     def check(cls, job: Job, family: Family) -> list[str]:
@@ -76,8 +86,12 @@ class TextualInversion(Method):
         if validation.reference_caption:
             texts["validation.reference_caption"] = templates[0].format(validation.reference_caption)
         warnings = []
-        for tokenizer in family.load_tokenizers(Path(job.model.path)).values():
-            initializer_ids(tokenizer, data.initializer_token, data.num_vectors)
+        tokenizers = list(family.load_tokenizers(Path(job.model.path)).values())
+        if data.initializer_token == AUTO:
+            candidate_words(data, tokenizers)
+        for tokenizer in tokenizers:
+            if data.initializer_token != AUTO:
+                initializer_ids(tokenizer, data.initializer_token, data.num_vectors)
             add_placeholder(tokenizer, data.placeholder_token, data.num_vectors)
             limit = TextLimit(
                 tokenizer.backend_tokenizer, tokenizer.model_max_length, data.placeholder_token, data.num_vectors

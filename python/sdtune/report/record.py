@@ -57,6 +57,8 @@ class RunRecord:
     """The first line of metrics.jsonl."""
     resumes: int
     """How often the run was resumed."""
+    chosen: dict[str, Any] | None
+    """The line of kind ``starting_point``; None: the job says where learning starts."""
     steps: list[dict[str, Any]]
     """Lines of kind ``step``, in order."""
     validations: list[dict[str, Any]]
@@ -103,6 +105,8 @@ class RunRecord:
     def starting_point(self) -> str:
         """What learning started from."""
         token = f"the token {self.setting('data', 'initializer_token', '?')}"
+        if self.chosen:
+            token = f"the token {self.chosen['point']}, the best of {len(self.chosen['losses'])} that were compared"
         base = f"the model itself, LoRA rank {self.setting('lora', 'rank', '?')}"
         return {"lora": base, "pivotal": f"{token}, LoRA rank {self.setting('lora', 'rank', '?')}"}.get(
             self.job.get("method", ""), token
@@ -194,6 +198,7 @@ def read_run(folder: str | Path) -> RunRecord:
         job=job,
         start=start,
         resumes=sum(m["kind"] == "resume" for m in begun),
+        chosen=next((m for m in reversed(lines) if m["kind"] == "starting_point"), None),
         steps=[m for m in lines if m["kind"] == "step"],
         validations=[m for m in lines if m["kind"] == "validation"],
         ranks=_ranks([m for m in lines if m["kind"] == "ranks"], hosts),

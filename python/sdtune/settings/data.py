@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
 from sdtune.settings.bounds import Between, Ge, PathText, Pattern
 from sdtune.settings.fields import Derived, Flag, HostPath, OnlyFor, Settings, Unit
 
+AUTO = "auto"
+"""The initializer token that stands for a search."""
 PLACEHOLDER = "<concept>"
 """The placeholder token, unless the user names one."""
 
@@ -38,7 +40,10 @@ class DataArgs(Settings):
     initializer_token: Annotated[str, Pattern(r"(?s).*\S.*", "be a word of the vocabulary, such as toy"), NEW_TOKEN] = (
         "toy"
     )
-    """The text whose embeddings the new ones start from: one token, or as many tokens as num_vectors."""
+    """The text whose embeddings the new ones start from: one token, or as many tokens as num_vectors. auto: the word of
+    the vocabulary with the lowest validation loss, as far as a short search finds it."""
+    initializer_candidates: Annotated[str | None, NEW_TOKEN] = None
+    """The words, separated by commas, that initializer_token: auto chooses from. Unset: the vocabulary."""
     learnable_property: Annotated[Literal["object", "style"], NEW_TOKEN] = "object"
     """What the pictures have in common; chooses the caption templates."""
     num_vectors: Annotated[int, Ge(1), NEW_TOKEN] = 1
@@ -59,9 +64,26 @@ class DataArgs(Settings):
     """Text file on the hosts with caption templates, one per line, with ``{}`` for the token.
     Unset: the templates of textual inversion's authors."""
 
+    @property
+    def candidates(self) -> list[str]:
+        """The words of :attr:`initializer_candidates`, each once."""
+        words = (word.strip() for word in (self.initializer_candidates or "").split(","))
+        return list(dict.fromkeys(word for word in words if word))
+
     def __post_init__(self) -> None:
-        """Check the bounds, and that the smallest bucket fits the resolution."""
+        """Check the bounds, the candidates, and that the smallest bucket fits the resolution."""
         super().__post_init__()
+        if self.initializer_candidates is not None:
+            if self.initializer_token != AUTO:
+                raise BadInput(
+                    f"data.initializer_candidates: nothing is chosen from them, for data.initializer_token is "
+                    f"{shown(self.initializer_token)}; set it to {AUTO}, or leave them out"
+                )
+            if not self.candidates:
+                raise BadInput(
+                    f"data.initializer_candidates: {shown(self.initializer_candidates)} holds no word; write for "
+                    f"example: toy, rabbit, robot; or leave it out, to choose from the vocabulary"
+                )
         if self.aspect_ratio_buckets and self.resolution < BUCKET_STEP:
             raise BadInput(
                 f"data.aspect_ratio_buckets: sizes are multiples of {BUCKET_STEP} pixels, and resolution is "

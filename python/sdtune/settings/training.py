@@ -43,6 +43,15 @@ class TrainingArgs(Settings):
     """Weight decay of AdamW; it applies to the learned parameters only."""
     adam_epsilon: Annotated[float, Ge(0)] = 1e-8
     """Epsilon of AdamW."""
+    embedding_norm: Annotated[Literal["free", "fixed"], NEW_TOKEN] = "free"
+    """fixed: the embeddings of the new token keep the norm that they start with, and learn their direction only (arXiv
+    2512.13672), which helps in prompts with many other words."""
+    timestep_sampling: Literal["uniform", "spread", "measured"] = "uniform"
+    """How samples get their timesteps: uniform, each at random; spread, each far from those of the samples before it;
+    or measured, also more often where the gradient is large, which is measured before the first step. The expected loss
+    is the same."""
+    noise_pairs: bool = False
+    """Every second sample repeats the one before it with the opposite noise."""
     snr_gamma: Annotated[float | None, Gt(0)] = None
     """Gamma of min-SNR loss weights (arXiv 2303.09556), 5 in the paper. Unset: the loss is not weighted."""
     mixed_precision: Annotated[

@@ -1,7 +1,7 @@
 """Settings of validation and early stopping."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
 from sdtune.settings.bounds import Between, Ge
@@ -30,12 +30,17 @@ class ValidationArgs(Settings):
     """Number of pictures, always of the seeds 1 to this number, shared out over the ranks."""
     guidance_scale: Annotated[float, Flag("validation_guidance_scale")] = 7.5
     """Guidance scale of these pictures."""
+    early_stopping: Annotated[Literal["plateau", "variance"], Variable(name="training_early_stopping")] = "plateau"
+    """When early_stopping_patience stops a run: plateau, after so many successive validations without an improvement;
+    or variance, when the losses of so many successive validations vary little beside all of them (arXiv 2302.04841)."""
     early_stopping_patience: Annotated[int, Ge(0), Variable(name="training_early_stopping_patience")] = 0
-    """Stop after this number of successive validations without an improvement; 0 never stops early."""
+    """Number of successive validations by which early_stopping judges; 0 never stops early."""
     early_stopping_min_delta: Annotated[
         float, Between(0, 1, below=True), Variable(name="training_early_stopping_min_delta")
     ] = 0.0
-    """How far a loss has to be below the best one to count as an improvement, as a share of the best one."""
+    """For plateau: how far a loss has to be below the best one to count as an improvement, as a share of that."""
+    early_stopping_variance: Annotated[float, Between(0, 1), Variable(name="training_early_stopping_variance")] = 0.15
+    """For variance: the run stops when the variance of the last losses is below this share of that of all losses."""
 
     def __post_init__(self) -> None:
         """Check the bounds, and that early stopping has validations to judge by."""
@@ -44,4 +49,16 @@ class ValidationArgs(Settings):
             raise BadInput(
                 "validation.early_stopping_patience: without validation (validation.steps: 0) nothing tells when to "
                 "stop"
+            )
+        if self.early_stopping == "plateau":
+            return
+        if self.early_stopping_patience < 3:
+            raise BadInput(
+                f"validation.early_stopping_patience: the variance of {self.early_stopping_patience} losses says "
+                f"nothing; take at least 3, or validation.early_stopping: plateau"
+            )
+        if self.early_stopping_min_delta > 0:
+            raise BadInput(
+                "validation.early_stopping_min_delta: it is of no use to validation.early_stopping: variance; leave it "
+                "out, and set validation.early_stopping_variance"
             )

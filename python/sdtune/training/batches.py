@@ -10,6 +10,7 @@ from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures
 from sdtune.data.posterior_files import PosteriorFiles
 from sdtune.data.samples import Sample, Sampler
+from sdtune.data.timesteps import Timesteps
 from sdtune.methods.method import Method
 from sdtune.models.family import Batch, Networks
 from sdtune.models.weights import cache_folder
@@ -53,6 +54,8 @@ class Batches:
             self.cache.shape_of,
             class_pictures=len(of_class),
             class_weight=job.prior.loss_weight,
+            timestep_sampling=job.training.timestep_sampling,
+            noise_pairs=job.training.noise_pairs,
         )
         self._method, self._num_timesteps = method, networks.num_timesteps
 
@@ -65,6 +68,10 @@ class Batches:
         if self.cache.complete:
             return 0
         return self.cache.encode(entry for number in numbers for entry in self._sampler.pictures_of(number))
+
+    def set_shares(self, shares: Sequence[float]) -> None:
+        """Set the share of the samples that each interval of the timesteps gets, see :mod:`sdtune.data.timesteps`."""
+        self._sampler.timesteps = Timesteps(self._num_timesteps, shares)
 
     @property
     def own_pictures(self) -> list[Path]:

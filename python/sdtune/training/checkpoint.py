@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ class Progress:
     """Lowest validation loss that counted as an improvement, or None before the first validation."""
     stale: int = 0
     """Validations since the last improvement."""
+    losses: list[float] = field(default_factory=list)
+    """All validation losses; kept for the early stopping that needs them."""
+    start: str | None = None
+    """The starting point that was chosen, or None where there was nothing to choose."""
+    shares: list[float] | None = None
+    """The measured share of the samples that each interval of the timesteps gets; None: nothing was measured."""
 
     def validated(self, loss: float, min_delta: float) -> None:
         """Record a validation. ``loss`` is an improvement if it is below the best by the fraction ``min_delta``."""

@@ -1,6 +1,7 @@
 """``metrics.jsonl``: one JSON object per line, written by rank 0, unbuffered; and the same figures in a tracker.
 
-Kinds of object: ``start`` and ``resume`` (what runs where), ``step`` (one per optimizer step), ``validation`` (loss on
+Kinds of object: ``start`` and ``resume`` (what runs where), ``starting_point`` (where learning starts, where that was
+chosen, see :class:`sdtune.training.starting.Start`), ``step`` (one per optimizer step), ``validation`` (loss on
 fixed triples), ``ranks`` (means of each rank since the last such line, see :class:`sdtune.training.ranks.RankTimes`),
 ``stopped`` (the last line of a run that was asked to stop).
 ``time`` is the Unix time of writing. Other times are seconds on rank 0, or lists with one value per rank. ``loss`` is

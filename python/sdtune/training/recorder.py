@@ -1,6 +1,7 @@
 """What is recorded of a run: one interface over metrics, the times of all ranks, and the lines that a user sees."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from sdtune.models.family import Networks
 from sdtune.settings import Job, to_mapping
 from sdtune.training.metrics import Metrics
 from sdtune.training.ranks import RankTimes, describe_hosts
+from sdtune.training.starting import Start
 
 
 class Recorder:
@@ -58,6 +60,14 @@ class Recorder:
             hosts=hosts,
             job=to_mapping(job),
         )
+
+    def starting_point(self, start: Start, seconds: float) -> None:
+        """Record and print where learning starts."""
+        self._write("starting_point", **asdict(start), seconds=seconds)
+        if self._metrics is not None:
+            tqdm.write(
+                f"starts from {start.point}, which has the lowest loss of {len(start.losses)} that were compared"
+            )
 
     def step(self, step: int, *, global_batch: int, step_s: float, sync_s: float, **fields: Any) -> None:
         """Record one optimizer step.

@@ -20,15 +20,18 @@ from sdtune.models.family import Networks
 from sdtune.models.registry import family_of
 from sdtune.settings import Job
 from sdtune.training.batches import Batches
+from sdtune.training.beginning import Beginning, values_of
 from sdtune.training.checkpoint import Progress, save_checkpoint
 from sdtune.training.distributed import check_on_all_ranks, start_accelerator
 from sdtune.training.drawing import ValidationPictures
 from sdtune.training.exchange import exchange
 from sdtune.training.finite import check_gradients, check_learned, check_losses
+from sdtune.training.norms import FixedNorms
 from sdtune.training.optimizer import make_optimizer, make_schedule
 from sdtune.training.ranks import sign
 from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
+from sdtune.training.stopping import reason_to_stop, record_validation
 from sdtune.training.validation import Validator
 
 
@@ -87,7 +90,7 @@ class Trainer:
         self._pictures = ValidationPictures(job, networks, method, accelerator)
 
         self.parameters = {name: learned.parameter for name, learned in method.learned.items()}
-        self._initial = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._initial: Mapping[str, torch.Tensor] = values_of(self.parameters)
         self.global_batch = self._world_size * settings.train_batch_size * settings.gradient_accumulation_steps
         scale = self.global_batch if settings.scale_lr else 1
         self._optimizer = make_optimizer(method.learned.values(), settings, scale)
@@ -96,7 +99,8 @@ class Trainer:
         self.progress = Progress()
         self._samples = 0  # of this rank, in this attempt
         self._validator: Validator | None = None
-        self._stop_requested = self._stopped_early = False
+        self._stop_requested = False
+        self._enough = ""  # why the run stops early
 
     def fit(self) -> dict[str, Any]:
         """Train to the end; see :func:`train` for what it returns and raises."""
@@ -105,11 +109,12 @@ class Trainer:
             self._job, self._identity, self.parameters, self._optimizer, self._schedule, self._accelerator
         )
         self._open_run()
+        self._begin()
         self._validate_first()
         reset_peak_rss()
         hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
         with tqdm(total=steps, initial=self.progress.step, disable=hidden, unit="step", smoothing=0.1) as bar:
-            while self.progress.step < steps and not self._stopped_early and not self._stop_requested:
+            while self.progress.step < steps and not self._enough and not self._stop_requested:
                 loss = self.step()
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
@@ -117,7 +122,7 @@ class Trainer:
                 self._draw_if_due()
                 self._checkpoint_if_due()
         self._recorder.rank_times(self.progress.step)
-        if self._stop_requested and self.progress.step < steps and not self._stopped_early:
+        if self._stop_requested and self.progress.step < steps and not self._enough:
             self._stop()
         return self._finish()
 
@@ -204,7 +209,9 @@ class Trainer:
             if self.progress.step >= learned.share_of_steps * self._job.training.max_train_steps:
                 learned.parameter.grad = None  # the optimizer passes over it, weight decay included
         lr: float = self._optimizer.param_groups[0]["lr"]
+        self._norms.before_step()
         self._optimizer.step()
+        self._norms.after_step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         check_learned(self._method.learned, self.progress.step + 1)
@@ -227,6 +234,14 @@ class Trainer:
             self._job, self._networks, global_batch=self.global_batch, pictures=len(pictures), begun=self._begun
         )
 
+    def _begin(self) -> None:
+        """Find out where to start, and how often which timesteps are used; once in a run."""
+        beginning = Beginning(self._job, self._networks, self._method, self._batches, self._accelerator)
+        self._initial = beginning.start(self.parameters, self._initial, self.progress, self._recorder)
+        beginning.set_timesteps(self.parameters, self.progress)
+        fixed = {name: learned.parameter for name, learned in self._method.learned.items() if learned.fixed_norm}
+        self._norms = FixedNorms(fixed, self._initial)
+
     def _validate_first(self) -> None:
         """Measure the baseline. A new run also records its first validation and draws its first pictures."""
         settings = self._job.validation
@@ -247,14 +262,14 @@ class Trainer:
             return
         self._recorder.rank_times(step)
         self._validate()
-        self._stopped_early = 0 < settings.early_stopping_patience <= self.progress.stale
+        self._enough = reason_to_stop(self.progress, settings)
 
     def _validate(self) -> None:
         """Measure the learned concept and record the result."""
         if self._validator is None:
             return
         loss = self._validator.measure()
-        self.progress.validated(loss, self._job.validation.early_stopping_min_delta)
+        record_validation(self.progress, self._job.validation, loss)
         self._recorder.validation(self.progress.step, loss, self._validator.gap_closed)
         self._accelerator.wait_for_everyone()
 
@@ -292,12 +307,13 @@ class Trainer:
         step, validator = self.progress.step, self._validator
         check_learned(self._method.learned, step)  # a run that resumes after its last step made none
         self._pictures.draw(step)
-        if self._is_main and self._stopped_early:
-            print(f"stopped early at step {step}: {self.progress.stale} consecutive validations without improvement")
+        if self._is_main and self._enough:
+            print(f"stopped early at step {step}: {self._enough}")
         facts: dict[str, Any] = {
             "run_name": self._job.run_name,
             "steps": step,
-            "stopped_early": self._stopped_early,
+            "stopped_early": bool(self._enough),
+            "starting_point": self.progress.start,
             "world_size": self._world_size,
             "resolution": self._job.data.resolution,
             "seconds": time.perf_counter() - self._begun,

@@ -51,6 +51,17 @@ def make_triples(cache: LatentCache, count: int, timesteps: int, num_pictures: i
     return Triples(latents, noise, spaced, pictures, [cache.view_of(picture) for picture in pictures])
 
 
+def triples_batch(triples: Triples, part: list[int], captions: Sequence[str]) -> Batch:
+    """The batch of the triples of these numbers, whose latents have one shape, each with its caption."""
+    return Batch(
+        latents=torch.stack([triples.latents[k] for k in part]),
+        noise=torch.stack([triples.noise[k] for k in part]),
+        timesteps=triples.timesteps[part],
+        captions=captions,
+        views=[triples.views[k] for k in part],
+    )
+
+
 @torch.no_grad()
 def validate(
     networks: Networks, triples: Triples, caption: Callable[[int], str], batch_size: int, accelerator: Accelerator
@@ -67,14 +78,8 @@ def validate(
     share = range(accelerator.process_index, len(triples.pictures), accelerator.num_processes)
     total = torch.zeros(2, dtype=torch.float64)
     for part in _batches(share, triples, batch_size):
-        batch = Batch(
-            latents=torch.stack([triples.latents[k] for k in part]),
-            noise=torch.stack([triples.noise[k] for k in part]),
-            timesteps=triples.timesteps[part],
-            captions=[caption(triples.pictures[k]) for k in part],
-            views=[triples.views[k] for k in part],
-        )
-        losses = networks.denoising_losses(batch)
+        captions = [caption(triples.pictures[k]) for k in part]
+        losses = networks.denoising_losses(triples_batch(triples, part, captions))
         total += torch.tensor([losses.double().sum(), len(part)], dtype=torch.float64)
     total = accelerator.reduce(total, "sum")
     return float(total[0] / total[1])
