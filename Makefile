@@ -148,7 +148,7 @@ collection: control-node
 	$(BIN)/python python/sdtune/ops/kernels/build.py
 	$(BIN)/ansible-galaxy collection build --force --output-path .cache/collection
 
-# What a container engine builds: docs/collection.md
+# What a container engine builds: docs/platforms.md
 execution-environment: collection
 	cp .cache/collection/sdtune-sdtune-*.tar.gz execution-environment/sdtune.tar.gz
 	$(BIN)/python -m venv .cache/builder
