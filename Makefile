@@ -21,8 +21,8 @@ LAB := $(BIN)/python molecule/lab/lab.py
 HOSTS := 4
 NAME := try
 
-# The longest first, so that only short ones remain at the end; local early, since ipex waits for it.
-SCENARIOS := $(addprefix molecule-,default local faults ipex scale slurm access)
+# The longest first, so that only short ones remain at the end.
+SCENARIOS := $(addprefix molecule-,default ipex scale slurm access)
 
 .PHONY: $(SCENARIOS) collection execution-environment outdated kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-ops bench-pictures bench-toy lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test
 
@@ -91,12 +91,10 @@ $(SCENARIOS): molecule-%: dev-tools lab-tools $(TEST_STAMP)
 	PATH="$(BIN):$$PATH" molecule test --scenario-name $* 2>&1 | tee .cache/molecule-$*.log
 	! grep 'Missing playbook' .cache/molecule-$*.log
 
-molecule-ipex: molecule-local # both work on this machine, in the same folders
-
 pytest: pytest-python pytest-playbooks
 
 pytest-playbooks: dev-tools lab-tools kernels $(TEST_STAMP)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=20 --numprocesses auto --dist loadfile tests 2>&1 \
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=20 --numprocesses auto --dist loadfile --no-loadscope-reorder tests 2>&1 \
 	| tee .cache/pytest-playbooks.log
 
 pytest-python: dev-tools browser kernels $(TEST_STAMP)
@@ -181,6 +179,6 @@ lab-tools:
 	@scripts/packages.sh debootstrap:debootstrap ip:iproute2 tc:iproute2 unshare:util-linux
 
 $(TEST_STAMP): roles/python_env/files/native.txt requirements-test.txt | dev-tools
-	PIP_COMPILE=0 $(PLAY) provision.yml --tags python_env,gperftools,intel_mpi -e work_dir=$(TEST_WORK)
+	$(PLAY) provision.yml --tags python_env,gperftools,intel_mpi,sdtune -e work_dir=$(TEST_WORK)
 	$(TEST_PYTHON) -m pip install --quiet --no-deps --require-hashes --requirement requirements-test.txt
 	touch $@

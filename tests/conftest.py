@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,18 @@ from play import play  # noqa: E402 - the entry point for programs, which the te
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 
 
+# The longest first, so that only short files are left for one of two workers at the end.
+LONGEST = [
+    "test_conda", "test_folders", "test_refusals", "test_launch_config", "test_upgrade", "test_oneccl", "test_demo",
+    "test_lab", "test_attach", "test_playbooks", "test_teardown",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in this order; pytest-xdist keeps it with --no-loadscope-reorder."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def free_port() -> int:
     """A port that is free, and that the Linux kernel does not assign to others before the playbook uses it."""
     while True:
@@ -27,19 +40,20 @@ def free_port() -> int:
             return port
 
 
-@pytest.fixture
-def playbook(tmp_path):
-    """Run a playbook at the root of the repository; settings become extra variables over inventory/local.
+def playbook_in(folder: Path) -> Callable[..., SimpleNamespace]:
+    """A function that runs a playbook of the repository; settings become extra variables over inventory/local.
 
-    The result has the fields of subprocess's, and the events and their summaries (play.PlaybookResult).
+    Its result has the fields of subprocess's, and the events and their summaries (play.PlaybookResult).
+
+    Args:
+        folder: gets ``work`` and ``artifacts``.
     """
-
     port = free_port()  # a run on this machine may use the default port
 
     def run(*args: str, **settings: object) -> SimpleNamespace:
         variables = {
-            "work_dir": str(tmp_path / "work"),
-            "artifacts_dir": str(tmp_path / "artifacts"),
+            "work_dir": str(folder / "work"),
+            "artifacts_dir": str(folder / "artifacts"),
             "launch_config_master_port": port,
             **settings,
         }
@@ -48,6 +62,12 @@ def playbook(tmp_path):
         return SimpleNamespace(returncode=done.rc, stdout=done.stdout, stderr="", played=done)
 
     return run
+
+
+@pytest.fixture
+def playbook(tmp_path):
+    """playbook_in the test's own folder."""
+    return playbook_in(tmp_path)
 
 
 @pytest.fixture

@@ -112,10 +112,12 @@ def test_nodes_are_judged_by_what_they_say():
     }
     old = good | {"node": "n2", "flags": []}
     elsewhere = good | {"node": "n3", "mark": ""}
-    lines = slurm.node_problems([good, old, elsewhere], "abc", "/home/me/sdtune")
+    bare = good | {"node": "n4", "missing": ["/usr/lib64/libpmi2.so"]}
+    lines = slurm.node_problems([good, old, elsewhere, bare], "abc", "/home/me/sdtune")
     assert lines[0].startswith("n2: its processor (Xeon) has no AVX2; choose other nodes with slurm_constraint")
     assert lines[1].startswith("n3: does not see work_dir /home/me/sdtune of the login node; set work_dir")
-    assert len(lines) == 2
+    assert lines[2].startswith("n4: lacks /usr/lib64/libpmi2.so; run ansible-playbook provision.yml")
+    assert len(lines) == 3
     assert slurm.nodes_have_bf16([good])
     assert not slurm.nodes_have_bf16([good, old])
     assert not slurm.nodes_have_bf16([])

@@ -3,7 +3,6 @@
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 from conftest import REPOSITORY
 
@@ -19,13 +18,22 @@ def started(run):
     return int(told[told.index("-n") + 1]), int(told[told.index("-ppn") + 1])
 
 
-def test_the_files(playbook, provisioned):
-    """They parse, agree with each other, and hold what was asked."""
-    done = configure(
-        playbook, training_placeholder_token='<"tö: y">', training_learning_rate="1e-3", openvino_export_height=128
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def precision(run):
+    """The precision that both files of a run ask for."""
+    found = {
+        yaml.safe_load((run / "job.yaml").read_text())["training"]["mixed_precision"],
+        yaml.safe_load((run / "accelerate.yaml").read_text())["mixed_precision"],
+    }
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_the_files_of_a_run(playbook, provisioned):
+    """They parse, agree with each other, and hold what was asked. A job that is refused, or was finished, stays."""
     run = provisioned / "runs/r"
+    asked = {"training_placeholder_token": '<"tö: y">', "training_learning_rate": "1e-3", "openvino_export_height": 128}
+    done = configure(playbook, **asked)
+    assert done.returncode == 0, done.stdout
     job = yaml.safe_load((run / "job.yaml").read_text())
     assert job["data"]["placeholder_token"] == '<"tö: y">'
     assert job["training"]["learning_rate"] == 1e-3
@@ -44,26 +52,37 @@ def test_the_files(playbook, provisioned):
     assert launched.stdout == f"mpirun -f nodefile -n 2 -ppn 2 {run}/rank.sh --x\n"
     modes = {path.name: path.stat().st_mode & 0o777 for path in (run, *run.iterdir()) if path.name != "packages"}
     assert {name: mode for name, mode in modes.items() if mode & 0o077} == {}
-
-
-def test_the_precision(playbook, provisioned):
-    """auto is what this processor has instructions for, and that is told; what is asked for by name stays."""
+    assert "CCL_" not in (run / "env.sh").read_text(), "the backend is gloo"
+    # auto is what this processor has instructions for, and that is told
     flags = Path("/proc/cpuinfo").read_text().split()
     here = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "no"
-    for asked, expected in (("auto", here), ("bf16", "bf16"), ("no", "no")):
-        done = configure(playbook, training_mixed_precision=asked)
-        assert done.returncode == 0, done.stdout + done.stderr
-        run = provisioned / "runs/r"
-        assert yaml.safe_load((run / "job.yaml").read_text())["training"]["mixed_precision"] == expected
-        assert yaml.safe_load((run / "accelerate.yaml").read_text())["mixed_precision"] == expected
-        told = "in bf16" if expected == "bf16" else "in float32, as localhost without instructions for bf16"
-        assert (told in " ".join(done.stdout.split())) == (asked == "auto")
+    assert precision(run) == here
+    told = "in bf16" if here == "bf16" else "in float32, as localhost without instructions for bf16"
+    assert told in " ".join(done.stdout.split())
 
+    assert "changed=0" in configure(playbook, **asked).stdout
 
-def test_a_second_time_changes_nothing(playbook, provisioned):
-    """Idempotent."""
-    configure(playbook)
-    assert "changed=0" in configure(playbook).stdout
+    before = (run / "job.yaml").read_text()
+    refuse = provisioned / "env/native/bin/python.refuse"
+    refuse.write_text("error: the token is taken; choose another\n")
+    done = configure(playbook, training_placeholder_token="toy")
+    assert done.returncode == 2
+    assert "error: the token is taken; choose another" in done.stdout
+    assert (run / "job.yaml").read_text() == before
+    refuse.unlink()
+
+    (run / "finished.json").write_text("{}")
+    done = configure(playbook, training_placeholder_token="toy")
+    assert done.returncode == 2
+    message = " ".join(done.stdout.split())
+    assert "holds a finished run" in message
+    assert "-e run_name=..." in message
+    assert "-e training_overwrite=true" in message
+    assert (run / "job.yaml").read_text() == before
+    done = configure(playbook, training_overwrite=True, training_mixed_precision="bf16")
+    assert done.returncode == 0, done.stdout
+    assert precision(run) == "bf16"
+    assert "in bf16" not in " ".join(done.stdout.split()), "what is asked for by name is no news"
 
 
 def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
@@ -78,39 +97,13 @@ def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
     done = configure(playbook, "-i", str(inventory), "--limit", "b", **settings, **ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     run = provisioned / "runs/r"
+    assert precision(run) == "no"
     assert (run / "nodefile").read_text().split() == ["127.0.0.2", "127.0.0.1", "127.0.0.3"]
     assert yaml.safe_load((run / "job.yaml").read_text())["training"]["world_size"] == 6
     assert yaml.safe_load((run / "accelerate.yaml").read_text())["machine_rank"] == 0
     environment = (run / "env.sh").read_text()
     for line in ("MASTER_ADDR=127.0.0.2", "GLOO_SOCKET_IFNAME=lo", "I_MPI_HYDRA_IFACE=lo", "FI_TCP_IFACE=lo"):
         assert f"export {line}\n" in environment
-
-
-def test_a_finished_run_is_kept(playbook, provisioned):
-    """It is done again only when that is asked for."""
-    run = provisioned / "runs/r"
-    run.mkdir(parents=True)
-    (run / "finished.json").write_text("{}")
-    done = configure(playbook)
-    assert done.returncode == 2
-    message = " ".join(done.stdout.split())
-    assert "holds a finished run" in message
-    assert "-e run_name=..." in message
-    assert "-e training_overwrite=true" in message
-    assert [path.name for path in run.iterdir()] == ["finished.json"]
-    assert configure(playbook, training_overwrite=True).returncode == 0
-
-
-def test_a_refused_job_is_not_written(playbook, provisioned):
-    """The job that lies there stays, and the program's own words are shown."""
-    assert configure(playbook).returncode == 0
-    job = provisioned / "runs/r/job.yaml"
-    before = job.read_text()
-    (provisioned / "env/native/bin/python.refuse").write_text("error: the token is taken; choose another\n")
-    done = configure(playbook, training_placeholder_token="toy")
-    assert done.returncode == 2
-    assert "error: the token is taken; choose another" in done.stdout
-    assert job.read_text() == before
 
 
 # Shape of a host, its ranks, what env.sh exports. Two sockets of 56 cores get 4 x 28; no rank straddles two NUMA nodes.
@@ -157,65 +150,49 @@ def test_ranks_and_threads_follow_the_shape(playbook, provisioned):
             assert f"export {variable}={value}\n" in environment, name
 
 
-def test_the_smallest_host_decides(playbook, provisioned, tmp_path):
-    """MPI starts as many ranks on each host; the report names the host that others wait for.
-
-    Both hosts are this machine, so that they share work_dir, which preflight would refuse.
-    """
-    host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
-    inventory = tmp_path / "hosts.ini"
-    inventory.write_text(f"[primary]\nbig {host}.1\n[workers]\nsmall {host}.2\n[cluster:children]\nprimary\nworkers\n")
-    done = configure(
-        playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
-        training_data_name="concept", launch_config_interface="lo",
-        launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
-        __preflight_seen={"stdout": "[]"},
-        cluster_cores="{{ {'big': 112, 'small': 48}[inventory_hostname] }}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the smallest host decides: small has 48 cores, others up to 112" in " ".join(done.stdout.split())
-    assert started(provisioned / "runs/r") == (4, 2)
-    assert "export OMP_NUM_THREADS=24\n" in (provisioned / "runs/r/env.sh").read_text()
-
-
-@pytest.mark.parametrize(
-    ("folder", "what"), [("data/concept", "pictures"), ("models/toyworld", "model")], ids=["pictures", "model"]
-)
-def test_files_that_changed_since_provisioning_are_refused(playbook, provisioned, folder, what):
-    """Missing, different or foreign: each is named, and no run begins."""
-    (provisioned / folder / "kept").write_text("as it was")
-    (provisioned / folder / "changed").write_text("as it was")
+def test_files_that_changed_since_provisioning_are_refused(playbook, provisioned):
+    """Missing, different or foreign: each is named, and no run begins. The same for a model: molecule."""
+    folder = provisioned / "data/concept"
+    (folder / "kept").write_text("as it was")
+    (folder / "changed").write_text("as it was")
     digest = "5a3ec1ed4eb2fd7d22e6b8f4a5b30a3b3c9e3d2a3cf5a3a9a9b0a1d7a0c1b2d3"
-    done = subprocess.run(
-        ["sha256sum", "changed", "kept"], cwd=provisioned / folder, capture_output=True, text=True, check=True
-    )
-    (provisioned / f"{folder}.sha256").write_text(done.stdout + f"{digest}  lost\n")
-    (provisioned / folder / "changed").write_text("otherwise")
-    (provisioned / folder / "foreign").touch()
+    done = subprocess.run(["sha256sum", "changed", "kept"], cwd=folder, capture_output=True, text=True, check=True)
+    Path(f"{folder}.sha256").write_text(done.stdout + f"{digest}  lost\n")
+    (folder / "changed").write_text("otherwise")
+    (folder / "foreign").touch()
     done = configure(playbook)
     assert done.returncode == 2
     message = " ".join(done.stdout.split())
-    assert f"the {what} in {provisioned / folder} changed since provisioning" in message
+    assert f"the pictures in {folder} changed since provisioning" in message
     assert "(missing, different or foreign: changed, foreign, lost); run ansible-playbook provision.yml" in message
     assert not (provisioned / "runs").exists()
 
 
 def two_hosts(playbook, tmp_path, **settings):
-    """Run the role for two hosts, a and b, that share this machine's disk."""
+    """Run the role for two hosts, a and b, that share this machine's disk, which preflight would refuse."""
     host = "ansible_connection=local ansible_python_interpreter='{{ ansible_playbook_python }}' ansible_host=127.0.0"
     inventory = tmp_path / "hosts.ini"
     inventory.write_text(f"[primary]\na {host}.1\n[workers]\nb {host}.2\n[cluster:children]\nprimary\nworkers\n")
     return configure(
         playbook, "-i", str(inventory), "--forks", "1", software_stack="native", base_model_name="toyworld",
-        training_data_name="concept", launch_config_interface="lo", launch_config_ranks_per_node=1,
-        _preflight_sharing=[], **settings,
+        training_data_name="concept", launch_config_interface="lo", _preflight_sharing=[], **settings,
     )  # fmt: skip
 
 
-def test_the_packages_of_each_host_are_recorded(playbook, provisioned, tmp_path):
-    """In the run folder of the primary. What lists them is a fake."""
-    done = two_hosts(playbook, tmp_path, _launch_config_list_packages="printf 'torch==1\\nnumpy==2\\n'")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_smallest_host_decides_and_the_packages_of_each_are_recorded(playbook, provisioned, tmp_path):
+    """MPI starts as many ranks on each host; the report names the host that others wait for.
+
+    The lists of packages are in the run folder of the primary. What lists them is a fake.
+    """
+    done = two_hosts(
+        playbook, tmp_path, launch_config_memory_mb_per_rank=100, __launch_config_nodes={"stdout": "0-1"},
+        cluster_cores="{{ {'a': 112, 'b': 48}[inventory_hostname] }}",
+        _launch_config_list_packages="printf 'torch==1\\nnumpy==2\\n'",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "the smallest host decides: b has 48 cores, others up to 112" in " ".join(done.stdout.split())
+    assert started(provisioned / "runs/r") == (4, 2)
+    assert "export OMP_NUM_THREADS=24\n" in (provisioned / "runs/r/env.sh").read_text()
     lists = {path.name: path.read_text() for path in (provisioned / "runs/r/packages").iterdir()}
     assert lists == {"a.txt": "torch==1\nnumpy==2\n", "b.txt": "torch==1\nnumpy==2\n"}
 
@@ -224,7 +201,7 @@ def test_hosts_whose_packages_differ_do_not_start(playbook, provisioned, tmp_pat
     """Host and packages are named, and no run begins. What lists them is a fake."""
     lists = {"a": "torch==1 numpy==2", "b": "torch==1+cpu numpy==2 more==3"}
     listing = f"printf '%s\\n' {{{{ {lists}[inventory_hostname] }}}}"
-    done = two_hosts(playbook, tmp_path, _launch_config_list_packages=listing)
+    done = two_hosts(playbook, tmp_path, launch_config_ranks_per_node=1, _launch_config_list_packages=listing)
     assert done.returncode == 2
     message = " ".join(done.stdout.split())
     assert "b: it has more==3, torch==1+cpu where a has torch==1; ranks that differ" in message
@@ -246,7 +223,7 @@ def test_packages_are_listed_as_pip_and_conda_do(provisioned):
 
 
 def test_the_environment_of_oneccl(playbook, provisioned):
-    """The compute threads communicate, so no core is reserved; with gloo, none of its variables is set."""
+    """The compute threads communicate, so no core is reserved."""
     for name in ("bin/python", "bin/mpirun", "lib/libiomp5.so"):
         (provisioned / "env/ipex" / name).parent.mkdir(parents=True, exist_ok=True)
         (provisioned / "env/ipex" / name).symlink_to(provisioned / "env/native" / name)
@@ -288,5 +265,3 @@ def test_the_environment_of_oneccl(playbook, provisioned):
     assert {"PMI_RANK=3", "I_MPI_X=1"} <= set(below)
     assert "SLURM_Y=1" not in below
     assert yaml.safe_load((run / "job.yaml").read_text())["training"]["backend"] == "ccl"
-    configure(playbook)
-    assert "CCL_" not in (run / "env.sh").read_text()

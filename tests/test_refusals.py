@@ -70,21 +70,24 @@ def test_bad_settings(playbook, tmp_path, pictures, model, bad):
         ("a", ["training_runs is no list of dictionaries", "write one a run"]),
         (["a"], ["training_runs is no list of dictionaries"]),
         (
-            [{"training_learning_rate": 1e-3}, {"run_name": "b"}, {"run_name": "b"}],
-            ["training_runs has an entry without a run_name", "b, b", "a name of its own"],
-        ),
-        (
-            [{"run_name": "../a"}, {"run_name": "b", "training_rate": 1, "work_dir": "/x"}],
             [
-                "training_runs has an entry without a run_name",
+                {"training_learning_rate": 1e-3}, {"run_name": "../a"}, {"run_name": "b"},
+                {"run_name": "b", "training_rate": 1, "work_dir": "/x"},
+            ],
+            [
+                "training_runs has an entry without a run_name", "b, b", "a name of its own",
                 "training_runs sets training_rate, work_dir, which no run",
+                "training_runs_hosts_per_run is 2, and the inventory has 1 hosts",
+                "beside its folders",  # a folder of pictures in place of one of concepts
             ],
         ),
     ],
-)
+)  # fmt: skip
 def test_bad_runs(playbook, tmp_path, pictures, model, runs, texts):
     """Of several runs, before the first of them."""
-    done = playbook("train.yml", base_model_source=str(model), training_data_source=str(pictures), training_runs=runs)
+    more = {"training_runs_hosts_per_run": 2, "training_concepts_source": str(pictures)} if len(texts) > 3 else {}
+    more |= {"base_model_source": str(model), "training_data_source": str(pictures)}
+    done = playbook("train.yml", training_runs=runs, **more)
     refused(done, tmp_path, *texts)
 
 
@@ -155,13 +158,8 @@ def test_a_library_that_does_not_exist(playbook, tmp_path, pictures, model):
     refused(done, tmp_path, "gperftools_library /no/libtcmalloc.so does not exist", noted=True)
 
 
-def test_a_host_that_is_not_provisioned(playbook, tmp_path):
-    """Training names what is missing, and the command that brings it."""
-    refused(playbook("train.yml"), tmp_path, "env/native/bin/mpirun", "run ansible-playbook provision.yml")
-
-
 def test_the_rules_of_a_role_that_is_left_out_do_not_apply(playbook, tmp_path):
-    """As the remedy of one of them says."""
+    """As the remedy of one of them says. What is missing on a host that was not provisioned is named."""
     without = {"training_save_as_full_pipeline": False}
     refused(playbook("train.yml", **without), tmp_path, "leave the export out with --skip-tags openvino_export")
     done = playbook("train.yml", "--skip-tags", "openvino_export", **without)
@@ -218,19 +216,14 @@ def test_all_problems_of_all_hosts_are_reported_at_once(playbook, tmp_path):
     )  # fmt: skip
 
 
-def test_a_port_in_use(playbook, tmp_path):
-    """The ranks could not meet."""
+def test_a_host_without_the_user_of_the_run_whose_port_is_in_use(playbook, tmp_path):
+    """Training before provisioning: the remedy is reported, not the message of sudo. And the ranks could not meet."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        done = playbook("train.yml", launch_config_master_port=port)
-    refused(done, tmp_path, f"port {port} is taken ({port} by a program of user", "and ranks have to meet at one")
-
-
-def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
-    """Training before provisioning: the remedy is reported, not the message of sudo."""
-    done = playbook("train.yml", run_user="nobody-made-him")
+        done = playbook("train.yml", launch_config_master_port=port, run_user="nobody-made-him")
     words = "the user nobody-made-him, who runs the job, does not exist; run ansible-playbook provision.yml"
-    refused(done, tmp_path, words)
+    taken = f"port {port} is taken ({port} by a program of user"
+    refused(done, tmp_path, words, taken, "and ranks have to meet at one")
 
 
 @pytest.mark.parametrize(
@@ -258,10 +251,13 @@ def test_a_host_without_the_user_of_the_run(playbook, tmp_path):
                 "image_generation_width: 100 is not a multiple of 8",
             ],
         ),
-        ("generate.yml", {"image_generation_prompts_file": "/nowhere"}, ["file of prompts /nowhere does not exist"]),
-        ("generate.yml", {"image_generation_scheduler": "magic"}, ["scheduler: 'magic' is not one of"]),
+        (
+            "generate.yml",
+            {"image_generation_prompts_file": "/nowhere", "image_generation_scheduler": "magic"},
+            ["file of prompts /nowhere does not exist", "scheduler: 'magic' is not one of"],
+        ),
     ],
-    ids=["export", "generation", "prompts", "scheduler"],
+    ids=["export", "generation", "prompts"],
 )  # fmt: skip
 def test_a_bad_picture(playbook, tmp_path, entry, settings, texts):
     """What is asked of the pictures is looked at before a host is."""

@@ -3,33 +3,40 @@
 import subprocess
 import sys
 
-import pytest
+
+def refused(done):
+    """What teardown.yml says of what it did not do: nothing was touched."""
+    assert done.returncode == 2, done.stdout
+    assert done.played.hosts("changed") == {}
+    return " ".join(" ".join(done.played.failures()).split())
 
 
-@pytest.fixture
-def provision(playbook, pictures, model):
-    """Bring model and pictures: two of the folders that provisioning makes."""
-    settings = {"base_model_source": str(model), "training_data_source": str(pictures)}
+def test_what_was_there_before_stays(playbook, pictures, model, tmp_path):
+    """A folder that we were pointed at, a model that the user had put there, files beside ours; runs too.
 
-    def run(**more: object):
-        done = playbook("provision.yml", "--tags", "base_model,training_data", **(settings | more))
-        assert done.returncode == 0, done.stdout
-        return done
-
-    return run
-
-
-def test_what_was_there_before_stays(playbook, provision, tmp_path):
-    """A folder that we were pointed at, a model that the user had put there, files beside ours; runs too."""
+    It has to be meant, and no job may be at work.
+    """
     work = tmp_path / "work"
     foreign = [work / name for name in ("notes.txt", "models/mine/weights", "data/concept/0.jpg", "runs/demo/job.yaml")]
     for path in foreign[:3]:
         path.parent.mkdir(parents=True)
         path.write_text("foreign")
-    provision()
+    settings = {"base_model_source": str(model), "training_data_source": str(pictures)}
+    done = playbook("provision.yml", "--tags", "base_model,training_data", **settings)
+    assert done.returncode == 0, done.stdout
     foreign[3].parent.mkdir(parents=True)
     foreign[3].write_text("a run")
     (work / "models/late").write_text("came later")
+
+    said = refused(playbook("teardown.yml"))
+    assert "the cluster key on all hosts; if that is what you want, add -e teardown_confirm=yes" in said
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=work / "data", stdin=subprocess.PIPE) as job:
+        said = refused(playbook("teardown.yml", teardown_confirm=True))
+        job.communicate(b"\n")
+    assert f"process {job.pid} (" in said
+    assert f"works in {tmp_path}/work; wait for the run" in said
+    assert (work / "models/toyworld").exists()
+
     done = playbook("teardown.yml", teardown_confirm=True)
     assert done.returncode == 0, done.stdout
     assert all(path.exists() for path in foreign)
@@ -44,28 +51,3 @@ def test_what_was_there_before_stays(playbook, provision, tmp_path):
     assert done.returncode == 0, done.stdout
     assert not (work / "runs").exists()
     assert all(path.exists() for path in foreign[:3])
-
-
-def test_it_has_to_be_meant(playbook, provision, tmp_path):
-    """Asked for, with what would go."""
-    provision()
-    done = playbook("teardown.yml")
-    assert done.returncode == 2
-    assert "the cluster key on all hosts; if that is what you want, add -e teardown_confirm=yes" in " ".join(
-        " ".join(done.played.failures()).split()
-    )
-    assert done.played.hosts("changed") == {}
-    assert (tmp_path / "work/models/toyworld").exists()
-
-
-def test_a_job_at_work(playbook, provision, tmp_path):
-    """Refused, and named; nothing was touched."""
-    provision()
-    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=tmp_path / "work/data", stdin=subprocess.PIPE) as job:
-        done = playbook("teardown.yml", teardown_confirm=True)
-        job.communicate(b"\n")
-    assert done.returncode == 2
-    message = " ".join(" ".join(done.played.failures()).split())
-    assert f"process {job.pid} (" in message
-    assert f"works in {tmp_path}/work; wait for the run" in message
-    assert done.played.hosts("changed") == {}

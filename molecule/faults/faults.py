@@ -351,7 +351,8 @@ def main() -> None:
     if not options.all and not options.only:
         cases = QUICK
     failed = []
-    cluster.prepare()
+    if cases[:1] != [control_node_killed]:  # whose train.yml writes the files of the run
+        cluster.prepare()
     print("| fault | the user reads | noticed after | steps lost | left behind |\n|---|---|---|---|---|")
     for case in cases:
         began = time.monotonic()

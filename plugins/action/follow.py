@@ -30,7 +30,7 @@ options:
 """
 _TERMINAL_SECONDS = 1.0
 _LINES_SECONDS = 5.0  # where a line cannot replace the one before, such as in a log
-_LOOKS_AT_HOPELESS = 2  # at a batch job that cannot start, before the call ends
+LOOKS_AT_HOPELESS = 2  # at a batch job that cannot start, before the call ends
 _SLURM_SECONDS = 10.0  # Slurm is asked once so often: its controller serves all users
 _QUIET_SECONDS = 60.0  # there, print a line at least this often
 
@@ -63,7 +63,7 @@ def describe(seen: dict) -> str:
         parts.append(f"step {progress['step']}{f'/{max_steps}' if max_steps else ''}")
         parts.append(f"loss {progress['loss']:.4f}")
     else:
-        parts.append("starting" if "validation" not in progress else "first steps")
+        parts.append(state.get("doing") or ("starting" if "validation" not in progress else "first steps"))
     if validation := progress.get("validation"):
         parts.append(f"validation {validation['loss']:.4f}")
     if "step" in progress:
@@ -184,13 +184,13 @@ class ActionModule(ActionBase):
             if self._live and going:
                 display.display(f"\r\x1b[K{line}", newline=False, screen_only=True)
             elif mark != last or time.monotonic() - printed > _QUIET_SECONDS:
-                if "step" in progress or mark[2:] != last[2:]:
+                if "step" in progress or "doing" in seen["state"] or mark[2:] != last[2:]:
                     self._print(line)
                 printed = time.monotonic()
             failures, last = len(news), mark
             # a reason that ends by itself has ended when Slurm has looked at the job again
             hopeless = hopeless + 1 if seen["state"].get("never") else 0
-            if not going or hopeless > _LOOKS_AT_HOPELESS:
+            if not going or hopeless > LOOKS_AT_HOPELESS:
                 if self._live:
                     display.display("", screen_only=True)
                 return seen

@@ -72,6 +72,19 @@ def shares_in_the_way(shares: Iterable[Mapping[str, Any]], names: Collection[str
     return ", ".join(found)
 
 
+def unfinished_runs(rows: Collection[Mapping[str, Any]]) -> str:
+    """Which of the runs that went on side by side did not finish, and why.
+
+    Args:
+        rows: of their table, as ``run_state.py table`` prints it.
+    """
+    ended = [row for row in rows if row["state"] != "finished"]
+    whys = "; ".join(
+        f"{row['run']} {row['state']}: {row.get('never') or row.get('reason') or 'no reason given'}" for row in ended
+    )
+    return f"{len(ended)} of {len(rows)} runs did not finish ({whys}); the same command goes on with them"
+
+
 def drawing_summary(state: Mapping[str, Any]) -> str:
     """How many pictures were drawn, by whom, and which hosts were lost; ``state`` as in drawing.json."""
     hosts = ", ".join(f"{host}: {batches}" for host, batches in state["hosts"].items())
@@ -88,5 +101,6 @@ class FilterModule:
             "roles_after_training": roles_after_training,
             "run_plan": run_plan,
             "shares_in_the_way": shares_in_the_way,
+            "unfinished_runs": unfinished_runs,
             "drawing_summary": drawing_summary,
         }

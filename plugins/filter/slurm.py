@@ -181,6 +181,11 @@ def node_problems(found: Iterable[Mapping[str, Any]], mark: str, work_dir: str) 
             )
         elif not node["writable"]:
             lines.append(f"{name}: cannot write to work_dir {work_dir}; set it to a folder that can be written there")
+        elif missing := ", ".join(node.get("missing", [])):
+            lines.append(
+                f"{name}: lacks {missing}; run ansible-playbook provision.yml with the same inventory, or let the "
+                f"administrators install it there"
+            )
         if "avx2" not in node["flags"]:
             lines.append(
                 f"{name}: its processor ({node['model'] or 'unknown'}) has no AVX2; choose other nodes with "

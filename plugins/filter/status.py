@@ -51,7 +51,8 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
             return "waits for " + ", ".join(f"{host}, used by {others}" for host, others in state["used_by"].items())
         if state.get("state") == "waiting":
             return f"waits for {', '.join(state['waiting_for'])}"
-        return f"is going on{f', as job {job} on {hosts}' if job else ''}"
+        doing = f", {state['doing']}" if "doing" in state else ""
+        return f"is going on{f', as job {job} on {hosts}' if job else ''}{doing}"
     if run_is_active(run):
         return "is going on, unsupervised"
     if run["lost"]:
@@ -101,6 +102,16 @@ def _run_lines(run: Mapping[str, Any] | None, drawing: Mapping[str, Any], name: 
         yield f"pictures are being drawn{count}{eta}"
 
 
+def _table_lines(table: Mapping[str, Any]) -> Iterator[str]:
+    """The runs that go on side by side."""
+    if not table.get("going"):
+        return
+    for row in table["rows"]:
+        hosts = f" on {', '.join(row['hosts'])}" if row["hosts"] else ""
+        step = f", step {row['step']} of {row['max_steps']}" if "step" in row else ""
+        yield f"run {row['run']} is {row['state']}{hosts}{step}"
+
+
 def _host_line(host: str, seen: Mapping[str, Any] | None) -> str:
     """A host's line of the table."""
     if seen is None:
@@ -147,12 +158,22 @@ def status_table(seen: Mapping[str, Mapping[str, Any] | None], primary: str, nam
     """
     answer = seen.get(primary) or {}
     run = answer.get("run")
-    lines = [*_run_lines(run, answer.get("drawing", {}), name), COLUMNS % TITLES]
+    lines = [
+        *_run_lines(run, answer.get("drawing", {}), name),
+        *_table_lines(answer.get("table", {})),
+        COLUMNS % TITLES,
+    ]
     lines += [_host_line(host, said) for host, said in seen.items()]
     for host, said in seen.items():
         if said is not None:
             lines += _rank_lines(host, said, run)
     return lines
+
+
+def stopped_table(table: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """How runs that went on side by side ended, a line for each; ``names``: those that were to stop."""
+    rows = [row for row in table["rows"] if row["run"] in names]
+    return [f"{row['run']} is {row['state']} {row.get('reason', '')}".rstrip() for row in rows]
 
 
 def stop_summary(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -203,5 +224,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """``{name: function}``."""
-        functions = (status_answer, status_table, run_is_active, stop_summary, stop_obstacle)
+        functions = (status_answer, status_table, run_is_active, stop_summary, stopped_table, stop_obstacle)
         return {function.__name__: function for function in functions}

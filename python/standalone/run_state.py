@@ -40,6 +40,11 @@ LAUNCH_LOCK = ".lock"
 PLAN = "supervisor.json"
 SUBMITTED = "slurm.json"
 """What was submitted last: the number of the job, and when."""
+TABLE = ".side-by-side/table.json"
+"""Below the folder of all runs: those that go on side by side, written by what deals the hosts out to them."""
+TABLE_LOCK = ".side-by-side/lock"
+TABLE_STOP = ".side-by-side/stop"
+TABLE_LOG = ".side-by-side/log"
 DRAWING = "drawing.json"
 DRAWING_LOCK = ".drawing.lock"
 DRAWING_LOG = "logs/drawing.log"
@@ -210,22 +215,28 @@ def queued_job(run: Path, name: str = "") -> dict[str, str]:
     Args:
         run: its folder.
         name: of the job; by default of the one that trains.
+    """
+    return queued_jobs([name or f"sdtune-{run.name}"]).get(run, {})
+
+
+def queued_jobs(names: list[str]) -> dict[Path, dict[str, str]]:
+    """The jobs of these names in Slurm's queue, which is asked once, by the folder of their run.
 
     Returns:
         ``job``, its number; ``state`` and ``reason`` as Slurm names them; ``start``, when it starts or has started;
         ``nodes``; ``never``: why it will not start by itself, and what to do, empty where it may.
     """
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    named = f"--name={name or f'sdtune-{run.name}'}"
+    user, found = pwd.getpwuid(os.geteuid()).pw_name, {}
+    named = f"--name={','.join(names)}"
     shown = _slurm("squeue", "--noheader", f"--user={user}", named, "--format=%i|%T|%r|%S|%N|%Z")
-    for line in reversed(shown.splitlines()):
+    for line in shown.splitlines():  # the last of a folder counts
         job, state, reason, start, nodes, folder = line.strip().split("|", 5)
-        if Path(folder) == run:
-            never = ""
-            if state == "PENDING":
-                never = next((words.format(job=job) for pattern, words in _NEVER if re.search(pattern, reason)), "")
-            return {"job": job, "state": state, "reason": reason, "start": start, "nodes": nodes, "never": never}
-    return {}
+        never = ""
+        if state == "PENDING":
+            never = next((words.format(job=job) for pattern, words in _NEVER if re.search(pattern, reason)), "")
+        told = {"job": job, "state": state, "reason": reason, "start": start, "nodes": nodes, "never": never}
+        found[Path(folder)] = told
+    return found
 
 
 def in_words(queued: dict[str, str], ours: dict[str, Any]) -> str:
@@ -370,6 +381,109 @@ def _seen(run: Path, state: dict[str, Any], **facts: Any) -> dict[str, Any]:
         "now": time.time(),
         **facts,
     }
+
+
+def table_row(name: str, seen: dict[str, Any]) -> dict[str, Any]:
+    """A run as a line of the table of runs that go on side by side.
+
+    Args:
+        name: of the run.
+        seen: see :func:`look`.
+
+    Returns:
+        ``run``, ``state``: waiting, running, finished, failed or stopped; ``hosts``, ``words``: what it does, where it
+        makes no steps; ``never``: why it will not start; after a step ``step``, ``max_steps``, ``loss``, ``eta_s``;
+        of one that ended ``reason``.
+    """
+    state, progress = seen["state"], seen["progress"]
+    row = {"run": name, "hosts": state.get("hosts") or [node for node in [state.get("nodes")] if node]}
+    row.update({key: progress[key] for key in ("step", "max_steps", "loss", "eta_s") if key in progress})
+    row.update({key: state[key] for key in ("never", "started", "ended") if state.get(key)})
+    if not (seen["supervised"] or seen["unsupervised"]):
+        ended, reason = state.get("state", "failed"), state.get("reason", "")
+        if seen["lost"]:
+            ended, reason = "failed", "its supervisor died"
+        elif ended == "finished" and not seen["finished"]:
+            ended, reason = (
+                "failed",
+                f"it is not known to have finished: {seen['unproven'] or 'it has no finished.json'}",
+            )
+        return {**row, "state": ended, "reason": reason}
+    if state.get("state") in ("pending", "starting"):
+        return {**row, "state": "waiting", "words": state["words"]}
+    words = seen["standstill"] or state.get("doing", "")
+    if state.get("state") == "waiting":
+        words = "waits for " + ", ".join(state.get("used_by") or state.get("waiting_for", []))
+    if state.get("stopping"):
+        words = "is stopping"
+    return {**row, "state": "running", "words": words}
+
+
+def table(runs: Path, names: list[str], wait: float = 0) -> dict[str, Any]:
+    """The runs that go on side by side.
+
+    Args:
+        runs: the folder of all runs.
+        names: those that are batch jobs, of which Slurm deals the hosts out; others are in the table that is there.
+        wait: seconds to wait for a change, at most.
+
+    Returns:
+        ``going``: any of them may still make progress; ``rows``: see :func:`table_row`; ``began``; ``now``; ``log``:
+        the last lines of what deals the hosts out.
+    """
+    if names:
+        return _table_of_batch_jobs(runs, names, wait)
+    end, written = time.monotonic() + wait, _read(runs / TABLE)
+    while (going := is_locked(runs / TABLE_LOCK)) and time.monotonic() < end and _read(runs / TABLE) == written:
+        time.sleep(min(0.2, max(0.0, end - time.monotonic())))
+    found = {"rows": [], "began": time.time(), **_object(_read(runs / TABLE))}
+    return {**found, "going": going, "now": time.time(), "log": _read(runs / TABLE_LOG).splitlines()[-20:]}
+
+
+def stop_table(runs: Path, names: list[str], within: float) -> dict[str, Any]:
+    """Ask runs that go on side by side to stop, all if none is named, and wait until they have ended.
+
+    Returns:
+        See :func:`table`.
+    """
+    request = json.dumps({"runs": names, "within": within}) + "\n"
+    if is_locked(runs / TABLE_LOCK):
+        (runs / f"{TABLE_STOP}.new").write_text(request, encoding="utf-8")
+        (runs / f"{TABLE_STOP}.new").replace(runs / TABLE_STOP)
+    end = time.monotonic() + within + 120
+    while (seen := table(runs, [], 1))["going"] and time.monotonic() < end:
+        if all(
+            row["state"] not in ("waiting", "running") for row in seen["rows"] if row["run"] in (names or [row["run"]])
+        ):
+            break
+    return seen
+
+
+def _table_of_batch_jobs(runs: Path, names: list[str], wait: float) -> dict[str, Any]:
+    time.sleep(wait)
+    try:
+        queued, remark = queued_jobs([f"sdtune-{name}" for name in names]), ""
+    except NoAnswer as error:
+        queued, remark = None, f"Slurm does not answer ({error}), which does not end the jobs"
+    rows = [table_row(name, _seen_of_batch(runs / name, queued, remark)) for name in names]
+    began = [_object(_read(runs / name / SUBMITTED)).get("time", time.time()) for name in names]
+    going = any(row["state"] in ("waiting", "running") and "never" not in row for row in rows)
+    return {"going": going, "rows": rows, "began": min(began), "now": time.time(), "log": [], "remark": remark}
+
+
+def _seen_of_batch(run: Path, jobs: dict[Path, dict[str, str]] | None, remark: str) -> dict[str, Any]:
+    """What :func:`look` returns of a batch job, by what is in the queue; None: Slurm does not answer."""
+    state = read_state(run)
+    if jobs is None:
+        queued = {} if state.get("state") in _ENDED else {"job": str(state.get("job", "")), "state": "UNKNOWN"}
+    else:
+        queued = jobs.get(run, {})
+        try:
+            state = batch_state(run, state, queued)
+        except NoAnswer:
+            queued = {"job": str(state.get("job", "")), "state": "UNKNOWN"}
+    seen = _seen(run, state, standstill="", supervised=bool(queued), unsupervised=False, lost=False)
+    return {**seen, "remark": remark}
 
 
 def drawing(run: Path, wait: float = 0) -> dict[str, Any]:
@@ -532,6 +646,7 @@ def host_status(run: Path, seconds: float) -> dict[str, Any]:
         "logs": {path.stem[5:]: _last_line(path) for path in sorted((run / "logs").glob("rank-*.log"))},
         "run": look(run),
         "drawing": drawing(run),
+        "table": table(run.parent, []),
     }
 
 
@@ -569,6 +684,12 @@ def parser() -> argparse.ArgumentParser:
         "seconds", type=float, metavar="SECONDS", help="measure for so long"
     )
     command("runs", "names and processes of the runs below a folder that have processes on this host", "RUNS")
+    text = "the runs that go on side by side"
+    command("table", text, "RUNS").add_argument("seconds", type=float, metavar="SECONDS", help="wait for a change")
+    commands.choices["table"].add_argument("--of", action="append", metavar="NAME", help="a run that Slurm starts")
+    stops = command("stop-table", "ask runs that go on side by side to stop, and wait for it", "RUNS")
+    stops.add_argument("seconds", type=float, metavar="SECONDS", help="after so long their supervisors end them")
+    stops.add_argument("names", nargs="*", metavar="NAME", help="of the runs; by default all")
     command("stop", "ask the run to stop after its next step", "RUN").add_argument(
         "seconds", type=float, metavar="SECONDS", help="after so long its supervisor ends it"
     )
@@ -584,6 +705,10 @@ def main(argv: list[str]) -> None:
     answer: object
     if options.command == "runs":
         answer = {name: [p.pid for p in found] for name, found in processes_by_run(options.folder).items()}
+    elif options.command == "table":
+        answer = table(options.folder, options.of or [], options.seconds)
+    elif options.command == "stop-table":
+        answer = stop_table(options.folder, options.names, options.seconds)
     elif options.command == "host":
         answer = host_status(options.folder, options.seconds)
     elif options.command == "drawing":

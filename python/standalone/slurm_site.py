@@ -87,15 +87,16 @@ def write_mark(folder: Path) -> dict[str, str]:
     return {"path": str(path), "text": text}
 
 
-def probe(mark: Path) -> dict[str, Any]:
+def probe(mark: Path, needed: list[str]) -> dict[str, Any]:
     """What this node is like.
 
     Args:
         mark: a file that the login node has written into ``work_dir``.
+        needed: files that a rank needs.
 
     Returns:
         ``node``, ``flags`` of its processor that matter, ``model``, ``mark``: what it reads there, empty if nothing;
-        ``writable``: whether it can write there; ``cores`` that a process may use.
+        ``writable``: whether it can write there; ``cores`` that a process may use; ``missing``: of ``needed``.
     """
     information = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     known = {
@@ -113,6 +114,7 @@ def probe(mark: Path) -> dict[str, Any]:
         "mark": text,
         "writable": os.access(mark.parent, os.W_OK | os.X_OK),
         "cores": len(os.sched_getaffinity(0)),
+        "missing": [path for path in needed if not os.access(path, os.R_OK)],
     }
 
 
@@ -126,14 +128,16 @@ def main(argv: list[str]) -> None:
     text = "write a file that the nodes have to see, and print its path and its text"
     commands.add_parser("mark", help=text, description=text).add_argument("folder", type=Path, metavar="FOLDER")
     text = "what this node is like"
-    commands.add_parser("probe", help=text, description=text).add_argument("mark", type=Path, metavar="MARK")
+    probing = commands.add_parser("probe", help=text, description=text)
+    probing.add_argument("mark", type=Path, metavar="MARK", help="file that the login node has written")
+    probing.add_argument("needed", nargs="*", metavar="FILE", help="files that a rank needs")
     options = parser.parse_args(argv)
     if options.command == "ask":
         print(json.dumps(ask(options.options)))
     elif options.command == "mark":
         print(json.dumps(write_mark(options.folder)))
     else:
-        print(json.dumps(probe(options.mark)))
+        print(json.dumps(probe(options.mark, options.needed)))
 
 
 if __name__ == "__main__":

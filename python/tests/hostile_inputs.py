@@ -327,8 +327,9 @@ def _model_files(work: Path) -> Iterator[Input]:
     yield model("model_index.json is HTML", raw("model_index.json", b"<html>"))
     yield model("model_index.json is a list", raw("model_index.json", b"[]"))
     yield model("config.json in UTF-16", raw("unet/config.json", "{}".encode("utf-16")))
+    # diffusers does not read it either
     yield model("config.json with a byte order mark", lambda path: (path / "vae/config.json").write_bytes(
-        b"\xef\xbb\xbf" + (MODEL / "vae/config.json").read_bytes()), "used")  # fmt: skip
+        b"\xef\xbb\xbf" + (MODEL / "vae/config.json").read_bytes()))  # fmt: skip
     yield model("vocab.json is missing, and tokenizer.json", lambda path: [
         (path / "tokenizer" / n).unlink() for n in ("vocab.json", "tokenizer.json")])  # fmt: skip
     single = work / "single"

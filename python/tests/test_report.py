@@ -148,6 +148,7 @@ def test_a_comparison_shows_curves_differences_and_pictures_of_every_run(tmp_pat
     a = write_run(tmp_path / "a", name="slow-rate")
     b = write_run(tmp_path / "b", name="fast-rate", ranks_per_host=4)
     text = (b / "metrics.jsonl").read_text(encoding="utf-8").replace("0.005", "0.01")
+    text = text.replace("1790000000.0", "1790003600.0")
     (b / "metrics.jsonl").write_text(text, encoding="utf-8")
     output = write_comparison([a, b], tmp_path / "c.html")
     page = Page(output.read_text(encoding="utf-8"))
@@ -155,6 +156,7 @@ def test_a_comparison_shows_curves_differences_and_pictures_of_every_run(tmp_pat
     assert "training.learning_rate 0.005 0.01" in said
     assert "slow-rate fast-rate" in said
     assert "ranks 2 4" in said
+    assert "2 runs finished within 60 min: 2 concepts per hour." in said
     assert page.elements.count("svg") == 2 * 2
     assert page.elements.count("img") == 2 * (2 + 2)
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import jinja2
 import pytest
 
 from sdtune.errors import BadInput
-from sdtune.launch import allocation, binding, launcher_output, submit
+from sdtune.launch import allocation, binding, launcher_output, side_by_side, submit
 from sdtune.launch.batch_job import BatchJob
+from sdtune.launch.dealing import Request
 from sdtune.launch.state import StateFile
 from standalone import run_state
 from tests.conftest import FINISH
@@ -171,6 +174,47 @@ def test_a_stop_takes_a_pending_job_out_of_the_queue(run, slurm):
     assert (run / "stop").exists()
 
 
+@pytest.fixture
+def several(run):
+    """Three runs: r, s, t."""
+    for name in "st":
+        shutil.copytree(run, run.with_name(name))
+    return run.parent
+
+
+@pytest.mark.parametrize(("at_once", "waits"), [(0, [None, None, None]), (2, [None, None, 0]), (1, [None, 0, 1])])
+def test_of_several_runs_some_go_on_at_once(several, slurm, at_once, waits):
+    """Each waits for the end of the one so many places before it."""
+    slurm(sbatch='wc -l < "$here/calls"')
+    side_by_side.submit_all(several, Request(call="", runs=list("rst"), hosts={}, hosts_per_run=0, at_once=at_once))
+    jobs = [submit.newest_job(several / name) for name in "rst"]
+    calls = [call for call in slurm() if call.startswith("sbatch")]
+    assert [re.findall(r"--dependency=(\S+)", call) for call in calls] == [
+        [] if number is None else [f"afterany:{jobs[number]}"] for number in waits
+    ]
+
+
+def test_the_table_of_several_jobs_asks_slurm_once(several, slurm):
+    StateFile(several / "s", state="failed", job="8", started=1.0, reason="the loss is nan", hosts=["n1"]).write()
+    slurm(
+        squeue=queue(several / "r", "PENDING", "JobHeldUser")
+        + ";"
+        + queue(several / "t", "RUNNING", job="9", nodes="n2")
+    )
+    StateFile(several / "t", state="running", job="9", attempt_started=1.0, hosts=["n2"]).write()
+    seen = run_state.table(several, list("rst"))
+    assert [(row["state"], row["hosts"]) for row in seen["rows"]] == [
+        ("waiting", []),
+        ("failed", ["n1"]),
+        ("running", ["n2"]),
+    ]
+    assert seen["rows"][0]["never"].startswith("it is held")
+    assert seen["going"]
+    assert [call.split()[3] for call in slurm() if call.startswith("squeue")] == ["--name=sdtune-r,sdtune-s,sdtune-t"]
+    slurm(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert "Unable to contact" in run_state.table(several, ["t"])["remark"]
+
+
 # --- inside the job -----------------------------------------------------------------------------------------------
 
 
@@ -218,11 +262,11 @@ sys.exit(BatchJob(Path(sys.argv[1]), [], Allocation(job="7", attempt=attempt, ho
 """
 
 
-def start(run, rank, attempt=1):
+def start(run, rank, attempt=1, program=JOB):
     """Start the batch job's program; ``rank`` is what each rank does."""
     (run / "rank.py").write_text(FINISH + RANK)
     (run / "what.py").write_text(rank)
-    return subprocess.Popen([sys.executable, "-P", "-c", JOB, run, str(attempt)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-P", "-c", program, run, str(attempt)], stderr=subprocess.PIPE, text=True)
 
 
 STEPS = """
@@ -283,6 +327,85 @@ def test_a_cancelled_job_was_stopped_from_outside(run, slurm):
     assert job.wait(120) == 3
     assert run_state.read_state(run)["reason"] == "from outside, as by scancel"
     assert slurm() == []
+
+
+# a fake of generate_images.py: three class pictures are missing, and each takes its time
+DRAWING = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path("class")
+if "--check" in sys.argv:
+    drawn = len(list(folder.glob("drawn/*.png")))
+    print(json.dumps({"missing": 3 - drawn, "folder": str(folder.resolve())}))
+    sys.exit()
+assert sys.argv[1:] == ["--class-pictures", "job.yaml", "--allocation"], sys.argv
+WHAT
+"""
+DRAW_ALL = """
+(folder / "drawn").mkdir(parents=True, exist_ok=True)
+for n in range(3):
+    if not (folder / f"drawn/{n}.png").exists():
+        time.sleep(SECONDS)
+        (folder / f"drawn/{n}.png").touch()
+"""
+DRAWS = JOB.replace("attempt =", "from sdtune.launch import class_pictures as c; c.PROGRAM = 'draw.py'\nattempt =")
+
+
+@pytest.fixture
+def drawing(run):
+    """Start a job that draws class pictures first; ``what``: how its fake of the program draws."""
+    facts = json.loads((run / "supervisor.json").read_text())
+    (run / "supervisor.json").write_text(json.dumps({**facts, "class_pictures": True}))
+
+    def begin(what, attempt=1):
+        (run / "draw.py").write_text(DRAWING.replace("WHAT", what))
+        return start(run, "finish()", attempt, program=DRAWS)
+
+    return begin
+
+
+def test_class_pictures_are_drawn_before_the_ranks_start(run, drawing):
+    assert drawing(DRAW_ALL.replace("SECONDS", "0")).wait(120) == 0
+    assert len(list(run.glob("class/drawn/*"))) == 3
+    assert run_state.read_state(run)["state"] == "finished"
+
+
+def test_a_drawing_that_the_time_limit_ends_goes_on_in_the_next_start(run, slurm, drawing):
+    slurm(scontrol="kill $PPID")
+    job = drawing(DRAW_ALL.replace("SECONDS", "n * 300"))
+    wait_for(lambda: list(run.glob("class/drawn/*")))
+    assert run_state.read_state(run)["doing"] == "draws the class pictures"
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == 0
+    state = run_state.read_state(run)
+    assert (state["state"], state["reason"].endswith("; 1 class pictures stay")) == ("requeued", True)
+    assert drawing(DRAW_ALL.replace("SECONDS", "0"), attempt=2).wait(120) == 0
+    assert run_state.read_state(run)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "code", "state", "reason"),
+    [
+        ("sys.exit('error: no memory')", None, 1, "failed", "the class pictures were not drawn: no memory (log:"),
+        ("time.sleep(300)", signal.SIGUSR1, 1, "failed", "its time limit came before it had drawn one class picture;"),
+        ("time.sleep(300)", signal.SIGTERM, 3, "stopped", "from outside, as by scancel"),
+        ("time.sleep(300)", None, 3, "stopped", "on request, while it drew class pictures, of which 0 are new"),
+    ],
+)
+def test_a_drawing_that_does_not_end_well(run, slurm, drawing, what, number, code, state, reason):
+    job = drawing(what)
+    if "sleep" in what:
+        wait_for(lambda: "doing" in run_state.read_state(run))
+        job.send_signal(number) if number else run_state.ask_to_stop(run, 60)
+    assert job.wait(120) == code
+    found = run_state.read_state(run)
+    assert (found["state"], found["reason"][: len(reason)]) == (state, reason)
+
+
+def test_a_step_for_other_programs_has_all_of_a_node():
+    """What a job asks for each rank does not count for it."""
+    command = allocation.step_on("n2", ["generate"])
+    assert command[:2] == ["env", "--unset=SLURM_CPUS_PER_TASK"]
+    assert not [word for word in command if word.startswith(("--exact", "--cpus-per-task"))]
 
 
 def test_a_rank_that_fails_ends_the_job(run, slurm):

@@ -18,7 +18,7 @@ def parse_ranges(text: str) -> list[int]:
     return numbers
 
 
-def _first_siblings(cpus: set[int], system: Path) -> list[int]:
+def first_siblings(cpus: set[int], system: Path = _SYSTEM) -> list[int]:
     """One CPU of each physical core among ``cpus``: hyper-threads share the units that compute."""
     kept = []
     for cpu in sorted(cpus):
@@ -41,8 +41,8 @@ def numa_nodes(system: Path = _SYSTEM, quota: float | None = None) -> list[list[
     for folder in sorted((system / "node").glob("node[0-9]*"), key=lambda p: int(p.name[4:])):
         cpus = allowed.intersection(parse_ranges((folder / "cpulist").read_text()))
         if cpus:
-            nodes.append(_first_siblings(cpus, system))
-    nodes = nodes or [_first_siblings(allowed, system)]
+            nodes.append(first_siblings(cpus, system))
+    nodes = nodes or [first_siblings(allowed, system)]
     left = sum(map(len, nodes)) if quota is None else max(1, int(quota))
     kept = []
     for node in nodes:

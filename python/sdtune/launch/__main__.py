@@ -29,8 +29,16 @@ def parser() -> argparse.ArgumentParser:
     ):  # fmt: skip
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--call", metavar="ID", help="name of this call; files staged under it are put in place")
+        text = "of those in its launch files, the hosts that the run gets, this one first"
+        command.add_argument("--hosts", default="", metavar="NAME,NAME", help=text)
         command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
         command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of launch.sh")
+    for name, text in (
+        ("side-by-side", "start several runs, which share the hosts; standard input is the request, as JSON"),
+        ("deal", "deal the hosts out to them, in the foreground"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("runs", type=_run_folder, metavar="RUNS", help="the folder of all runs")
     text = "kill the processes that a run has left on this host"
     command = commands.add_parser("sweep", help=text, description=text)
     command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
@@ -69,15 +77,26 @@ def main() -> None:
 
         processes.sweep(str(options.run))
     elif options.command == "cores":
+        from sdtune.host.numa import first_siblings
         from sdtune.launch.binding import cores_of_rank
 
-        allowed = sorted(os.sched_getaffinity(0))
+        allowed = first_siblings(os.sched_getaffinity(0))
         print(",".join(map(str, cores_of_rank(allowed, options.local_rank, options.ranks, options.threads))))
     elif options.command == "start":
         follow_mode(options.run)
         from sdtune.launch import detach
 
-        detach.report(options.run, options.arguments, options.call)
+        detach.report(options.run, options.arguments, options.call, options.hosts)
+    elif options.command in ("side-by-side", "deal"):
+        follow_mode(options.runs)
+        from sdtune.launch import side_by_side
+        from sdtune.launch.dealing import Request
+
+        if options.command == "deal":
+            side_by_side.deal(options.runs)
+        else:
+            request = Request(**json.load(sys.stdin))
+            print(json.dumps({"did": side_by_side.start(options.runs, request)}))
     elif options.command == "meet":
         from sdtune.launch import meeting
 
@@ -92,10 +111,10 @@ def main() -> None:
         print(json.dumps(shared_hosts.others_here(str(options.run), options.cores)))
     else:
         follow_mode(options.run)
-        _supervise(options.run, options.arguments, options.call)
+        _supervise(options.run, options.arguments, options.call, [name for name in options.hosts.split(",") if name])
 
 
-def _supervise(run: Path, arguments: list[str], call: str | None) -> None:
+def _supervise(run: Path, arguments: list[str], call: str | None, hosts: list[str]) -> None:
     from sdtune.files import hold_lock
     from sdtune.launch import staging, supervisor
     from sdtune.launch.allocation import Allocation
@@ -108,6 +127,8 @@ def _supervise(run: Path, arguments: list[str], call: str | None) -> None:
             stack.enter_context(hold_lock(run / run_state.SUPERVISOR_LOCK, timeout=1))
         except BlockingIOError:
             sys.exit(f"error: {run}: another supervisor is at work")
+        if hosts:
+            staging.choose_hosts(run, call, hosts)
         if call is not None:
             staging.place_on_all_hosts(run, call)
         if Plan.read(run).launcher == "slurm":

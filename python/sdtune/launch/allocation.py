@@ -10,7 +10,13 @@ from sdtune.host.interface import source_address
 
 SECONDS = 60.0
 """For a command of Slurm to answer; a busy slurmctld takes its time."""
-_STEP = ("srun", "--nodes=1", "--ntasks=1", "--overlap", "--exact", "--mem=0", "--cpu-bind=none", "--export=ALL")
+# srun would read these as options that imply --exact, and then give the step a part of the node: by default a step has
+# all processors that its job has on the node (srun(1), --exact).
+_SIZES = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_EXACT", "SLURM_THREADS_PER_CORE")
+_STEP = (
+    *("env", *(f"--unset={name}" for name in _SIZES)),
+    *("srun", "--nodes=1", "--ntasks=1", "--overlap", "--mem=0", "--cpu-bind=none", "--export=ALL"),
+)
 _NODE = re.compile(r"\bNodeName=(\S+).*?\bNodeAddr=(\S+)")
 
 

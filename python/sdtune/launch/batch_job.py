@@ -8,6 +8,7 @@ attempt of the run.
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from sdtune.errors import BadInput
@@ -18,6 +19,7 @@ from sdtune.launch.launcher_output import reported_by_srun
 from sdtune.launch.supervisor import FAILED, FINISHED, STOPPED, Supervisor
 from standalone import run_state
 
+OUTSIDE = "from outside, as by scancel"
 _KILLED = 120.0  # seconds for Slurm to end a job that it starts again
 _MARGIN = 20.0  # of the seconds before the time limit, those that are left to end the job
 
@@ -56,6 +58,8 @@ class BatchJob(Supervisor):
 
     def _make_attempts(self) -> int:
         self._open()
+        if (code := self._draw_class_pictures(self.allocation.hosts)) is not None:
+            return code
         first = self.allocation.attempt == 1
         arguments = self.arguments if first else self._arguments_of_restart(self.allocation.hosts)
         attempt = Attempt(self.run, self.plan, self.allocation.hosts, arguments, self.allocation.attempt)
@@ -68,10 +72,26 @@ class BatchJob(Supervisor):
             return self._close(FAILED, "failed", reason=why)
         return self._again("its time limit came near, and it goes on from its checkpoint")
 
+    def _drawing_hosts(self, _: Mapping[str, str]) -> list[str]:
+        return ["--allocation"]
+
+    def _drawing_ends(self) -> bool:
+        return self.limit_near or super()._drawing_ends()
+
+    def _code_after_drawing(self, drawn: int) -> int:
+        if self.cancelled:
+            return self._close(STOPPED, "stopped", reason=OUTSIDE)
+        if not self.limit_near or self.stop_request is not None:
+            return super()._code_after_drawing(drawn)
+        if not drawn:
+            why = "its time limit came before it had drawn one class picture; raise slurm_time_limit"
+            return self._close(FAILED, "failed", reason=why)
+        return self._again(f"its time limit came near, and the next start draws the rest; {drawn} class pictures stay")
+
     def _end(self, outcome: Outcome, attempt: Attempt) -> int:
         """After an attempt that the time limit did not end."""
         if self.cancelled and not self._finished(attempt.token):
-            return self._close(STOPPED, "stopped", exit_code=outcome.code, reason="from outside, as by scancel")
+            return self._close(STOPPED, "stopped", exit_code=outcome.code, reason=OUTSIDE)
         lost = self._host_lost(outcome, attempt)
         code = self._code_after(outcome, self.allocation.attempt, attempt.token, restarts=sys.maxsize if lost else None)
         return code if code is not None else self._again(outcome.why)

@@ -19,7 +19,7 @@ def cores_of_rank(allowed: Sequence[int], local_rank: int, ranks: int, threads: 
     """Cores of a rank.
 
     Args:
-        allowed: cores that its process may use.
+        allowed: cores that its process may use, one CPU of each.
         local_rank: its number on its host.
         ranks: ranks on the host.
         threads: of each rank.
@@ -37,7 +37,7 @@ def check_cores(threads: int, allowed: int) -> None:
 
     Args:
         threads: of the rank.
-        allowed: how many cores its process may use.
+        allowed: how many cores its process may use, hyper-threads not counted.
 
     Raises:
         BadInput: with the remedy.

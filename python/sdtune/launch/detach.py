@@ -28,7 +28,8 @@ def _outliving(command: list[str], unit: str, folder: Path) -> list[str]:
     return ["systemd-run", "--user", *options, "--", *command]
 
 
-def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Popen[bytes]:
+def spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a program that outlives this session, with its output in ``log``; ``unit``: its name for systemd."""
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -42,13 +43,14 @@ def _spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Po
         )
 
 
-def start(run: Path, arguments: list[str], call: str | None = None, *, seconds: float = 90) -> str:
+def start(run: Path, arguments: list[str], call: str | None = None, hosts: str = "", *, seconds: float = 90) -> str:
     """Start a supervisor in the background, unless there is one, and wait until it has written its first state.
 
     Args:
         run: the run folder.
         arguments: of launch.sh.
         call: name under which launch files are staged, which are put in place first; None: those of before stay.
+        hosts: those that the run gets, this one first; empty: those of its launch files.
         seconds: to wait.
 
     Returns:
@@ -64,8 +66,9 @@ def start(run: Path, arguments: list[str], call: str | None = None, *, seconds: 
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):
         raise BadInput(f"{run}: this run is going on already, without a supervisor; wait for it, or stop its mpirun")
     call, log, began = call or secrets.token_hex(6), run / "logs" / "supervisor.log", time.time()
-    supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", "--call", call, str(run), *arguments]
-    process = _spawn(supervise, f"sdtune-{run.name}", run, log)
+    supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", "--call", call, "--hosts", hosts]
+    supervise += [str(run), *arguments]
+    process = spawn(supervise, f"sdtune-{run.name}", run, log)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         state = run_state.read_state(run)
@@ -92,7 +95,7 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 300) -> Non
     if run_state.is_locked(run / run_state.DRAWING_LOCK):
         raise BadInput(f"pictures of {run} are being drawn on this host already; wait for them, or stop that process")
     log, began = run / run_state.DRAWING_LOG, time.time()
-    process = _spawn(command, f"sdtune-drawing-{run.name}", run, log)
+    process = spawn(command, f"sdtune-drawing-{run.name}", run, log)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if run_state.drawing(run)["state"].get("began", 0) >= began:
@@ -106,6 +109,6 @@ def start_drawing(run: Path, command: list[str], *, seconds: float = 300) -> Non
     raise BadInput(output[-800:].removeprefix("error: "))
 
 
-def report(run: Path, arguments: list[str], call: str | None) -> None:
+def report(run: Path, arguments: list[str], call: str | None, hosts: str) -> None:
     """Start the supervisor, and print what was done, as JSON."""
-    print(json.dumps({"run": str(run), "did": start(run, arguments, call)}))
+    print(json.dumps({"run": str(run), "did": start(run, arguments, call, hosts)}))

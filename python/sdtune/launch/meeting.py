@@ -10,11 +10,13 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from sdtune.errors import BadInput
 from sdtune.launch.allocation import Allocation
 from sdtune.launch.binding import started_by_slurm
+from sdtune.launch.state import Plan
 from standalone import host_claims
 
 TOKEN = "SDTUNE_TOKEN"
@@ -66,8 +68,9 @@ def start(command: list[str]) -> NoReturn:
             remedy = "wait for its end, or leave launch_config_master_port at 0, so that a free one is taken"
         why = host_claims.why_no_port(ports) or "none was free a moment ago"
         raise BadInput(f"{os.uname().nodename}: {why}, and the ranks have to meet at one; {remedy}")
-    if started_by_slurm() and "MASTER_ADDR" not in os.environ:  # it has chosen the hosts, and env.sh names none
-        os.environ["MASTER_ADDR"] = next(iter(Allocation.of(os.environ).hosts.values()))
+    if "MASTER_ADDR" not in os.environ:  # the hosts were chosen when the run started, and env.sh names none
+        hosts = Allocation.of(os.environ).hosts if started_by_slurm() else Plan.read(Path.cwd()).hosts
+        os.environ["MASTER_ADDR"] = next(iter(hosts.values()))
     port, claim = got
     claim.set_inheritable(True)
     os.environ["MASTER_PORT"] = str(port)

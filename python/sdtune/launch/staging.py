@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sdtune.errors import BadInput
-from sdtune.files import hold_lock
+from sdtune.files import hold_lock, write_atomically
 from sdtune.host.ssh import command_on
 from standalone import launch_files, run_state
 
@@ -28,6 +28,29 @@ def _place_on(run: Path, call: str, address: str) -> str:
         return "it did not answer for 60 s"
     lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     return "" if done.returncode == 0 else (lines[-1] if lines else f"code {done.returncode}")
+
+
+def choose_hosts(run: Path, call: str | None, names: list[str]) -> None:
+    """Of the hosts in the launch files, leave those that the run gets, this one first.
+
+    Args:
+        run: the run folder.
+        call: name under which its launch files are staged, if they are.
+        names: of the hosts.
+
+    Raises:
+        BadInput: the launch files know no such host.
+    """
+    staged = launch_files.staged(run, call or "")
+    folder = staged if staged.is_dir() else run
+    plan = json.loads((folder / run_state.PLAN).read_text(encoding="utf-8"))
+    if unknown := [name for name in names if name not in plan["hosts"]]:
+        raise BadInput(f"{run}: its launch files do not know {', '.join(unknown)}, but {', '.join(plan['hosts'])}")
+    plan["hosts"] = {name: plan["hosts"][name] for name in names}
+    plan["cores"] = {name: cores for name, cores in plan["cores"].items() if name in names}
+    nodes = list(plan["hosts"].values()) if len(names) > 1 else ["localhost"]
+    write_atomically(folder / run_state.PLAN, json.dumps(plan, indent=4) + "\n")
+    write_atomically(folder / "nodefile", "".join(f"{address}\n" for address in nodes))
 
 
 def place_on_all_hosts(run: Path, call: str) -> None:

@@ -41,6 +41,8 @@ class Plan:
     """By host, the cores that the run was given there, such as ``0-13``; empty: all."""
     launcher: str = "hydra"
     """What starts the ranks: ``hydra``, Intel MPI's own, or ``slurm``, which also chooses the hosts."""
+    class_pictures: bool = False
+    """Whether the supervisor has the missing class pictures drawn before the first attempt."""
     signal_seconds: float = 0
     """With Slurm, how many seconds before the time limit of the job a checkpoint is written."""
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,13 +21,14 @@ def is_for_slurm(run: Path, call: str | None) -> bool:
     return run_state.is_batch(folder if folder.is_dir() else run)
 
 
-def submit(run: Path, arguments: list[str], call: str | None) -> str:
+def submit(run: Path, arguments: list[str], call: str | None, after: str = "") -> str:
     """Submit the run.
 
     Args:
         run: the run folder, which the nodes see too.
         arguments: of launch.sh.
         call: name under which launch files are staged, which are put in place first; None: those of before stay.
+        after: number of a job whose end it waits for; empty: of none.
 
     Returns:
         ``started``, or ``attached`` when its job is in the queue, or another call submits it at this moment.
@@ -44,9 +46,15 @@ def submit(run: Path, arguments: list[str], call: str | None) -> str:
         if call is not None and launch_files.staged(run, call).is_dir():
             launch_files.place(run, call)
         (run / "logs").mkdir(exist_ok=True)
-        job = _sbatch(run, arguments)
+        job = _sbatch(run, arguments, options=[f"--dependency=afterany:{after}"] if after else [])
         write_atomically(run / run_state.SUBMITTED, json.dumps({"job": job, "time": time.time()}) + "\n")
         return "started"
+
+
+def newest_job(run: Path) -> str:
+    """Number of the job that was submitted last; empty if there is none."""
+    path = run / run_state.SUBMITTED
+    return str(json.loads(path.read_text("utf-8"))["job"]) if path.exists() else ""
 
 
 def submit_drawing(run: Path) -> None:
@@ -62,10 +70,10 @@ def submit_drawing(run: Path) -> None:
     _sbatch(run, [], DRAWING_SCRIPT)
 
 
-def _sbatch(run: Path, arguments: list[str], script: str = SCRIPT) -> str:
+def _sbatch(run: Path, arguments: list[str], script: str = SCRIPT, options: Sequence[str] = ()) -> str:
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", str(run / script), *arguments],
+            ["sbatch", "--parsable", *options, str(run / script), *arguments],
             cwd=run,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdtune.errors import BadInput, DrawingFailed
+from sdtune.launch import class_pictures
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import BAD_INPUT, Outcome
 from sdtune.launch.lost_hosts import wait_for_hosts
@@ -103,6 +105,8 @@ class Supervisor:
     def _make_attempts(self) -> int:
         self._open()
         hosts, arguments, number = dict(self.plan.hosts), self.arguments, 1
+        if (code := self._draw_class_pictures(hosts)) is not None:
+            return code
         while True:
             if self.plan.wait_for_hosts and (code := self._queue(hosts)) is not None:
                 return code
@@ -122,15 +126,58 @@ class Supervisor:
             number += 1
             self.state.write(state="running", attempt=number, attempt_started=time.time(), hosts=list(hosts))
 
+    # --- before the first attempt ----------------------------------------------------------------------------------
+
+    def _draw_class_pictures(self, hosts: Mapping[str, str]) -> int | None:
+        """Draw those that are missing. The exit code when the run ends meanwhile; None when it may start."""
+        if not self.plan.class_pictures:
+            return None
+        try:
+            batches, folder = class_pictures.missing(self.run)
+            before = self._pictures_in(folder)
+            reach = self._drawing_hosts(hosts)
+            if not batches or class_pictures.draw(self.run, folder, reach, self._drawing_ends, self._report_doing):
+                self.state.facts.pop("doing", None)
+                self.state.write(attempt_started=time.time())
+                return None
+        except (BadInput, DrawingFailed) as error:
+            code = BAD_INPUT if isinstance(error, BadInput) else FAILED
+            return self._close(code, "failed", reason=str(error))
+        return self._code_after_drawing(self._pictures_in(folder) - before)
+
+    def _pictures_in(self, folder: Path) -> int:
+        return sum(1 for _ in (folder / "drawn").glob("*.png"))
+
+    def _drawing_hosts(self, hosts: Mapping[str, str]) -> list[str]:
+        """Arguments that name the hosts which draw beside this one."""
+        return [word for host in list(hosts.items())[1:] for word in ("--host", *host)]
+
+    def _report_doing(self, words: str) -> None:
+        self.state.write(doing=words)
+
+    def _drawing_ends(self) -> bool:
+        return bool(self._interrupted()) or self.stop_request is not None
+
+    def _code_after_drawing(self, drawn: int) -> int:
+        """The exit code of a run whose drawing was ended.
+
+        Args:
+            drawn: pictures that it has drawn.
+        """
+        return self._close_before_attempt(f"while it drew class pictures, of which {drawn} are new and stay")
+
+    def _close_before_attempt(self, what: str) -> int:
+        if self.ended_by:
+            return self._close(FAILED, "failed", reason=self.ended_by)
+        return self._close(STOPPED, "stopped", reason=f"on request, {what}")
+
     # --- after an attempt ------------------------------------------------------------------------------------------
 
     def _queue(self, hosts: dict[str, str]) -> int | None:
         """Wait while other runs use the hosts. The exit code when the run ends meanwhile; None when it may start."""
         while used := used_by_others(self.run, self.plan, hosts):
             if self._interrupted() or self.stop_request is not None:
-                if self.ended_by:
-                    return self._close(FAILED, "failed", reason=self.ended_by)
-                return self._close(STOPPED, "stopped", reason="on request, while other runs used its hosts")
+                return self._close_before_attempt("while other runs used its hosts")
             self.state.write(state="waiting", waiting_for=list(used), used_by=used)
             time.sleep(random.uniform(1, 4))  # two that wait do not start at the same moment
         self.state.facts.pop("used_by", None)

@@ -45,6 +45,19 @@ def _outcomes(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     return outcomes
 
 
+def _concepts_per_hour(runs: Sequence[RunRecord]) -> str:
+    """How many runs finished in an hour, from the start of the first to the last step of the last; empty for none."""
+    finished = [run for run in runs if run.finished and run.steps]
+    if not finished:
+        return ""
+    took = max(run.steps[-1]["time"] for run in finished) - min(run.start["time"] for run in finished)
+    if took <= 0:
+        return ""
+    return (
+        f"{len(finished)} runs finished within {seconds(took)}: {number(3600 * len(finished) / took)} concepts per hour"
+    )
+
+
 def _side_by_side(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Images with one prompt and seed, one of each run: first of the last validation, then those generated later."""
     wanted: dict[tuple[str, str], dict[Path, Path]] = {}
@@ -79,6 +92,7 @@ def write_comparison(folders: Sequence[str | Path], output: Path | None = None) 
         title=f"{len(runs)} runs compared",
         runs=runs,
         outcomes=_outcomes(runs),
+        rate=_concepts_per_hour(runs),
         differences=_differences(runs),
         rows=rows,
         embedded=embed(p for row in rows for p in row["pictures"] if p is not None),

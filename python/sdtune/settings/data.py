@@ -25,7 +25,7 @@ class DataArgs(Settings):
 
     section: ClassVar[str] = "data"
 
-    path: Annotated[str, PathText(), Flag("train_data_dir", lora="instance_data_dir"), Derived("cluster_data_path")]
+    path: Annotated[str, PathText(), Flag("train_data_dir", lora="instance_data_dir"), Derived("cluster_pictures_path")]
     """Folder of the training pictures. Beside them it may hold captions, for the methods that use them: NAME.txt for
     NAME.jpg, or one metadata.jsonl with the keys file_name and text."""
     instance_prompt: Annotated[str | None, CAPTIONED] = None

@@ -23,6 +23,7 @@ from sdtune.launch import binding
 from sdtune.launch.meeting import Attempt
 from sdtune.settings import Job
 from standalone import host_claims
+from standalone.limits import physical_cores
 
 _IDENTITY = "sdtune/attempt"
 _CLAIMS: list[socket.socket] = []  # open until this process ends
@@ -40,7 +41,7 @@ def claim_cores(job: Job) -> None:
         BadInput: Slurm has bound this rank to fewer cores than it has threads.
     """
     if binding.started_by_slurm():
-        binding.check_cores(int(os.environ.get("OMP_NUM_THREADS", "1")), len(os.sched_getaffinity(0)))
+        binding.check_cores(int(os.environ.get("OMP_NUM_THREADS", "1")), physical_cores(os.sched_getaffinity(0)))
         return
     if not Attempt.of(os.environ).token or os.environ.get("MPI_LOCALRANKID", "0") != "0":
         return
