@@ -80,6 +80,13 @@ def test_a_second_call_and_an_interrupted_one(prefix):
     assert not (prefix / "lib/.big.so.1.new").exists()
 
 
+def test_a_record_that_is_damaged_stays_a_fault(prefix):
+    record = prefix / "lib/python3.11/site-packages/big_one-1.0.dist-info/RECORD"
+    record.write_text("big/tests/test_it.py,sha256")
+    trim(prefix, big_one=["big/tests/*"])
+    assert problems(prefix) == ["is damaged (RECORD)", ""]
+
+
 def test_a_file_of_the_package_that_is_missing_stays_a_fault(prefix):
     (prefix / "lib/python3.11/site-packages/big/code.py").unlink()
     trim(prefix, big_one=["big/tests/*"])

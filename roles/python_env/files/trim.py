@@ -29,6 +29,12 @@ def normalized(name: str) -> str:
     return re.sub("[-_.]+", "-", name).lower()
 
 
+def rows_of(record: Path) -> list[list[str]]:
+    """The lines of a RECORD: path, checksum, size; none of a damaged one, which the comparison of files reports."""
+    rows = list(csv.reader(io.StringIO(record.read_text(encoding="utf-8"))))
+    return rows if all(len(row) == 3 for row in rows) else []
+
+
 def spelled(site: Path, prefix: Path, path: str) -> str:
     """A path of RECORD as patterns name it."""
     full = Path(os.path.normpath(site / path))
@@ -42,11 +48,12 @@ def remove(site: Path, prefix: Path, record: Path, patterns: Sequence[str]) -> i
     Raises:
         OSError: a file cannot be removed.
     """
-    rows = list(csv.reader(io.StringIO(record.read_text(encoding="utf-8"))))
     kept, gone = [], []
-    for row in rows:
+    for row in rows_of(record):
         path = spelled(site, prefix, row[0])
         (gone if any(fnmatch.fnmatchcase(path, each) for each in patterns) else kept).append(row)
+    if not gone:
+        return 0
     freed = 0
     for path, *_ in gone:
         file = Path(os.path.normpath(site / path))
@@ -70,7 +77,7 @@ def link_equal(site: Path, records: Sequence[Path]) -> int:
     first: dict[str, Path] = {}
     freed = 0
     for record in records:
-        for path, checksum, size in csv.reader(io.StringIO(record.read_text(encoding="utf-8"))):
+        for path, checksum, size in rows_of(record):
             file = Path(os.path.normpath(site / path))
             if not checksum or not size or int(size) < LARGE or not file.is_file():
                 continue
