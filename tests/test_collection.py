@@ -19,7 +19,10 @@ TRACKED = subprocess.run(
     ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
 ).stdout.splitlines()
 # What of the repository stays at home: folders, and files at the root.
-DEVELOPMENT = ("molecule/", "tests/", "python/tests/", "python/bench/", "python/toyworld/", "scripts/", ".")
+DEVELOPMENT = (
+    *("molecule/", "tests/", "python/tests/", "python/bench/", "python/toyworld/"),
+    *("scripts/", "execution-environment/", "."),
+)
 TOOLS = {"Makefile", "galaxy.yml", "ruff.toml"}
 SPEC = importlib.util.spec_from_file_location("lay_out", REPOSITORY / "roles/project_folder/files/lay_out.py")
 layout = importlib.util.module_from_spec(SPEC)
@@ -121,15 +124,10 @@ def test_provision_from_the_project_folder(project, tmp_path):
     assert {path for path in made if path.suffix != ".so"} == set()
 
 
-def test_the_execution_environment_has_the_versions_of_the_control_node():
-    """And the compiler that requirements.in names; the collection is the one that make builds."""
-    locked = (REPOSITORY / "requirements.in").read_text()
-    definition = yaml.safe_load((REPOSITORY / "execution-environment/execution-environment.yml").read_text())
-    assert definition["version"] == 3
-    for part in ("ansible_core", "ansible_runner"):
-        assert definition["dependencies"][part]["package_pip"] in locked
+def test_the_execution_environment_gets_the_compiler_of_the_control_node():
+    """And what the collection says of its needs exists."""
     compiler = [line for line in (REPOSITORY / "meta/requirements.txt").read_text().splitlines() if "#" not in line]
     assert len(compiler) == 1
-    assert compiler[0] in locked
+    assert compiler[0] in (REPOSITORY / "requirements.in").read_text().splitlines()
     needs = yaml.safe_load((REPOSITORY / "meta/execution-environment.yml").read_text())["dependencies"]
     assert all((REPOSITORY / path).is_file() for path in needs.values())
