@@ -131,3 +131,11 @@ def test_the_execution_environment_gets_the_compiler_of_the_control_node():
     assert compiler[0] in (REPOSITORY / "requirements.in").read_text().splitlines()
     needs = yaml.safe_load((REPOSITORY / "meta/execution-environment.yml").read_text())["dependencies"]
     assert all((REPOSITORY / path).is_file() for path in needs.values())
+
+
+def test_the_execution_environment_has_the_versions_of_the_lock():
+    definition = yaml.safe_load((REPOSITORY / "execution-environment/execution-environment.yml").read_text())
+    assert definition["version"] == 3
+    locked = {line.split(" ")[0] for line in (REPOSITORY / "requirements.txt").read_text().splitlines()}
+    parts = definition["dependencies"]
+    assert {parts[part]["package_pip"] for part in ("ansible_core", "ansible_runner")} <= locked
