@@ -1,4 +1,4 @@
-# Entry points. `make demo` needs only make, git and Python 3.11; it names and installs everything else that is missing.
+# Entry points. `make demo` needs only make, git and Python 3.11 to 3.14; it names and installs everything else that is missing.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,default ipex scale slurm access)
 
-.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-front bench-ops bench-pictures bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-front bench-ops bench-pictures bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection execution-environment outdated
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -43,6 +43,8 @@ help:
 	@echo 'make toyworld-xl  train the embedded model in the layout of Stable Diffusion XL (an hour)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
 	@echo 'make quickstart-test  run the cluster commands of README.md in a lab, on a clean clone (15 minutes)'
+	@echo 'make collection  the same as a collection for ansible-galaxy, in .cache/collection; make execution-environment  for AWX'
+	@echo 'make outdated  which packages have newer versions, and what holds each back'
 	@echo 'make clean     remove what make created, except artifacts/'
 
 # The demo can be repeated, so it allows its own run to be overwritten; train.yml alone does not.
@@ -148,6 +150,23 @@ bench-front: $(TEST_STAMP)
 # BENCH_ARGS='FOLDER/run/openvino --ways', of bench-pictures with --keep FOLDER.
 bench-unet: $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/unet_profile.py $(BENCH_ARGS)
+
+# With the compiled kernels inside, so that its users need no compiler.
+collection: control-node
+	$(BIN)/python python/sdtune/ops/kernels/build.py
+	$(BIN)/ansible-galaxy collection build --force --output-path .cache/collection
+
+# What a container engine builds: docs/platforms.md
+execution-environment: collection
+	cp .cache/collection/sdtune-sdtune-*.tar.gz execution-environment/sdtune.tar.gz
+	$(BIN)/python -m venv .cache/builder
+	.cache/builder/bin/python -m pip install --quiet ansible-builder==3.2.0
+	cd execution-environment && $(CURDIR)/.cache/builder/bin/ansible-builder create --context ../.cache/execution-environment
+
+# Of the control node, then of the stack native.
+outdated: dev-tools $(TEST_STAMP)
+	$(BIN)/python scripts/outdated.py --notes scripts/held.txt
+	$(TEST_PYTHON) scripts/outdated.py --notes scripts/held.txt
 
 clean:
 	rm --recursive --force .venv .cache .ansible python/sdtune/ops/kernels/*.so

@@ -71,4 +71,5 @@ def test_each_play_begins_with_its_variables_and_is_not_changed_by_b(path):
     for each in yaml.safe_load(path.read_text()):
         if "hosts" in each:
             assert each["become"] is False
+        if each.get("hosts", "localhost") != "localhost":  # a play on the control node has no cluster
             assert each["pre_tasks"][0]["ansible.builtin.import_role"] == {"name": "cluster", "tasks_from": "variables"}

@@ -142,3 +142,31 @@ def test_packages_that_differ():
 def test_the_package_with_venv(python, family, package):
     """Of its own version: deadsnakes has one for each."""
     assert apply("venv_package", python, family) == package
+
+
+CALLED = {
+    "lib4": {"Debian 13": "lib4t64", "Debian 15": "lib5", "Ubuntu 24": "lib4t64", "Fedora": "lib-f", "RedHat": "lib-r"}
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "distribution", "version", "name"),
+    [
+        ("Debian", "Debian", "12", "lib4"),
+        ("Debian", "Debian", "13", "lib4t64"),
+        ("Debian", "Debian", "14", "lib4t64"),
+        ("Debian", "Debian", "16", "lib5"),
+        ("Debian", "Debian", "forky/sid", "lib5"),
+        ("Debian", "Ubuntu", "22", "lib4"),
+        ("Debian", "Ubuntu", "24", "lib4t64"),
+        ("RedHat", "Rocky", "9", "lib-r"),
+        ("RedHat", "Fedora", "43", "lib-f"),
+    ],
+)
+def test_packages_by_the_names_of_a_distribution(family, distribution, version, name):
+    """From a version on; what no table names keeps its name."""
+    facts = {"os_family": family, "distribution": distribution, "distribution_major_version": version}
+    wanted = [{"check": "a", "package": "lib4"}, {"check": "b", "package": "rsync"}]
+    assert apply("named_packages", wanted, CALLED, facts) == [
+        {"check": "a", "package": name}, {"check": "b", "package": "rsync"},
+    ]  # fmt: skip

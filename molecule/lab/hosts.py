@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Settings:
     packages: list[str]
     mirror: bool
     inventory: str
+    suites: list[str] = field(default_factory=list)
+    """Releases of Debian that the hosts have in turn; none: this machine's."""
 
     @property
     def slurm(self) -> bool:
@@ -151,6 +153,16 @@ class Host:
         """Name of the interface on the bridge that is the peer of the host's eth0."""
         return f"{self.lab.bridge}n{self.number}"
 
+    @property
+    def suite(self) -> str:
+        """The release of Debian that this host has."""
+        suites = self.lab.settings.suites or [images.own_suite()]
+        return suites[(self.number - 1) % len(suites)]
+
+    def image(self) -> Path:
+        """The image that this host's disk lies over; made if it is not in the cache."""
+        return images.build(self.lab.settings.packages, self.suite)
+
     def enter(self, *command: str) -> list[str]:
         """Command line that runs `command` on this host."""
         pid = first_process(self.mark)
@@ -176,7 +188,7 @@ class Host:
         # The apt sources of this machine, through the mirror.
         sources = "".join(
             f"deb {self.lab.mirror_url}/apt/{i} {suite} {component}\n"
-            for i, (_, suite, component) in enumerate(images.apt_sources() if self.lab.settings.mirror else [])
+            for i, suite, component in (images.sources_of(self.suite) if self.lab.settings.mirror else [])
         )
         for path, text in (
             ("etc/hostname", f"{self.name}\n"),
@@ -189,7 +201,7 @@ class Host:
 
     def boot(self) -> None:
         """Start the host, connect it to the bridge, and wait until its sshd answers."""
-        image = images.build(self.lab.settings.packages)
+        image = self.image()
         console = self.disk / "console.log"
         address = f"{self.address}/{self.lab.network.prefixlen}"
         namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child=KILL")

@@ -52,9 +52,24 @@ def clear() -> None:
         shutil.rmtree(partial)
 
 
-def build(extra: list[str]) -> Path:
-    """Return the folder of the image that holds PACKAGES and `extra`; make it if it is not in the cache."""
-    uri, suite, _ = apt_sources()[0]
+def own_suite() -> str:
+    """The release of Debian that this machine has, as its first package source names it."""
+    return apt_sources()[0][1]
+
+
+def sources_of(suite: str) -> list[tuple[int, str, str]]:
+    """(number, suite, component) of this machine's package sources, for hosts of another release."""
+    own = own_suite()
+    return [
+        (number, f"{suite}{other.removeprefix(own)}", component)
+        for number, (_, other, component) in enumerate(apt_sources())
+        if other.startswith(own)
+    ]
+
+
+def build(extra: list[str], suite: str) -> Path:
+    """Return the folder of the image of a release with PACKAGES and `extra`; make it if it is not in the cache."""
+    uri = apt_sources()[0][0]
     packages = ",".join(sorted({*PACKAGES, *extra}))
     key = hashlib.sha256(f"{suite} {packages} {CUSTOMISE}".encode()).hexdigest()[:16]
     image, partial = CACHE / key, CACHE / f"{key}.partial"

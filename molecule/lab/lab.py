@@ -71,6 +71,7 @@ def create(name: str, options: argparse.Namespace) -> Lab:
         user=options.user,
         packages=options.packages,
         mirror=options.mirror,
+        suites=options.suites,
         inventory=str((options.inventory or inventories.default_folder(name)).absolute()),
     )
     if Path(settings.inventory).exists():
@@ -146,11 +147,12 @@ def up(name: str, options: argparse.Namespace) -> None:
             remove(crashed)
     if options.slurm:
         options.user, options.packages = slurm.USER, sorted({*options.packages, *slurm.PACKAGES})
-    image = images.build(options.packages)
+    for suite in options.suites or [images.own_suite()]:
+        images.build(options.packages, suite)
     lab = Lab(name)
     if lab.complete.exists():
-        asked = (options.user, options.packages, options.mirror)
-        if asked != (lab.settings.user, lab.settings.packages, lab.settings.mirror):
+        asked = (options.user, options.packages, options.mirror, options.suites)
+        if asked != (lab.settings.user, lab.settings.packages, lab.settings.mirror, lab.settings.suites):
             raise LabError(f"lab {name} was made with other settings; type: lab.py down {name}")
     else:
         lab = create(name, options)
@@ -165,7 +167,7 @@ def up(name: str, options: argparse.Namespace) -> None:
     for number in range(1, options.hosts + 1):
         host = Host(lab, number)
         if not host.disk.exists():
-            host.make_disk(image)
+            host.make_disk(host.image())
         if first_process(host.mark) is None:
             host.boot()
     if lab.settings.slurm:
@@ -263,6 +265,7 @@ def parse() -> argparse.Namespace:
     )
     make.add_argument("--mirror", action="store_true", help="serve apt and pip on the bridge address")
     make.add_argument("--packages", nargs="*", default=[], metavar="P", help="packages beyond the plain image")
+    make.add_argument("--suites", nargs="*", default=[], metavar="S", help="Debian releases of the hosts, in turn")
     make.add_argument("--user", default="root", choices=["root", "admin"], help="user that Ansible logs in as")
     make.add_argument("--slurm", action="store_true", help="Slurm: node1 is the login node, the others compute")
     make.add_argument("--inventory", type=Path, metavar="DIR", help="default: inventory/lab-NAME of this repository")

@@ -71,6 +71,30 @@ def venv_package(python: str, family: str) -> str:
     return f"{python}-venv" if re.fullmatch(r"python3\.\d+", python) else "python3-venv"
 
 
+def named_packages(
+    wanted: Iterable[Mapping[str, str]], called: Mapping[str, Mapping[str, str]], facts: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """``wanted`` with each ``package`` by the name that it has on a host.
+
+    Args:
+        wanted: mappings with ``package``, by its name in Debian 12.
+        called: ``{package: {system: name}}`` for what is called otherwise. A system is a family (``RedHat``), a
+            distribution (``Ubuntu``), or one from a major version on (``Debian 13``). The most specific one counts.
+            A host without a number, such as Debian's testing, is newer than all.
+        facts: the host's ``os_family``, ``distribution`` and ``distribution_major_version``.
+    """
+    distribution, version = facts["distribution"], re.match(r"\d+", str(facts["distribution_major_version"]))
+
+    def name(package: str) -> str:
+        names = called.get(package, {})
+        since = [int(system.split()[-1]) for system in names if re.fullmatch(rf"{re.escape(distribution)} \d+", system)]
+        fitting = sorted((first for first in since if not version or first <= int(version[0])), reverse=True)
+        systems = [*(f"{distribution} {first}" for first in fitting), distribution, facts["os_family"]]
+        return next((names[system] for system in systems if system in names), package)
+
+    return [{**each, "package": name(each["package"])} for each in wanted]
+
+
 def conda_python(packages: Iterable[str]) -> str:
     """Minor version of Python that a list of conda packages asks for; empty where it names none."""
     return next(filter(None, map(python_minor, packages)), "")
@@ -158,6 +182,7 @@ class FilterModule:
             "fitting_wheels": fitting_wheels,
             "python_minor": python_minor,
             "venv_package": venv_package,
+            "named_packages": named_packages,
             "conda_python": conda_python,
             "pinned_version": pinned_version,
             "is_url": is_url,

@@ -1,0 +1,141 @@
+"""The repository as a collection: built, installed without a network, used from a folder without the repository."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+GALAXY = yaml.safe_load((REPOSITORY / "galaxy.yml").read_text())
+NAME = f"{GALAXY['namespace']}.{GALAXY['name']}"
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+).stdout.splitlines()
+# What of the repository stays at home: folders, and files at the root.
+DEVELOPMENT = (
+    *("molecule/", "tests/", "python/tests/", "python/bench/", "python/toyworld/"),
+    *("scripts/", "execution-environment/", "."),
+)
+TOOLS = {"Makefile", "galaxy.yml", "ruff.toml"}
+SPEC = importlib.util.spec_from_file_location("lay_out", REPOSITORY / "roles/project_folder/files/lay_out.py")
+layout = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(layout)
+
+
+def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would who has no configuration."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    return subprocess.run(command, cwd=cwd, env={**own, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The collection, as ansible-galaxy builds it."""
+    folder = tmp_path_factory.mktemp("built")
+    done = call("ansible-galaxy", "collection", "build", "--output-path", str(folder), cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def project(archive, tmp_path_factory):
+    """A folder that the collection has laid out, and a function that runs ansible-playbook there."""
+    folder = tmp_path_factory.mktemp("project")
+    known = {"HOME": str(folder), "PWD": str(folder)}  # ~/.ansible/collections is where users install
+    done = call("ansible-galaxy", "collection", "install", "--offline", str(archive), cwd=folder, **known)
+    assert done.returncode == 0, done.stderr
+
+    def play(*args: str) -> subprocess.CompletedProcess[str]:
+        return call("ansible-playbook", *args, cwd=folder, **known)
+
+    laid = play(f"{NAME}.project")
+    assert laid.returncode == 0, laid.stdout + laid.stderr
+    return SimpleNamespace(
+        folder=folder,
+        play=play,
+        collection=folder.joinpath(".ansible/collections/ansible_collections", *NAME.split(".")),
+    )
+
+
+def test_the_version_is_the_packages():
+    code = (REPOSITORY / "python/sdtune/__init__.py").read_text()
+    assert re.search('^__version__ = "(.*)"$', code, re.MULTILINE)[1] == GALAXY["version"]
+
+
+def test_everything_travels_but_what_only_development_needs(archive):
+    """Nothing that git does not know, except the compiled kernels."""
+    with tarfile.open(archive) as tar:
+        files = {member.name for member in tar if not member.isdir()} - {"MANIFEST.json", "FILES.json"}
+    kernels = {path for path in files if re.fullmatch(r"python/sdtune/ops/kernels/[\w-]+\.so", path)}
+    wanted = {path for path in TRACKED if not path.startswith((*DEVELOPMENT, "requirements-")) and path not in TOOLS}
+    assert files - kernels == wanted
+
+
+def test_nothing_of_another_collection_is_needed():
+    """ansible-core is all that a control node has to have."""
+    assert GALAXY["dependencies"] == {}
+    pattern = re.compile(r"^\s+(?:- )?((?!ansible\.builtin)[a-z_]+\.[a-z_]+\.[a-z_]+):", re.MULTILINE)
+    files = [path for path in TRACKED if path.startswith(("roles/", "playbooks/")) and path.endswith(".yml")]
+    assert [found for path in files for found in pattern.findall((REPOSITORY / path).read_text())] == []
+
+
+def test_a_project_folder_has_the_commands_of_a_clone(tmp_path):
+    """The same entry points, from the collection; what is there already stays."""
+    made = layout.lay_out(REPOSITORY, tmp_path)
+    assert {path for path in made if "/" not in path} == {
+        *(path.name for path in (REPOSITORY / "playbooks").glob("*.yml") if path.name != "project.yml"), "ansible.cfg",
+    }  # fmt: skip
+    assert f"import_playbook: {NAME}.train\n" in (tmp_path / "train.yml").read_text()
+    assert f"stdout_callback = {NAME}.reason_first\n" in (tmp_path / "ansible.cfg").read_text()
+    assert "plugins" not in (tmp_path / "ansible.cfg").read_text()
+    (tmp_path / "train.yml").write_text("mine\n")
+    (tmp_path / "stop.yml").unlink()
+    assert layout.lay_out(REPOSITORY, tmp_path) == ["stop.yml"]
+    assert (tmp_path / "train.yml").read_text() == "mine\n"
+
+
+def test_variables_have_types_without_a_configuration(project, tmp_path):
+    """Where the playbook is named by its collection, and no ansible.cfg is read: the callbacks come along."""
+    inventory = str(project.folder / "inventory/local")
+    settings = {"ANSIBLE_CONFIG": str(tmp_path / "none"), "HOME": str(project.folder)}
+    asked = ("-i", inventory, "-e", "stop_timeout=30", "-e", "status_seconds=soon")
+    done = call("ansible-playbook", f"{NAME}.stop", *asked, cwd=tmp_path, **settings)
+    assert done.returncode == 2
+    assert "status_seconds is 'soon'" in done.stdout + done.stderr
+    assert "stop_timeout" not in done.stdout + done.stderr
+
+
+def test_provision_from_the_project_folder(project, tmp_path):
+    """In check mode, to the end: every role, filter, module and file is found; the collection is only read."""
+    before = set(project.collection.rglob("*"))
+    settings = json.dumps({"work_dir": str(tmp_path / "work"), "python_env_torch_index": "default"})
+    done = project.play("provision.yml", "--check", "-e", settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DEPRECATION" not in done.stdout + done.stderr
+    assert not (tmp_path / "work").exists()
+    made = {path for path in set(project.collection.rglob("*")) - before if "__pycache__" not in path.parts}
+    assert {path for path in made if path.suffix != ".so"} == set()
+
+
+def test_the_execution_environment_gets_the_compiler_of_the_control_node():
+    """And what the collection says of its needs exists."""
+    compiler = [line for line in (REPOSITORY / "meta/requirements.txt").read_text().splitlines() if "#" not in line]
+    assert len(compiler) == 1
+    assert compiler[0] in (REPOSITORY / "requirements.in").read_text().splitlines()
+    needs = yaml.safe_load((REPOSITORY / "meta/execution-environment.yml").read_text())["dependencies"]
+    assert all((REPOSITORY / path).is_file() for path in needs.values())
+
+
+def test_the_execution_environment_has_the_versions_of_the_lock():
+    definition = yaml.safe_load((REPOSITORY / "execution-environment/execution-environment.yml").read_text())
+    assert definition["version"] == 3
+    locked = {line.split(" ")[0] for line in (REPOSITORY / "requirements.txt").read_text().splitlines()}
+    parts = definition["dependencies"]
+    assert {parts[part]["package_pip"] for part in ("ansible_core", "ansible_runner")} <= locked
