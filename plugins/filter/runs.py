@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-SHOWN = 40  # characters of a run's name in a claim, as standalone/host_claims.py has it
-
 # {role: (key of run_state.look, what a message calls it)}: what follows when the training of a run has finished.
 _AFTER_TRAINING = {
     "training": ("collected", "results"),
@@ -52,24 +50,19 @@ def _numbers(cores: str) -> set[int]:
     return {number for first, _, last in ranges for number in range(int(first), int(last or first) + 1)}
 
 
-def shares_in_the_way(shares: Iterable[Mapping[str, Any]], names: Collection[str], user: str, cores: str = "") -> str:
+def shares_in_the_way(shares: Iterable[Mapping[str, Any]], cores: str = "") -> str:
     """The other runs that use cores of a host, as a message names them; empty if there are none.
 
     Args:
-        shares: What ``host_claims.py shares`` says of the host: runs of all users.
-        names: The runs that this call is about.
-        user: Who runs them.
+        shares: What ``host_claims.py shares`` says of the host: runs of all users, without those of this call.
         cores: Those of the host that they need, such as ``0-13``; empty: all.
     """
-    own = {name[:SHOWN] for name in names}
     wanted = _numbers(cores)
-    found = []
-    for one in shares:
-        others = set() if one["cores"] == "many" else _numbers(one["cores"])
-        overlap = not wanted or not others or not wanted.isdisjoint(others)
-        if overlap and not (one["user"] == user and one["run"] in own):
-            found.append(f"run {one['run']} of user {one['user']}, on cores {one['cores']}")
-    return ", ".join(found)
+    return ", ".join(
+        f"run {one['run']} of user {one['user']}, on cores {one['cores']}"
+        for one in shares
+        if not wanted or not wanted.isdisjoint(_numbers(one["cores"]))
+    )
 
 
 def unfinished_runs(rows: Collection[Mapping[str, Any]]) -> str:

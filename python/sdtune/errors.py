@@ -10,6 +10,13 @@ class BadInput(Exception):
 class HostBusy(BadInput):
     """Another run uses cores of a host that this one needs. Exit code 2."""
 
+    USED_BY = " is used by "
+    """Between the host and the other run, which a semicolon ends."""
+
+
+class PortTaken(BadInput):
+    """A program has taken the port where the ranks meet, since it was free a moment ago. Exit code 2."""
+
 
 class TrainingFailed(Exception):
     """Training stopped because its result would be wrong, for example after a loss of NaN. Exit code 1."""

@@ -10,9 +10,11 @@ Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this fil
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import pwd
+import re
 import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -21,7 +23,10 @@ from typing import Any
 
 _NAME = "sdtune"
 _LIMIT = 107  # bytes of a socket's name, with the zero in front
-SHORT = 40  # characters of a run's name that are shown
+SHORT = 40  # bytes of a run's name that are shown
+_LIST = r"\d{1,5}(?:-\d{1,5})?"
+_LABEL = re.compile(rf"run/(\d{{1,10}})/(\d{{1,10}})/([0-9a-f]{{8}})/({_LIST}(?:,{_LIST})*)/([^/]+)", re.ASCII)
+"""Claim of a run's cores: a process, its user, the folder of the run, cores, name. Anybody can make one."""
 
 
 def parse_numbers(text: str) -> list[int]:
@@ -83,19 +88,33 @@ def cores_of_parent() -> list[int]:
     return sorted(os.sched_getaffinity(os.getppid()))
 
 
+def digest_of(run: str | Path) -> str:
+    """What tells run folders of one host apart in claims, whatever their names."""
+    return hashlib.sha256(os.path.realpath(run).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
 def shares() -> list[dict[str, Any]]:
-    """The runs that train on this host: ``run``, ``user``, ``pid`` of a rank, ``cores`` as a list such as ``0-3``."""
-    found = []
-    for kind, *rest in claimed():
-        if kind == "run" and len(rest) == 4:
-            pid, user, cores, run = rest
-            found.append({"run": run, "user": user, "pid": int(pid), "cores": cores})
-    return found
+    """The runs that train on this host, of all users.
+
+    Returns:
+        ``run``, its name, cut off; ``folder``: see :func:`digest_of`; ``user``; ``pid`` of a rank; ``cores`` as a list
+        such as ``0-3``.
+    """
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name in claimed():
+        label = _LABEL.fullmatch("/".join(name))
+        if label is None:  # of something else, or of a program that is none of ours
+            continue
+        pid, uid, folder, cores, run = label.groups()
+        facts = {"run": run, "folder": folder, "user": user_name(int(uid)), "pid": int(pid), "cores": ""}
+        one = found.setdefault((pid, folder), facts)
+        one["cores"] = format_numbers(parse_numbers(f"{one['cores']},{cores}"))
+    return list(found.values())
 
 
 def in_the_way(others: Iterable[dict[str, Any]], cores: Collection[int]) -> list[dict[str, Any]]:
     """Those of :func:`shares` that have any of the cores."""
-    return [one for one in others if one["cores"] == "many" or not set(parse_numbers(one["cores"])).isdisjoint(cores)]
+    return [one for one in others if not set(parse_numbers(one["cores"])).isdisjoint(cores)]
 
 
 def describe(others: Iterable[dict[str, Any]]) -> str:
@@ -107,13 +126,27 @@ class CoresTaken(Exception):
     """Another run has some of the cores. The message names it."""
 
 
-def claim_cores(run: str, cores: Collection[int]) -> list[socket.socket]:
+def _labels(run: str | Path, cores: Iterable[int]) -> Iterator[tuple[object, ...]]:
+    """The names of claims that tell which run has these cores: several, where one has no room for the list."""
+    name = Path(run).name.encode("utf-8", "replace")[:SHORT].decode("utf-8", "ignore")
+    head = ("run", os.getpid(), os.getuid(), digest_of(run))
+    room = _LIMIT - len("/".join(map(str, ("\0" + _NAME, *head, "", name))).encode())
+    text = ""
+    for piece in format_numbers(cores).split(","):
+        if text and len(f"{text},{piece}") > room:
+            yield (*head, text, name)
+            text = ""
+        text = f"{text},{piece}" if text else piece
+    yield (*head, text, name)
+
+
+def claim_cores(run: str | Path, cores: Collection[int]) -> list[socket.socket]:
     """Claim cores of this host for a run, all or none.
 
     Of two that claim at once, one gets its cores: both go from the lowest core up, so the lowest common one decides.
 
     Args:
-        run: name of the run, for the message that another one gets.
+        run: folder of the run, whose name is for the message that another one gets.
         cores: their numbers.
 
     Returns:
@@ -122,12 +155,9 @@ def claim_cores(run: str, cores: Collection[int]) -> list[socket.socket]:
     Raises:
         CoresTaken: another run has some of them.
     """
-    mine, text = os.getpid(), format_numbers(cores)
-    user, shown = user_name(os.getuid()), run[:SHORT]
-    if len(f"\0{_NAME}/run/{mine}/{user}/{text}/{shown}".encode()) > _LIMIT:
-        text = "many"
-    label = claim("run", mine, user, text, shown)  # before the cores: who finds one taken has to find the name, too
-    held = [] if label is None else [label]
+    mine = os.getpid()
+    labels = [claim(*label) for label in _labels(run, cores)]  # before the cores: who finds one taken looks for a label
+    held = [label for label in labels if label is not None]
     for core in sorted(cores):
         taken = claim("core", core)
         if taken is None:
@@ -191,7 +221,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="host_claims.py", description="What runs have claimed on this host.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     text = "the runs that train on this host, of all users, as JSON"
-    commands.add_parser("shares", help=text, description=text)
+    command = commands.add_parser("shares", help=text, description=text)
+    command.add_argument("own", nargs="*", metavar="RUN", help="run folders: their runs are left out")
     text = "print why no run can meet at one of the ports; nothing when one can be had"
     command = commands.add_parser("port", help=text, description=text)
     command.add_argument("ports", metavar="PORTS", help="as in 29500-29599")
@@ -202,7 +233,8 @@ def main(argv: list[str]) -> None:
     """Do what the command line says."""
     options = parser().parse_args(argv)
     if options.command == "shares":
-        print(json.dumps(shares()))
+        own = {digest_of(run) for run in options.own}
+        print(json.dumps([one for one in shares() if one["folder"] not in own]))
     elif why := why_no_port(parse_numbers(options.ports)):
         print(why)
 

@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,30 +111,77 @@ def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
     return [found for line in lines[1 if start else 0 : -1] if (found := _object(line))]
 
 
-def why_unproven(run: Path) -> str:
-    """Why ``finished.json`` does not prove that the run has finished; empty when it does.
+class Unproven(Exception):
+    """``finished.json`` does not prove that the run has finished. The message says why."""
 
-    It has to name every rank of one attempt, and what was learned has to have the checksum that it states.
+
+def _number(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value < 10**9  # type(), for True is an int
+
+
+def _text(value: Any, pattern: str = ".+") -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _signature(rank: Any) -> bool:
+    numbers = {"rank": 0, "pid": 1, "samples": 0}  # a run that resumes after its last step makes no sample
+    if not isinstance(rank, dict) or not _text(rank.get("host")):
+        return False
+    return all(_number(rank.get(name), least) for name, least in numbers.items())
+
+
+_PROOF: dict[str, Callable[[Any], bool]] = {
+    "run_name": _text,
+    "steps": lambda value: _number(value, 1),
+    "attempt": lambda value: _number(value, 1),
+    "token_sha256": lambda value: _text(value, "[0-9a-f]{16}"),
+    "world_size": lambda value: _number(value, 1),
+    "ranks": lambda value: isinstance(value, list) and all(map(_signature, value)),
+    "learned": lambda value: (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(_text(name, r"[^/]+\.safetensors") and _text(value[name], "[0-9a-f]{64}") for name in value)
+    ),
+}
+"""What ``finished.json`` has to say, beside facts for display, and what each value has to be."""
+
+
+def read_proof(run: Path) -> dict[str, Any]:
+    """The content of ``finished.json``, which proves that all ranks of one attempt have finished this run.
+
+    Raises:
+        Unproven: it does not: a fact is missing, it is of another run, or what was learned is not there any more.
     """
     facts = _object(_read(run / FINISHED))
     if not facts:
-        return f"{FINISHED} is missing or damaged"
+        raise Unproven(f"{FINISHED} is missing or damaged")
     if "learned" not in facts or "ranks" not in facts:
-        return f"{FINISHED} does not say which ranks finished; an earlier version wrote it"
-    try:
-        named, expected = sorted(rank["rank"] for rank in facts["ranks"]), list(range(facts["world_size"]))
-        learned = {str(name): str(checksum) for name, checksum in facts["learned"].items()}
-    except (AttributeError, KeyError, TypeError):
-        return f"{FINISHED} is damaged"
-    if named != expected:
-        return f"{FINISHED} names {len(named)} of {len(expected)} ranks"
-    for name, checksum in learned.items():
+        raise Unproven(f"{FINISHED} does not say which ranks finished; an earlier version wrote it")
+    wrong = [name for name, holds in _PROOF.items() if not holds(facts.get(name))]
+    if wrong:
+        raise Unproven(f"{FINISHED} is damaged: {', '.join(wrong)}")
+    named, expected = {rank["rank"] for rank in facts["ranks"]}, facts["world_size"]
+    if len(facts["ranks"]) != expected or named != set(range(len(facts["ranks"]))):
+        raise Unproven(f"{FINISHED} names {len(named)} of {expected} ranks")
+    asked = asked_name(run)
+    if asked not in (None, facts["run_name"]):
+        raise Unproven(f"{FINISHED} is of run {facts['run_name']}, not of {asked}")
+    for name, checksum in facts["learned"].items():
         try:
             found = hashlib.sha256((run / name).read_bytes()).hexdigest()
         except (OSError, ValueError):
-            return f"{name} is missing"
+            raise Unproven(f"{name} is missing") from None
         if found != checksum:
-            return f"{name} is not what its ranks learned: it has another checksum"
+            raise Unproven(f"{name} is not what its ranks learned: it has another checksum")
+    return facts
+
+
+def why_unproven(run: Path) -> str:
+    """Why ``finished.json`` does not prove that the run has finished; empty when it does."""
+    try:
+        read_proof(run)
+    except Unproven as why:
+        return str(why)
     return ""
 
 
@@ -144,14 +191,21 @@ def newest_checkpoint(run: Path) -> int | None:
     return max(steps, default=None)
 
 
+def _asked(run: Path, pattern: str) -> str | None:
+    """What the job says, read without a YAML library: launch_config has written the file."""
+    found = re.search(pattern, _read(run / "job.yaml"), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def asked_name(run: Path) -> str | None:
+    """``run_name`` of the job."""
+    return _asked(run, r"""^run_name:\s*['"]?([^'"\s]+)""")
+
+
 def asked_steps(run: Path) -> int | None:
-    """``max_train_steps`` of the job, read without a YAML library: launch_config has written the file."""
-    try:
-        text = (run / "job.yaml").read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return None
-    found = re.search(r"^\s*max_train_steps:\s*(\d{1,18})\b", text, re.MULTILINE)
-    return int(found.group(1)) if found else None
+    """``max_train_steps`` of the job."""
+    steps = _asked(run, r"^\s*max_train_steps:\s*(\d{1,18})\b")
+    return int(steps) if steps else None
 
 
 def progress(run: Path, since: float) -> dict[str, Any]:

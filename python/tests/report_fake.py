@@ -110,9 +110,8 @@ def write_run(
     text = "".join(json.dumps({"time": 1.79e9, **line}) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     (folder / "learned_embeds.safetensors").write_bytes(b"learned")
-    proof = {"attempt": 1, "token_sha256": "", "world_size": 1, "ranks": [{"rank": 0}]}
-    proof["learned"] = {"learned_embeds.safetensors": hashlib.sha256(b"learned").hexdigest()}
-    finished = {**proof, "steps": 40, "stopped_early": False, "seconds": 93.0, "reference_loss": 0.05}
+    facts = {"steps": 40, "stopped_early": False, "seconds": 93.0, "reference_loss": 0.05}
+    finished = proof(name, ranks=hosts * ranks_per_host, learned_embeds=b"learned") | facts
     (folder / "finished.json").write_text(json.dumps(finished), encoding="utf-8")
     (folder / "launch.sh").touch()
     write_pictures(folder, hosts, prompt)

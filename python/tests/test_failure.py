@@ -83,6 +83,12 @@ SURPRISE = KeyError("surprise")
         ),
         # without agents, Hydra's report and the records remain
         ({"killed": [(1, 11)], "errors": {0: error(CLOSED, 0)}}, "rank 1 on node2 was killed by signal 11"),
+        # Hydra ends the others when a rank ends that no agent watches yet, and reports signals of all
+        ({"exit_code": 255, "ended": [0], "killed": [(0, 9), (1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        (
+            {"exit_code": 255, "ended": [0], "killed": [(0, 9)]},
+            "rank 1 on node2 ended before its agent watched it, without an error message",
+        ),
         # what sdtune refuses counts, whoever ended first
         (
             {"ended": [0, 1], "errors": {1: error(TrainingFailed("the loss is nan\nat step 3"), 1)}},
@@ -111,10 +117,10 @@ def test_what_is_tried_again():
 
 
 def test_a_host_that_another_run_uses_is_no_failure_of_the_run():
-    refused = judge(evidence(exit_code=None, ended=[1], errors={1: error(HostBusy("node2 is used by run a"), 1)}))
-    assert (refused.busy, refused.retry, refused.code) == (True, False, 2)
-    assert refused.why == "rank 1 on node2: error: node2 is used by run a"
-    assert not judge(evidence(ended=[1], errors={1: error(BadInput("no"), 1)})).busy
+    refused = judge(evidence(exit_code=None, ended=[1], errors={1: error(HostBusy("node2 is used by run a; wait"), 1)}))
+    assert (refused.used_by, refused.retry, refused.code) == ({"node2": "run a"}, False, 2)
+    assert refused.why == "rank 1 on node2: error: node2 is used by run a; wait"
+    assert not judge(evidence(ended=[1], errors={1: error(BadInput("no"), 1)})).used_by
 
 
 def test_what_is_shown():

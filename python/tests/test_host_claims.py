@@ -48,7 +48,7 @@ def test_a_port_that_is_claimed_or_used_is_skipped():
 
 
 def test_cores_are_claimed_by_one_run_whose_name_the_other_reads():
-    process = other("held = host_claims.claim_cores('night', [9001, 9002])")
+    process = other("held = host_claims.claim_cores('/runs/night', [9001, 9002])")
     try:
         with pytest.raises(host_claims.CoresTaken, match=r"^run night of user \w+, on cores 9001-9002$"):
             host_claims.claim_cores("day", CORES)
@@ -59,6 +59,14 @@ def test_cores_are_claimed_by_one_run_whose_name_the_other_reads():
         found = shared_hosts.others_here("/runs/day", "9000-9002")
         assert [(one["run"], one["cores"]) for one in found] == [("night", "9001-9002")]
         assert shared_hosts.others_here("/runs/night", "9000-9002") == []
+        (one,) = shared_hosts.others_here("/elsewhere/runs/night", "9000-9002")
+        assert one["run"] == "night", "a run of the same name in another folder is another run"
+        shares = [sys.executable, host_claims.__file__, "shares"]
+        told = [
+            subprocess.run([*shares, *own], capture_output=True, text=True, check=True).stdout
+            for own in ([], ["/runs/night"])
+        ]
+        assert ["night" in text for text in told] == [True, False]
     finally:
         process.kill()
         process.wait()
@@ -83,3 +91,16 @@ def test_of_two_that_claim_at_once_one_has_its_cores():
         said = sorted(process.communicate()[0].strip() for process in two)
         assert said[0] == "had"
         assert said[1].startswith("run r")
+
+
+def test_a_list_of_many_single_cores_is_told_in_full():
+    """One claim has no room for it. Disjoint cores stay free for others; claims of other programs are no reason to fail."""
+    odd = list(range(9_101, 9_201, 2))
+    foreign = [host_claims.claim("run", *parts) for parts in ((1, 1, "f" * 8, "0-99999999999", "x"), ("x",))]
+    held = host_claims.claim_cores(f"/runs/{'n' * 100}", odd)
+    (mine,) = [one for one in host_claims.shares() if one["pid"] == os.getpid()]
+    assert host_claims.parse_numbers(mine["cores"]) == odd
+    assert shared_hosts.others_here("/runs/day", "9102,9104,9198") == []
+    assert len(shared_hosts.others_here("/runs/day", "9102,9103")) == 1
+    for socket_ in (*held, *foreign):
+        socket_.close()

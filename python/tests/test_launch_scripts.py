@@ -59,7 +59,7 @@ def launch(tmp_path):
     run = tmp_path / "runs" / "night"
     run.mkdir(parents=True)
 
-    def start(what, *, check="pass", supervised=True):
+    def start(what, *, check="pass", supervised=True, environment=""):
         assert (PREFIX / "bin/mpirun").exists(), "these tests run in an environment made by the roles"
         code = tmp_path / "code"
         code.mkdir()
@@ -67,9 +67,9 @@ def launch(tmp_path):
             PROGRAM.format(path=str(PYTHON), what=what, check=check, finish=FINISH)
         )
         for name in ("launch.sh", "rank.sh"):
-            environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-            environment.filters["quote"] = lambda text: f"'{text}'"
-            text = environment.from_string((TEMPLATES / f"{name}.j2").read_text()).render(
+            templates = jinja2.Environment(undefined=jinja2.StrictUndefined)
+            templates.filters["quote"] = lambda text: f"'{text}'"
+            text = templates.from_string((TEMPLATES / f"{name}.j2").read_text()).render(
                 ansible_managed="Ansible managed",
                 cluster_code_path=str(code),
                 _launch_config_world_size=2,
@@ -81,7 +81,7 @@ def launch(tmp_path):
             )
             (run / name).write_text(text)
             (run / name).chmod(0o755)
-        (run / "env.sh").write_text(ENVIRONMENT)
+        (run / "env.sh").write_text(ENVIRONMENT + environment)
         (run / "nodefile").write_text("127.0.0.1\n")
         (run / "job.yaml").write_text("training:\n  max_train_steps: 9\n")
         plan = {
@@ -90,9 +90,9 @@ def launch(tmp_path):
         }  # fmt: skip
         (run / "supervisor.json").write_text(json.dumps(plan))
         supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", run]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SDTUNE_")}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("SDTUNE_")}
         done = subprocess.run(
-            supervise if supervised else [run / "launch.sh"], env=environment | {"PYTHONPATH": str(PYTHON)},
+            supervise if supervised else [run / "launch.sh"], env=variables | {"PYTHONPATH": str(PYTHON)},
             timeout=150, check=False, capture_output=True, text=True,
         )  # fmt: skip
         return run, done.returncode
@@ -151,6 +151,19 @@ def test_without_a_supervisor_a_killed_rank_ends_the_launch(launch):
     run, code = launch("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(300)", supervised=False)
     assert code != 0
     assert time.monotonic() - began < 120
+    assert not processes.processes_of(str(run))
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_a_rank_that_is_killed_before_it_has_an_agent_ends_the_launch(launch, supervised):
+    """Hydra notices at once; the supervisor reads its report, for which it waits a few seconds more."""
+    began = time.monotonic()
+    death = '[ "${PMI_RANK:-}" != 1 ] || kill -9 $$\n'
+    run, code = launch("time.sleep(300)", supervised=supervised, environment=death)
+    assert code != 0
+    assert time.monotonic() - began < 60  # of which a busy machine needs most to start Python
+    if supervised:
+        assert run_state.read_state(run)["reason"] == "rank 1 on here was killed by signal 9"
     assert not processes.processes_of(str(run))
 
 

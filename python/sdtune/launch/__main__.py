@@ -116,10 +116,9 @@ def main() -> None:
 
 def _supervise(run: Path, arguments: list[str], call: str | None, hosts: list[str]) -> None:
     from sdtune.files import hold_lock
-    from sdtune.launch import staging, supervisor
+    from sdtune.launch import staging, submit, supervisor
     from sdtune.launch.allocation import Allocation
     from sdtune.launch.batch_job import BatchJob
-    from sdtune.launch.state import Plan
     from standalone import run_state
 
     with ExitStack() as stack:
@@ -127,12 +126,13 @@ def _supervise(run: Path, arguments: list[str], call: str | None, hosts: list[st
             stack.enter_context(hold_lock(run / run_state.SUPERVISOR_LOCK, timeout=1))
         except BlockingIOError:
             sys.exit(f"error: {run}: another supervisor is at work")
+        if submit.is_for_slurm(run, call):
+            sys.exit(BatchJob(run, arguments, Allocation.of(os.environ)).supervise())
+        staging.check(run, call, arguments)
         if hosts:
             staging.choose_hosts(run, call, hosts)
         if call is not None:
             staging.place_on_all_hosts(run, call)
-        if Plan.read(run).launcher == "slurm":
-            sys.exit(BatchJob(run, arguments, Allocation.of(os.environ)).supervise())
         sys.exit(supervisor.Supervisor(run, arguments, call).supervise())
 
 

@@ -62,8 +62,7 @@ class BatchJob(Supervisor):
             return code
         first = self.allocation.attempt == 1
         arguments = self.arguments if first else self._arguments_of_restart(self.allocation.hosts)
-        attempt = Attempt(self.run, self.plan, self.allocation.hosts, arguments, self.allocation.attempt)
-        outcome = attempt.follow(self._interrupted)
+        attempt, outcome = self._attempt(self.allocation.hosts, arguments, self.allocation.attempt)
         if self._finished(attempt.token) or self.cancelled or not self.limit_near:
             return self._end(outcome, attempt)
         if self._newest_is(self.step_before):

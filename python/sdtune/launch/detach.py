@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from sdtune.errors import BadInput
-from sdtune.launch import submit
+from sdtune.launch import staging, submit
 from standalone import run_state
 
 
@@ -65,6 +65,7 @@ def start(run: Path, arguments: list[str], call: str | None = None, hosts: str =
         return "attached"
     if run_state.is_locked(run / run_state.LAUNCH_LOCK):
         raise BadInput(f"{run}: this run is going on already, without a supervisor; wait for it, or stop its mpirun")
+    staging.check(run, call, arguments)
     call, log, began = call or secrets.token_hex(6), run / "logs" / "supervisor.log", time.time()
     supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", "--call", call, "--hosts", hosts]
     supervise += [str(run), *arguments]
@@ -80,6 +81,9 @@ def start(run: Path, arguments: list[str], call: str | None = None, hosts: str =
             end = min(end, time.monotonic() + 2)  # until that one holds the lock
         time.sleep(0.05)
     output = log.read_text(encoding="utf-8", errors="replace").strip() or "it printed nothing"
+    refusal = output.splitlines()[-1]
+    if refusal.startswith("error: "):
+        raise BadInput(refusal.removeprefix("error: "))
     raise BadInput(f"{run}: the supervisor does not start: {output[-800:]}")
 
 

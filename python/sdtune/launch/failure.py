@@ -63,7 +63,18 @@ class Evidence:
     @property
     def no_rank_started(self) -> bool:
         """Whether nothing was received from any rank."""
-        return not self.rank_lines and not self.errors and not self.ended
+        return not (self.rank_lines or self.errors or self.ended or self.killed)
+
+    @property
+    def unheard(self) -> list[int]:
+        """Ranks that ended before their agents watched them, for which Hydra has ended all others (:mod:`.hydra`)."""
+        signals = dict(self.killed)
+        others = [rank for rank in self.ended if rank not in self.left]
+        if self.exit_code is None or self.errors or not signals:
+            return []
+        if any(rank in self.lost_agents or rank not in signals for rank in others):
+            return []
+        return [rank for rank in range(self.world_size) if rank not in self.ended]
 
     def host_of(self, rank: int) -> str:
         """Name of a rank's host."""
@@ -90,8 +101,10 @@ class Outcome:
     """The rank that failed first."""
     host: str | None = None
     """Name of its host."""
-    busy: bool = False
-    """Whether it did not start because another run uses a host."""
+    used_by: dict[str, str] = field(default_factory=dict)
+    """When it did not start because other runs use its hosts: {host: those runs}."""
+    port_taken: bool = False
+    """Whether it did not start because a program took the port where the ranks meet."""
     unconfirmed: list[str] = field(default_factory=list)
     """Hosts that did not confirm the end of their ranks. They were cut off, and their agents end the ranks."""
 
@@ -119,7 +132,8 @@ def judge(evidence: Evidence) -> Outcome:
     outcome.retry = not final
     if code < 0 and any(evidence.errors[one].kind == rank_error.BAD_INPUT for one in final):
         outcome.code = BAD_INPUT  # as launch.sh itself ends, unless ranks still wait for the one that refused
-    outcome.busy = any(evidence.errors[one].is_busy for one in final)
+    outcome.used_by = {evidence.host_of(one): by for one in final if (by := evidence.errors[one].used_by)}
+    outcome.port_taken = any(evidence.errors[one].is_port_taken for one in final)
     return outcome
 
 
@@ -150,12 +164,15 @@ def first_cause(evidence: Evidence) -> int | None:
     """The rank that ended first; None when nothing is known.
 
     An error that says more than that another rank has left comes before a rank of which only such an error is known,
-    and before one whose agent was lost, which proves nothing about the rank. After a time in which the supervisor
+    and before one whose agent was lost, which proves nothing about the rank. So does a rank that ended before it had an
+    agent. After a time in which the supervisor
     itself did nothing, the order is not known: then a rank that its agent ended explains the others.
     """
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
     if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
         return next(iter(causes or evidence.ended_by_agent))
+    if evidence.unheard:
+        return evidence.unheard[0]
     early = [rank for rank in evidence.ended if rank not in evidence.left]
     if early:
         first = early[0]
@@ -184,6 +201,8 @@ def describe(evidence: Evidence, rank: int | None) -> str:
         return f"{evidence.place_of(rank)} was killed by signal {number}{memory}"
     if memory:
         return f"{evidence.place_of(rank)} was killed{memory}"
+    if rank in evidence.unheard:
+        return f"{evidence.place_of(rank)} ended before its agent watched it, without an error message"
     return f"{evidence.place_of(rank)} ended without an error message"
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput, DrawingFailed, HostBusy, TrainingFailed
+from sdtune.errors import BadInput, DrawingFailed, HostBusy, PortTaken, TrainingFailed
 from sdtune.files import write_atomically
 from standalone import run_state
 
@@ -111,9 +111,16 @@ class RankError:
         return self.kind != UNEXPECTED
 
     @property
-    def is_busy(self) -> bool:
-        """Whether the rank did not start because another run uses its host."""
-        return self.exception == f"{HostBusy.__module__}.{HostBusy.__qualname__}"
+    def used_by(self) -> str:
+        """The other run that uses the rank's host, which is why it did not start; empty for any other reason."""
+        if self.exception != f"{HostBusy.__module__}.{HostBusy.__qualname__}":
+            return ""
+        return self.message.partition(HostBusy.USED_BY)[2].partition(";")[0]
+
+    @property
+    def is_port_taken(self) -> bool:
+        """Whether a program has taken the port where the ranks were to meet."""
+        return self.exception == f"{PortTaken.__module__}.{PortTaken.__qualname__}"
 
     @property
     def is_consequence(self) -> bool:

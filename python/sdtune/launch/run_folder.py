@@ -10,6 +10,7 @@ from typing import Any
 
 from sdtune.errors import BadInput, TrainingFailed
 from sdtune.files import is_writable, nearest_folder, write_atomically
+from standalone import run_state
 
 _RESULTS = ("*.safetensors", "pipeline", "openvino", "drawn", "images", "report.html", ".collected")
 _PROGRESS = ("metrics.jsonl", "checkpoints", "concept", "validation", "tensorboard")
@@ -49,8 +50,10 @@ class Run:
             BadInput: with the remedy.
         """
         if self.finished.exists() and not overwrite:
+            unproven = run_state.why_unproven(self.folder)
+            held = f"a run that is not known to have finished ({unproven})" if unproven else "a finished run"
             raise BadInput(
-                f"{self.folder} holds a finished run, which is not overwritten unasked; choose another "
+                f"{self.folder} holds {held}, which is not overwritten unasked; choose another "
                 f"run_name, or allow it with --overwrite (Ansible: -e training_overwrite=true)"
             )
         if not resume and not overwrite and any(self.checkpoints.glob("step-*")):
@@ -123,12 +126,14 @@ class Run:
         """The contents of ``finished.json``.
 
         Raises:
-            BadInput: the run has not finished.
+            BadInput: the run has not finished, or does not prove it.
         """
         if not self.finished.is_file():
             raise BadInput(f"{self.folder} holds no finished run; train it first, or go on with resume_from_checkpoint")
-        facts: dict[str, Any] = json.loads(self.finished.read_text(encoding="utf-8"))
-        return facts
+        try:
+            return run_state.read_proof(self.folder)
+        except run_state.Unproven as why:
+            raise BadInput(f"{self.folder} holds no finished run: {why}; train it again") from None
 
     def require_learned(self) -> None:
         """Refuse a run that has no learned parameters, or no pipeline.

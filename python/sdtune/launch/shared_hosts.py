@@ -22,8 +22,8 @@ def others_here(run: str, cores: str) -> list[dict[str, Any]]:
         cores: those that it needs, such as ``0-13``; empty: all.
     """
     wanted = host_claims.parse_numbers(cores) or sorted(os.sched_getaffinity(0))
-    mine = (Path(run).name[: host_claims.SHORT], host_claims.user_name(os.getuid()))
-    others = [one for one in host_claims.shares() if (one["run"], one["user"]) != mine]
+    mine = host_claims.digest_of(run)
+    others = [one for one in host_claims.shares() if one["folder"] != mine]
     return host_claims.in_the_way(others, wanted)
 
 

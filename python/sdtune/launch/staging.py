@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import yaml
+
 from sdtune.errors import BadInput
-from sdtune.files import hold_lock, write_atomically
+from sdtune.files import hold_lock, read_text, write_atomically
 from sdtune.host.ssh import command_on
+from sdtune.launch.run_folder import Run
 from standalone import launch_files, run_state
 
 
@@ -28,6 +32,33 @@ def _place_on(run: Path, call: str, address: str) -> str:
         return "it did not answer for 60 s"
     lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     return "" if done.returncode == 0 else (lines[-1] if lines else f"code {done.returncode}")
+
+
+def check(run: Path, call: str | None, arguments: Sequence[str]) -> None:
+    """Refuse a start that would replace what an earlier one has left, before any file of the run changes.
+
+    ``launch.sh`` does the same, but starts when all launch files, the state and the logs of the earlier start are gone.
+
+    Args:
+        run: the run folder.
+        call: name under which its launch files are staged, if they are.
+        arguments: of launch.sh.
+
+    Raises:
+        BadInput: with the remedy.
+    """
+    staged = launch_files.staged(run, call or "")
+    path = (staged if staged.is_dir() else run) / "job.yaml"
+    try:
+        job = yaml.safe_load(read_text(path))
+        resumes = job["training"].get("resume_from_checkpoint") is not None
+        overwrites = bool(job.get("overwrite"))
+    except (BadInput, yaml.YAMLError, AttributeError, KeyError, TypeError):  # launch.sh says what is wrong with it
+        resumes = overwrites = False
+    Run(run).check_writable(
+        overwrite=overwrites or "--overwrite" in arguments,
+        resume=resumes or "--resume_from_checkpoint" in arguments,
+    )
 
 
 def choose_hosts(run: Path, call: str | None, names: list[str]) -> None:

@@ -96,8 +96,11 @@ class StateFile:
         self.reserve.write_bytes(b"\0" * _RESERVE)
 
     def write(self, **facts: Any) -> None:
-        """Change some facts, and write all of them."""
+        """Change some facts, and write all of them; what a run waits for is one only while it waits."""
         self.facts |= facts
+        if self.facts["state"] != "waiting":
+            self.facts.pop("waiting_for", None)
+            self.facts.pop("used_by", None)
         text = json.dumps({**self.facts, "updated": time.time()}, indent=1) + "\n"
         try:
             write_atomically(self.path, text)

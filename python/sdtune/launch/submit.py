@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.files import hold_lock, write_atomically
+from sdtune.launch import staging
 from standalone import launch_files, run_state
 
 SCRIPT, DRAWING_SCRIPT = "job.sbatch", "draw.sbatch"
@@ -43,6 +44,7 @@ def submit(run: Path, arguments: list[str], call: str | None, after: str = "") -
             return "attached"
         if run_state.queued_job(run):
             return "attached"
+        staging.check(run, call, arguments)
         if call is not None and launch_files.staged(run, call).is_dir():
             launch_files.place(run, call)
         (run / "logs").mkdir(exist_ok=True)

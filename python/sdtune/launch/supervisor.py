@@ -27,6 +27,7 @@ from standalone import run_state
 
 FINISHED, FAILED, STOPPED = 0, 1, 3
 """Exit codes of a supervisor, beside :data:`sdtune.launch.failure.BAD_INPUT`."""
+_PORTS = 3  # that an attempt tries when programs take them
 
 
 class Supervisor:
@@ -107,12 +108,15 @@ class Supervisor:
         hosts, arguments, number = dict(self.plan.hosts), self.arguments, 1
         if (code := self._draw_class_pictures(hosts)) is not None:
             return code
+        used: dict[str, str] = {}
         while True:
-            if self.plan.wait_for_hosts and (code := self._queue(hosts)) is not None:
+            # a run that is restarted has had its hosts, so it waits for a run that took one of them meanwhile
+            waits = self.plan.wait_for_hosts or number > 1
+            if waits and (code := self._queue(hosts, used)) is not None:
                 return code
-            attempt = Attempt(self.run, self.plan, hosts, arguments, number)
-            outcome = attempt.follow(self._interrupted)
-            if outcome.busy and self.plan.wait_for_hosts and not self._interrupted():  # two started at one moment
+            attempt, outcome = self._attempt(hosts, arguments, number)
+            used = outcome.used_by if waits else {}
+            if used and not self._interrupted():  # two started at one moment
                 continue
             code = self._code_after(outcome, number, attempt.token)
             if code is not None:
@@ -125,6 +129,16 @@ class Supervisor:
             arguments = self._arguments_of_restart(hosts)
             number += 1
             self.state.write(state="running", attempt=number, attempt_started=time.time(), hosts=list(hosts))
+
+    def _attempt(self, hosts: Mapping[str, str], arguments: list[str], number: int) -> tuple[Attempt, Outcome]:
+        """Make an attempt, again when a program takes the port between the look at it and rank 0, which is rare."""
+        for _ in range(_PORTS):
+            attempt = Attempt(self.run, self.plan, dict(hosts), arguments, number)
+            outcome = attempt.follow(self._interrupted)
+            if not outcome.port_taken or self._interrupted() or self.stop_request is not None:
+                break
+            print(f"attempt {number} starts again: {outcome.why}", flush=True)
+        return attempt, outcome
 
     # --- before the first attempt ----------------------------------------------------------------------------------
 
@@ -171,18 +185,27 @@ class Supervisor:
             return self._close(FAILED, "failed", reason=self.ended_by)
         return self._close(STOPPED, "stopped", reason=f"on request, {what}")
 
-    # --- after an attempt ------------------------------------------------------------------------------------------
+    def _queue(self, hosts: dict[str, str], used: dict[str, str]) -> int | None:
+        """Wait while other runs use the hosts.
 
-    def _queue(self, hosts: dict[str, str]) -> int | None:
-        """Wait while other runs use the hosts. The exit code when the run ends meanwhile; None when it may start."""
-        while used := used_by_others(self.run, self.plan, hosts):
+        Args:
+            hosts: those that this run needs.
+            used: what a rank has found there a moment ago, see :attr:`Outcome.used_by`.
+
+        Returns:
+            The exit code when the run ends meanwhile; None when it may start.
+        """
+        used = used or used_by_others(self.run, self.plan, hosts)
+        while used:
             if self._interrupted() or self.stop_request is not None:
                 return self._close_before_attempt("while other runs used its hosts")
             self.state.write(state="waiting", waiting_for=list(used), used_by=used)
             time.sleep(random.uniform(1, 4))  # two that wait do not start at the same moment
-        self.state.facts.pop("used_by", None)
+            used = used_by_others(self.run, self.plan, hosts)
         self.state.write(state="running", attempt_started=time.time())
         return None
+
+    # --- after an attempt ------------------------------------------------------------------------------------------
 
     def _code_after(self, outcome: Outcome, number: int, token: str, restarts: int | None = None) -> int | None:
         """Record how an attempt ended; the exit code, or None when another attempt follows.
@@ -270,10 +293,9 @@ class Supervisor:
     def _finished(self, token: str) -> bool:
         """Whether the ranks that know this token have finished the run, all of them."""
         try:
-            facts = json.loads((self.run / "finished.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            return bool(run_state.read_proof(self.run)["token_sha256"] == digest_of(token))
+        except run_state.Unproven:
             return False
-        return bool(facts.get("token_sha256") == digest_of(token) and not run_state.why_unproven(self.run))
 
     def _has_progress(self) -> bool:
         """Whether this run has written metrics; until then, what is in its folder may be of an earlier run."""

@@ -17,7 +17,7 @@ from accelerate.utils import get_cpu_distributed_information
 from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # what torch.distributed has, with its types
 
-from sdtune.errors import BadInput, HostBusy
+from sdtune.errors import BadInput, HostBusy, PortTaken
 from sdtune.host.interface import interface_towards
 from sdtune.launch import binding
 from sdtune.launch.meeting import Attempt
@@ -47,10 +47,10 @@ def claim_cores(job: Job) -> None:
         return
     cores = host_claims.parse_numbers(os.environ.get(CORES, "")) or host_claims.cores_of_parent()
     try:
-        _CLAIMS.extend(host_claims.claim_cores(job.run_name, cores))
+        _CLAIMS.extend(host_claims.claim_cores(job.run_dir, cores))
     except host_claims.CoresTaken as taken:
         raise HostBusy(
-            f"{platform.node()} is used by {taken}; wait for its end, queue this run with "
+            f"{platform.node()}{HostBusy.USED_BY}{taken}; wait for its end, queue this run with "
             f"-e training_wait_for_hosts=true, or give both cores of their own with launch_config_cores"
         ) from None
 
@@ -62,7 +62,7 @@ def _open_rendezvous(host: str, port: int, ranks: int, timeout: timedelta) -> TC
         if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
             raise
         by = host_claims.listener(port)
-        raise BadInput(
+        raise PortTaken(
             f"port {port} on {platform.node()}, where the ranks meet, is taken"
             f"{f' by a program of user {by}' if by else ''}; start again, which takes another port, "
             f"or set launch_config_master_port to a free one"

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate.utils import gather_object
 from sdtune.errors import TrainingFailed
 from sdtune.host.facts import describe_hardware, describe_host
 from sdtune.host.memory import peak_rss_bytes
-from sdtune.launch.meeting import Attempt
+from sdtune.launch.meeting import Attempt, digest_of
 
 
 def group_by_host(described: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,19 +39,22 @@ def sign(accelerator: Accelerator, samples: int) -> dict[str, Any]:
         samples: on which this rank trained in this attempt.
 
     Returns:
-        ``attempt``; ``token_sha256``, the digest of its token; ``ranks``: number, host, process and samples of each.
+        ``attempt``; ``token_sha256``, the digest of its token, or a random one for ranks that were started without
+        launch.sh and have none; ``ranks``: number, host, process and samples of each.
 
     Raises:
         TrainingFailed: a rank belongs to another attempt.
     """
     attempt = Attempt.of(os.environ)
     mine = {"rank": accelerator.process_index, "host": platform.node(), "pid": os.getpid(), "samples": samples}
-    signed = gather_object([{**mine, "attempt": attempt.number, "token_sha256": attempt.digest}])
+    own = digest_of(secrets.token_hex(16))
+    signed = gather_object([{**mine, "attempt": attempt.number, "token_sha256": attempt.digest, "own": own}])
+    random = [rank.pop("own") for rank in signed][0]
     shared = {"attempt": attempt.number, "token_sha256": attempt.digest}
     for rank in signed:
         if {key: rank.pop(key) for key in shared} != shared:
             raise TrainingFailed(f"rank {rank['rank']} on {rank['host']} is of another attempt; nothing was saved")
-    return {**shared, "ranks": signed}
+    return {"attempt": attempt.number, "token_sha256": attempt.digest or random, "ranks": signed}
 
 
 class RankTimes:
