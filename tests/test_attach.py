@@ -12,8 +12,12 @@ def run(provisioned):
     run = provisioned / "runs/r"
     run.mkdir(parents=True)
     proof = {
+        "run_name": "r",
+        "steps": 1,
+        "attempt": 1,
+        "token_sha256": 16 * "0",
         "world_size": 1,
-        "ranks": [{"rank": 0}],
+        "ranks": [{"rank": 0, "host": "here", "pid": 7, "samples": 1}],
         "learned": {"learned_embeds.safetensors": sha256(b"").hexdigest()},
     }
     (run / "finished.json").write_text(json.dumps(proof))

@@ -44,6 +44,7 @@ def changed(base, **more):
         (changed(RUN, state={"state": "waiting", "waiting_for": ["node2", "node3"]}), "waits for node2, node3"),
         (changed(RUN, supervised=False, unsupervised=True), "is going on, unsupervised"),
         (changed(RUN, supervised=False, lost=True), "died with its supervisor"),
+        (changed(RUN, supervised=False, lost=True, rebooted=True), "ended when its host was rebooted"),
         (changed(RUN, supervised=False, finished=True), "is finished"),
         (changed(RUN, supervised=False, state={"state": "failed", "reason": "rank 1 died"}), "failed: rank 1 died"),
         ({**RUN, "supervised": False, "state": {}}, "is not going on"),

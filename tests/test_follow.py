@@ -19,6 +19,21 @@ def test_a_run_folder_that_was_deleted():
     assert told == "node1: the run folder /w/runs/r was deleted while the run was going on, which ends the run"
 
 
+def test_a_run_whose_host_was_rebooted():
+    """The record of the run tells it; what died by itself is not called a reboot."""
+    action = follow.ActionModule.__new__(follow.ActionModule)
+    lost = {**SEEN, "supervised": False, "lost": True, "rebooted": True, "progress": {"checkpoint": 20}}
+    assert action._failure_message("node1", "/w/runs/r", lost) == (
+        "node1: the host was rebooted, which ended the run; go on from step 20 with "
+        "-e training_resume_from_checkpoint=auto; logs are in /w/runs/r/logs"
+    )
+    told = action._failure_message("node1", "/w/runs/r", {**lost, "rebooted": False, "progress": {}})
+    assert told == (
+        "node1: the supervisor of the run died, and the job with it; there is no checkpoint: start again; "
+        "logs are in /w/runs/r/logs"
+    )
+
+
 def test_a_batch_job_that_waits_or_cannot_start():
     state = {
         "run_name": "r",

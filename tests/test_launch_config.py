@@ -76,7 +76,7 @@ def test_the_files_of_a_run(playbook, provisioned):
     done = configure(playbook, training_placeholder_token="toy")
     assert done.returncode == 2
     message = " ".join(done.stdout.split())
-    assert "holds a finished run" in message
+    assert "holds a run that is not known to have finished (finished.json is missing or damaged)" in message
     assert "-e run_name=..." in message
     assert "-e training_overwrite=true" in message
     assert (run / "job.yaml").read_text() == before

@@ -87,6 +87,11 @@ def failure_line(failure: dict) -> str:
     return f"attempt {failure['attempt']} ended{reached}: {failure['why']} ({kept})"
 
 
+def going_on(checkpoint: int) -> str:
+    """How a run goes on that was ended."""
+    return f"go on from step {checkpoint} with -e training_resume_from_checkpoint=auto"
+
+
 def on_terminal() -> bool:
     """Whether the standard output of ansible-playbook, this process's parent, is a terminal."""
     if os.environ.get("TERM", "dumb") == "dumb":
@@ -239,17 +244,18 @@ class ActionModule(ActionBase):
             )
         failures = state.get("failures", [])
         if seen["lost"] or state.get("state") not in ("failed",):
+            how = "the supervisor of the run died, and the job with it"
+            if seen.get("rebooted"):
+                how = "the host was rebooted, which ended the run"
             checkpoint = seen["progress"].get("checkpoint")
-            kept = "no checkpoint" if checkpoint is None else f"the newest checkpoint is of step {checkpoint}"
-            return f"{name}: the supervisor of the run died, and the job with it ({kept}); logs are in {run_dir}/logs"
+            kept = "there is no checkpoint: start again" if checkpoint is None else going_on(checkpoint)
+            return f"{name}: {how}; {kept}; logs are in {run_dir}/logs"
         many = len(failures) > 1
         text = [f"{name}: the run failed: {state.get('reason')}"]
         text += [failure_line(failure) for failure in failures] if many else []
         if failures:
             text += [f"all logs are in {run_dir}/logs; the details are", *failures[-1]["lines"]]
             if failures[-1].get("checkpoint") is not None and failures[-1]["exit_code"] != 2:
-                text.append(
-                    f"go on from step {failures[-1]['checkpoint']} with -e training_resume_from_checkpoint=auto, "
-                    f"and let it do so by itself with training_max_restarts"
-                )
+                by_itself = "and let it do so by itself with training_max_restarts"
+                text.append(f"{going_on(failures[-1]['checkpoint'])}, {by_itself}")
         return "\n".join(text)

@@ -56,7 +56,7 @@ def run_state_words(run: Mapping[str, Any] | None) -> str:
     if run_is_active(run):
         return "is going on, unsupervised"
     if run["lost"]:
-        return "died with its supervisor"
+        return "ended when its host was rebooted" if run.get("rebooted") else "died with its supervisor"
     if run["finished"]:
         return "is finished"
     if run.get("unproven"):

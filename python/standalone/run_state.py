@@ -374,8 +374,8 @@ def look(run: Path, wait: float = 0) -> dict[str, Any]:
         ``supervised``: a supervisor is running; ``standstill``: see :func:`standstill`; ``unsupervised``: the run is
         going on without one; ``finished``; ``unproven``: why what its finished.json says is not believed, empty where
         it is or there is none; ``collected``: its results were brought to a control node; ``exported``, ``reported``:
-        it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended; ``state``: see
-        :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
+        it has an OpenVINO copy, a report; ``lost``: the supervisor died before the run ended; ``rebooted``: its host
+        was rebooted meanwhile; ``state``: see :func:`read_state`; ``progress``: see :func:`progress`; ``now``.
     """
     end = time.monotonic() + wait
     patience = end
@@ -424,6 +424,7 @@ def _seen(run: Path, state: dict[str, Any], **facts: Any) -> dict[str, Any]:
     exists, unproven = run.is_dir(), why_unproven(run)
     return {
         "exists": exists,
+        "rebooted": facts["lost"] and state.get("boot") not in (None, boot()),
         "left": [] if exists else [p.pid for p in processes_by_run(run.parent).get(run.name, [])],
         "finished": (run / FINISHED).exists() and not unproven,
         "unproven": unproven if (run / FINISHED).exists() else "",
@@ -456,7 +457,7 @@ def table_row(name: str, seen: dict[str, Any]) -> dict[str, Any]:
     if not (seen["supervised"] or seen["unsupervised"]):
         ended, reason = state.get("state", "failed"), state.get("reason", "")
         if seen["lost"]:
-            ended, reason = "failed", "its supervisor died"
+            ended, reason = "failed", "its host was rebooted" if seen["rebooted"] else "its supervisor died"
         elif ended == "finished" and not seen["finished"]:
             ended, reason = (
                 "failed",
@@ -613,6 +614,19 @@ def _read(path: Path | str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def boot() -> str:
+    """What tells the boots of a host apart, and the starts of a container: the kernel's boot, and its first process."""
+    first = _read("/proc/1/stat").rpartition(")")[2].split()
+    return f"{_read('/proc/sys/kernel/random/boot_id').strip()} {first[19] if first else ''}"
+
+
+def uptime() -> float:
+    """For how many seconds this host, or container, has been up."""
+    first = _read("/proc/1/stat").rpartition(")")[2].split()
+    began = int(first[19]) / os.sysconf("SC_CLK_TCK") if first else 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
 
 
 def ranks_of(run: Path) -> dict[int, int]:

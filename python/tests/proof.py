@@ -4,7 +4,7 @@ import hashlib
 
 
 def proof(run_name: str, *, ranks: int = 1, token_sha256: str = 16 * "0", **files: bytes) -> dict:
-    """The proof that ``ranks`` ranks have finished a run; ``files``: name without suffix, and content, of what they learned."""
+    """The proof that so many ranks have finished a run and learned these files: name without suffix, and content."""
     learned = {f"{name}.safetensors": hashlib.sha256(content).hexdigest() for name, content in files.items()}
     signed = [{"rank": rank, "host": "here", "pid": 7, "samples": 9} for rank in range(ranks)]
     facts = {"run_name": run_name, "steps": 9, "attempt": 1, "token_sha256": token_sha256}

@@ -1,10 +1,11 @@
 """Fake run folders for tests of the report: their numbers are invented."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
+
+from tests.proof import proof
 
 HOSTILE = "<script>alert('$x$ & \"y\"')</script>"
 

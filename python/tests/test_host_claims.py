@@ -94,7 +94,7 @@ def test_of_two_that_claim_at_once_one_has_its_cores():
 
 
 def test_a_list_of_many_single_cores_is_told_in_full():
-    """One claim has no room for it. Disjoint cores stay free for others; claims of other programs are no reason to fail."""
+    """One claim has no room for it. Disjoint cores stay free; claims of other programs are no reason to fail."""
     odd = list(range(9_101, 9_201, 2))
     foreign = [host_claims.claim("run", *parts) for parts in ((1, 1, "f" * 8, "0-99999999999", "x"), ("x",))]
     held = host_claims.claim_cores(f"/runs/{'n' * 100}", odd)

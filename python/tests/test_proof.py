@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sdtune.errors import BadInput
 from sdtune.launch import processes
 from sdtune.launch.run_folder import Run
 from sdtune.training.trainer import train
@@ -21,6 +22,25 @@ def test_a_finished_run_proves_itself_until_something_changes(job):
     assert run_state.why_unproven(run.folder) == "finished.json names 1 of 2 ranks"
     run.finished.write_text(json.dumps({key: value for key, value in facts.items() if key != "ranks"}))
     assert "an earlier version wrote it" in run_state.why_unproven(run.folder)
+    wrong = {
+        "token_sha256": "",
+        "learned": {},
+        "ranks": [{"rank": 0}],
+        "world_size": 10**12,
+        "attempt": True,
+        "steps": 0,
+    }
+    for name, value in wrong.items():
+        run.finished.write_text(json.dumps({**facts, name: value}))
+        assert run_state.why_unproven(run.folder) == f"finished.json is damaged: {name}"
+    run.finished.write_text(json.dumps({**facts, "run_name": "other"}))
+    (run.folder / "job.yaml").write_text("run_name: mine\n")
+    assert run_state.why_unproven(run.folder) == "finished.json is of run other, not of mine"
+    with pytest.raises(BadInput, match=r"holds a run that is not known to have finished \(finished"):
+        run.check_writable(overwrite=False, resume=False)
+    with pytest.raises(BadInput, match=r"holds no finished run: finished\.json is of run other"):
+        run.facts()
+    (run.folder / "job.yaml").unlink()
     run.finish(facts, [run.learned])
     run.learned.write_bytes(run.learned.read_bytes() + b"\0")
     assert run_state.why_unproven(run.folder).startswith("learned_embeds.safetensors is not what its ranks learned")

@@ -13,6 +13,7 @@ from sdtune.errors import BadInput
 from sdtune.launch import dealing, side_by_side, staging
 from sdtune.launch.dealing import Request, Table, deal
 from standalone import run_state
+from tests.proof import proof
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,8 @@ elif end.read_text():
     write("failed", reason=end.read_text())
 else:
     (run / "logs").mkdir(exist_ok=True)
-    (run / "finished.json").write_text(json.dumps({"world_size": 1, "ranks": [{"rank": 0}], "learned": {}}))
+    (run / "learned_embeds.safetensors").write_bytes(b"learned")
+    (run / "finished.json").write_text(json.dumps({**PROOF, "run_name": run.name}))
     write("finished")
 """
 
@@ -134,7 +136,9 @@ def cluster(tmp_path, monkeypatch):
     for name, text in (("ssh", SSH), ("rsync", RSYNC)):
         (programs / name).write_text(text.format(root=str(tmp_path)).replace("{{", "{").replace("}}", "}"))
         (programs / name).chmod(0o755)
-    (programs / "start.py").write_text(START.replace("ROOT", repr(str(tmp_path / "ends"))))
+    (programs / "start.py").write_text(
+        f"PROOF = {proof('run', learned_embeds=b'learned')}\n" + START.replace("ROOT", repr(str(tmp_path / "ends")))
+    )
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setattr(side_by_side, "LAUNCH", (sys.executable, str(programs / "start.py")))
     monkeypatch.setattr(side_by_side, "_SILENT", 0.2)

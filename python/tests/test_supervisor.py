@@ -285,7 +285,47 @@ def test_a_run_waits_for_its_host_when_asked_to(run):
     other.communicate(b"\n")
     assert process.wait(60) == 0
     state = run_state.read_state(run)
-    assert (state["state"], state["attempt"], "used_by" in state) == ("finished", 1, False)
+    assert (state["state"], state["attempt"], state.keys() & {"used_by", "waiting_for"}) == ("finished", 1, set())
+
+
+def test_a_restarted_run_waits_for_a_run_that_took_its_host_meanwhile(run):
+    """Also where it was not asked to wait: it has had the host."""
+    plan(
+        run,
+        "step(1)\nif '--overwrite' in arguments:\n    if rank == 0: raise KeyError\n    time.sleep(60)\nfinish()",
+        max_restarts=1,
+        cores={"here": "9100"},
+    )
+    code = "from standalone import host_claims; held = host_claims.claim_cores('night', [9100]); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=PYTHON)
+    wait_for(lambda: host_claims.in_the_way(host_claims.shares(), [9100]))
+    process = start(run, "--overwrite")
+    state = wait_for(lambda: (found := run_state.read_state(run)).get("state") == "waiting" and found, 40)
+    assert state["used_by"]["here"].startswith("run night of user ")
+    other.communicate(b"\n")
+    assert process.wait(60) == 0
+    state = run_state.read_state(run)
+    assert (state["state"], state["attempt"], state.keys() & {"used_by", "waiting_for"}) == ("finished", 2, set())
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [("errors.HostBusy('here is used by run night of user ann; wait')", True), ("errors.PortTaken('taken')", False)],
+)
+def test_what_another_program_had_a_moment_ago_costs_no_restart(run, error, waits):
+    """A host, for which the run waits, without a busy loop, and a port, of which the next one is taken."""
+    what = f"open('met', 'w').close()\n    raise {error}"
+    first = f"if rank == 1 and not os.path.exists('met'):\n    {what}\nif not os.path.exists('go'): time.sleep(60)\n"
+    plan(run, f"{first}finish()", wait_for_hosts=waits)
+    process = start(run)
+    wait_for((run / "met").exists)
+    (run / "go").touch()
+    if waits:
+        state = wait_for(lambda: (found := run_state.read_state(run)).get("state") == "waiting" and found)
+        assert state["used_by"] == {"here": "run night of user ann"}
+    assert process.wait(60) == 0
+    state = run_state.read_state(run)
+    assert (state["state"], state["attempt"], state["failures"]) == ("finished", 1, [])
 
 
 def stage(run, call, **settings):
@@ -311,6 +351,27 @@ def test_of_two_calls_at_once_the_second_follows_and_changes_nothing(run):
     assert (run / "job.yaml").read_text() == f"training:\n  max_train_steps: {steps}\n"
     os.kill(run_state.read_state(run)["pid"], signal.SIGTERM)
     nothing_left(run)
+
+
+def test_a_late_call_changes_nothing_of_a_finished_run(run):
+    """Two are prepared while nothing runs; the second starts when the first has finished, before and under the lock."""
+    plan(run, "step(1); finish()")
+    for call, steps in (("a", 250), ("b", 7)):
+        stage(run, call, steps=steps)
+    command = [sys.executable, *SUPERVISE]
+    subprocess.run([*command, "start", "--call", "a", run], check=True)
+    wait_for(lambda: run_state.read_state(run)["state"] == "finished")
+    wait_for(lambda: not run_state.look(run)["supervised"])
+
+    def files():
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = files()
+    for how in ("start", "run"):
+        done = subprocess.run([*command, how, "--call", "b", run], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {run} holds a finished run, which is not overwritten unasked")
+        assert files() == before
 
 
 def test_what_the_program_refuses_is_not_tried_again(run):
@@ -354,7 +415,10 @@ def test_agents_end_their_ranks_when_the_supervisor_is_gone(run):
     process.kill()
     process.wait()
     nothing_left(run, seconds=5)
-    assert run_state.look(run)["lost"]
+    seen = run_state.look(run)
+    assert (seen["lost"], seen["rebooted"]) == (True, False)
+    (run / "state.json").write_text(json.dumps({**seen["state"], "boot": "of before"}))
+    assert run_state.look(run)["rebooted"]
     # the first agent to notice says so; its rank's end makes the launcher kill the other, whose agent has no reason
     assert "the supervisor is gone" in "".join(log.read_text() for log in (run / "logs").glob("rank-*.log"))
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("runs", type=_run_folder, metavar="RUNS", help="the folder of all runs")
-    text = "kill the processes that a run has left on this host"
+    text = "kill the processes that a run has left on this host; print for how many seconds the host has been up"
     command = commands.add_parser("sweep", help=text, description=text)
     command.add_argument("run", type=_run_folder, metavar="RUN", help="the run folder")
     text = "become the program COMMAND, with a port and a token for its ranks to meet; needs the variables of env.sh"
@@ -74,8 +74,10 @@ def main() -> None:
         agent.main(options.rank, options.pid, options.launcher)
     elif options.command == "sweep":
         from sdtune.launch import processes
+        from standalone import run_state
 
         processes.sweep(str(options.run))
+        print(run_state.uptime())
     elif options.command == "cores":
         from sdtune.host.numa import first_siblings
         from sdtune.launch.binding import cores_of_rank

@@ -65,6 +65,7 @@ class Supervisor:
             call=call,
             pid=os.getpid(),
             host=os.uname().nodename,
+            boot=run_state.boot(),
             started=self.began,
             attempt=attempt,
             attempt_started=self.began,
@@ -121,7 +122,9 @@ class Supervisor:
             code = self._code_after(outcome, number, attempt.token)
             if code is not None:
                 return code
-            absent = wait_for_hosts(self.run, self.plan, self._goes_on_waiting)
+            began = self.state.facts["attempt_started"]
+            absent, rebooted = wait_for_hosts(self.run, self.plan, self._goes_on_waiting, began)
+            self._note_reboot(outcome, rebooted)
             code = self._code_while_waiting(outcome, absent)
             if code is not None:
                 return code
@@ -233,6 +236,12 @@ class Supervisor:
         if self.ended_by or not outcome.retry or number > most:
             return self._close(BAD_INPUT if outcome.code == BAD_INPUT else FAILED, "failed", reason=outcome.why)
         return None
+
+    def _note_reboot(self, outcome: Outcome, hosts: list[str]) -> None:
+        """Add to a failure which hosts were rebooted meanwhile, as they tell when they are back."""
+        if hosts:
+            outcome.why += f"; {', '.join(hosts)} {'was' if len(hosts) == 1 else 'were'} rebooted"
+            self.state.facts["failures"][-1]["why"] = outcome.why
 
     def _code_while_waiting(self, outcome: Outcome, absent: list[str]) -> int | None:
         """The exit code when the run ends after it waited for hosts; None when it goes on."""

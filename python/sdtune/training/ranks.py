@@ -49,9 +49,10 @@ def sign(accelerator: Accelerator, samples: int) -> dict[str, Any]:
     mine = {"rank": accelerator.process_index, "host": platform.node(), "pid": os.getpid(), "samples": samples}
     own = digest_of(secrets.token_hex(16))
     signed = gather_object([{**mine, "attempt": attempt.number, "token_sha256": attempt.digest, "own": own}])
-    random = [rank.pop("own") for rank in signed][0]
+    random = signed[0]["own"]
     shared = {"attempt": attempt.number, "token_sha256": attempt.digest}
     for rank in signed:
+        del rank["own"]
         if {key: rank.pop(key) for key in shared} != shared:
             raise TrainingFailed(f"rank {rank['rank']} on {rank['host']} is of another attempt; nothing was saved")
     return {"attempt": attempt.number, "token_sha256": attempt.digest or random, "ranks": signed}
