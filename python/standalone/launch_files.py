@@ -19,6 +19,7 @@ from pathlib import Path
 
 SUPERVISOR_LOCK = ".supervisor.lock"
 LAUNCH_LOCK = ".lock"
+FINISHED = "finished.json"
 PLACED = ".placed"
 """File of the run folder: the call whose files are in place."""
 _OLD = 86_400  # seconds after which what a call has left behind, because it was killed, is removed
@@ -74,11 +75,16 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
+class TooLate(Exception):
+    """The run has finished since the files were staged."""
+
+
 def place_alone(run: Path, call: str) -> list[str]:
     """:func:`place`, while no run of this folder can start.
 
     Raises:
         BlockingIOError: one is going on.
+        TooLate: one has finished since the files were staged, and what it was asked stays.
     """
     locks = []
     os.umask(0o777 & ~run.stat().st_mode)  # whoever may enter the folder may read what is in it, and nobody else
@@ -86,6 +92,9 @@ def place_alone(run: Path, call: str) -> list[str]:
         for name in (SUPERVISOR_LOCK, LAUNCH_LOCK):
             locks.append(os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644))
             fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finished, folder = run / FINISHED, staged(run, call)
+        if finished.exists() and folder.exists() and finished.stat().st_mtime > folder.stat().st_mtime:
+            raise TooLate
         return place(run, call)
     finally:
         for lock in locks:
@@ -102,6 +111,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(place_alone(options.run, options.call)))
     except BlockingIOError:
         sys.exit(f"{options.run} is going on; its files stay as they are")
+    except TooLate:
+        sys.exit(f"{options.run} has finished since this call began; its files stay as they are; type the same again")
 
 
 if __name__ == "__main__":

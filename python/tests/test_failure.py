@@ -73,8 +73,11 @@ SURPRISE = KeyError("surprise")
             "rank 1 on node2 was ended by its agent: nothing was received; the supervisor itself did not run for 41 s, "
             "as after SIGSTOP",
         ),
-        ({"ended": [1]}, "rank 1 on node2 ended without an error message"),
-        ({"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1]}, "rank 1 on node2 ended without an error message"),
+        ({"exit_code": None, "ended": [1]}, "rank 1 on node2 ended without an error message"),
+        (
+            {"rank_lines": {1: ["KeyError: 'printed'"]}, "ended": [1, 0]},
+            "rank 1 on node2 ended without an error message",
+        ),
         # a rank whose work was done is no cause
         ({"ended": [0, 1], "left": {0}, "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
         (
@@ -83,11 +86,16 @@ SURPRISE = KeyError("surprise")
         ),
         # without agents, Hydra's report and the records remain
         ({"killed": [(1, 11)], "errors": {0: error(CLOSED, 0)}}, "rank 1 on node2 was killed by signal 11"),
-        # Hydra ends the others when a rank ends that no agent watches yet, and reports signals of all
+        # Hydra ends the others when a rank ends that no agent watches yet, and reports signals of some or all
         ({"exit_code": 255, "ended": [0], "killed": [(0, 9), (1, 9)]}, "rank 1 on node2 was killed by signal 9"),
-        (
-            {"exit_code": 255, "ended": [0], "killed": [(0, 9)]},
-            "rank 1 on node2 ended before its agent watched it, without an error message",
+        ({"exit_code": 255, "ended": [0], "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        ({"exit_code": 255, "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        *(
+            (
+                {"exit_code": 255, "ended": [0], "killed": killed},
+                "rank 1 on node2 ended before its agent watched it, without an error message",
+            )
+            for killed in ([], [(0, 9)])
         ),
         # what sdtune refuses counts, whoever ended first
         (

@@ -372,6 +372,9 @@ def test_a_late_call_changes_nothing_of_a_finished_run(run):
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {run} holds a finished run, which is not overwritten unasked")
         assert files() == before
+    with pytest.raises(launch_files.TooLate):
+        launch_files.place_alone(run, "b")
+    assert files() == before
 
 
 def test_what_the_program_refuses_is_not_tried_again(run):

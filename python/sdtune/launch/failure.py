@@ -67,14 +67,15 @@ class Evidence:
 
     @property
     def unheard(self) -> list[int]:
-        """Ranks that ended before their agents watched them, for which Hydra has ended all others (:mod:`.hydra`)."""
-        signals = dict(self.killed)
-        others = [rank for rank in self.ended if rank not in self.left]
-        if self.exit_code is None or self.errors or not signals:
+        """Ranks that ended before their agents watched them, for which Hydra has ended the job (:mod:`.hydra`).
+
+        Those come first of which it reports a signal; it does not report how each rank on each host ended.
+        """
+        if self.exit_code is None or self.no_rank_started or self.errors or self.lost_agents:
             return []
-        if any(rank in self.lost_agents or rank not in signals for rank in others):
-            return []
-        return [rank for rank in range(self.world_size) if rank not in self.ended]
+        killed = [rank for rank, _ in self.killed]
+        absent = [rank for rank in range(self.world_size) if rank not in self.ended]
+        return sorted(absent, key=lambda rank: rank not in killed)
 
     def host_of(self, rank: int) -> str:
         """Name of a rank's host."""

@@ -51,9 +51,11 @@ class Run:
         """
         if self.finished.exists() and not overwrite:
             unproven = run_state.why_unproven(self.folder)
-            held = f"a run that is not known to have finished ({unproven})" if unproven else "a finished run"
+            held = "holds a finished run"
+            if unproven:
+                held = f"holds a run that is not known to have finished ({unproven})"
             raise BadInput(
-                f"{self.folder} holds {held}, which is not overwritten unasked; choose another "
+                f"{self.folder} {held}, which is not overwritten unasked; choose another "
                 f"run_name, or allow it with --overwrite (Ansible: -e training_overwrite=true)"
             )
         if not resume and not overwrite and any(self.checkpoints.glob("step-*")):
