@@ -136,7 +136,7 @@ def test_what_is_shown():
     assert (known.rank, known.host, known.code) == (1, "node2", 1)
     assert known.lines[0] == "Traceback (most recent call last):"
     assert known.lines[-1] == "KeyError: 'surprise'"
-    printed = judge(evidence(ended=[1], rank_lines={1: [str(n) for n in range(40)]}))
+    printed = judge(evidence(ended=[1, 0], rank_lines={1: [str(n) for n in range(40)]}))
     assert printed.lines == [str(n) for n in range(25, 40)]
     hung = judge(evidence(exit_code=None, decision="no step", culprit=0, stacks={0: "Stack\n  File\n"}))
     assert (hung.lines, hung.code) == (["Stack", "  File"], -1)
