@@ -89,6 +89,10 @@ SURPRISE = KeyError("surprise")
         # Hydra ends the others when a rank ends that no agent watches yet, and reports signals of some or all
         ({"exit_code": 255, "ended": [0], "killed": [(0, 9), (1, 9)]}, "rank 1 on node2 was killed by signal 9"),
         ({"exit_code": 255, "ended": [0], "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
+        (
+            {"exit_code": 255, "killed": [(0, 9), (1, 9)]},
+            "one of ranks 0, 1 was killed by signal 9 before it had an agent",
+        ),
         ({"exit_code": 255, "killed": [(1, 9)]}, "rank 1 on node2 was killed by signal 9"),
         *(
             (

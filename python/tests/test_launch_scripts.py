@@ -163,7 +163,10 @@ def test_a_rank_that_is_killed_before_it_has_an_agent_ends_the_launch(launch, su
     assert code != 0
     assert time.monotonic() - began < 60  # of which a busy machine needs most to start Python
     if supervised:
-        assert run_state.read_state(run)["reason"] == "rank 1 on here was killed by signal 9"
+        assert run_state.read_state(run)["reason"] in (
+            "rank 1 on here was killed by signal 9",
+            "one of ranks 0, 1 was killed by signal 9 before it had an agent",  # Hydra was faster than rank 0
+        )
     assert not processes.processes_of(str(run))
 
 

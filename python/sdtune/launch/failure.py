@@ -198,6 +198,9 @@ def describe(evidence: Evidence, rank: int | None) -> str:
         return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
     number = dict(evidence.killed).get(rank)
     memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
+    alike = [one for one in evidence.unheard if dict(evidence.killed).get(one) == number]
+    if number is not None and len(alike) > 1:  # Hydra has ended the others before they had agents, too
+        return f"one of ranks {', '.join(map(str, sorted(alike)))} was killed by signal {number} before it had an agent"
     if number is not None:
         return f"{evidence.place_of(rank)} was killed by signal {number}{memory}"
     if memory:
