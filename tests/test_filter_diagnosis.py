@@ -25,6 +25,7 @@ HOST = {
     "modules": ["torch", "sdtune"],
     "preload": ["/srv/x/env/lib/libiomp5.so", "/srv/x/lib/libtcmalloc.so"],
     "folders": {"model": "", "pictures": ""},
+    "weights": {"rc": 0, "stdout_lines": [], "stderr_lines": []},
     "shape_error": "",
     "interface": "eth0",
     "trained": {
@@ -98,6 +99,8 @@ def test_a_host_without_the_user():
         ("imports", {"asked": {"imports": {"torch": "ImportError: a", "x": "b"}}}, "ImportError: a; b"),
         ("imports", {"asked": {"imports_error": "killed"}}, "killed"),
         ("pictures", {"folders": {"pictures": "missing: 0.jpg"}}, "missing: 0.jpg"),
+        ("weights", {"weights": {"rc": 0, "stdout_lines": ["unet (x)", "vae (y)"]}}, "unet (x), vae (y)"),
+        ("weights", {"weights": {"rc": 1, "stderr_lines": ["a", "error: no"]}}, "error: no"),
         ("libraries", {"asked": {"libraries": ["/x/libtcmalloc.so"]}}, "/x/libtcmalloc.so cannot be read"),
         ("interface", {"shape_error": "no interface has 10.0.0.1; set ansible_host"}, "no interface has 10.0.0.1"),
         (

@@ -1,5 +1,7 @@
 """The lock of provision.yml and teardown.yml: the host's end, the process that renews it, and whole calls."""
 
+import contextlib
+import getpass
 import json
 import os
 import signal
@@ -16,7 +18,8 @@ from plugins import keeper
 from plugins.action import hold_lock
 
 SCRIPT = (REPOSITORY / "python/standalone/hold_lock.py").read_text()
-LEASE = 2  # seconds
+LEASE = 10  # seconds
+PATIENCE = 240  # seconds
 
 
 def call(command, path, token, seconds=60.0):
@@ -103,52 +106,51 @@ def test_a_call_is_over_when_its_process_is_another():
 
 
 class Calls:
-    """Calls of ansible-playbook that take the lock, do something, and release it."""
+    """Calls of ansible-playbook that take the lock, wait for the file NAME.go, and release it."""
 
     def __init__(self, folder):
         self.folder, self.lock = folder, folder / "lock"
         self._started = []
 
-    def start(self, name, shell, wait=0):
-        """Start one; ``shell`` runs while it holds the lock."""
+    def start(self, name, wait=0):
+        """Start one; NAME.holds appears when it holds the lock, NAME.later when it has begun another task."""
         about = {"file": str(self.lock), "python": sys.executable, "protects": "/srv/x"}
+        until = f"touch {name}.holds; until test -e {name}.go; do sleep 0.1; done"
         tasks = [
             {"hold_lock": {**about, "wait": wait, "lease": LEASE}, "register": "taken"},
-            {"ansible.builtin.command": {"argv": ["sh", "-c", shell]}},
-            {"ansible.builtin.command": {"argv": ["touch", f"{name}.later"]}},
+            {"ansible.builtin.command": {"argv": ["sh", "-c", until], "chdir": str(self.folder)}},
+            {"ansible.builtin.command": {"argv": ["touch", str(self.folder / f"{name}.later")]}},
             {"hold_lock": {**about, "holder": "{{ taken.holder }}"}},
         ]
-        for task in tasks[1:3]:
-            task["ansible.builtin.command"]["chdir"] = str(self.folder)
-        play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}]
-        play[0]["vars"] = {"ansible_python_interpreter": sys.executable}
-        (self.folder / f"{name}.yml").write_text(yaml.safe_dump(play, sort_keys=False))
-        argv = [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", str(self.folder / f"{name}.yml")]
+        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
+        file = self.folder / f"{name}.yml"
+        file.write_text(yaml.safe_dump([play], sort_keys=False))
+        argv = [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", str(file)]
+        argv += ["-e", f"ansible_python_interpreter={sys.executable}"]
         process = subprocess.Popen(
             argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self._started.append(process)
         return process
 
-    def started(self, name, seconds=30.0):
-        """Start one that holds the lock for some seconds; its process, once it holds it."""
-        process = self.start(name, f"touch {name}.holds; sleep {seconds}")
-        self.wait_for(lambda: (self.folder / f"{name}.holds").exists())
-        return process
-
-    def wait_for(self, holds):
-        """Wait until something holds."""
-        end = time.monotonic() + 240
-        while not holds():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+    def is_there(self, name):
+        """Whether a file of the folder exists."""
+        return (self.folder / name).exists()
 
     def end(self):
         """End all."""
         for process in self._started:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+
+
+def wait_for(holds):
+    """Wait until something holds."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -159,31 +161,34 @@ def calls(tmp_path):
     made.end()
 
 
-def test_a_second_call_is_refused_by_name_for_as_long_as_the_first_one_works(calls):
-    first = calls.started("first", 3 * LEASE)
-    time.sleep(1.5 * LEASE)
-    refused = calls.start("second", "true")
-    said = refused.communicate(timeout=240)[0]
+def test_a_second_call_is_refused_by_name_until_the_first_has_ended_or_is_killed(calls):
+    first = calls.start("first")
+    wait_for(lambda: calls.is_there("first.holds"))
+    refused = calls.start("second", wait=LEASE + 1)  # without being renewed, the lock would be free by then
+    said = refused.communicate(timeout=PATIENCE)[0]
     assert refused.returncode == 2
-    assert f"localhost: another ansible-playbook is changing /srv/x ({hold_lock.getpass.getuser()}@" in said
+    assert f"localhost: another ansible-playbook is changing /srv/x ({getpass.getuser()}@" in said
     assert f"process {first.pid} there); type the same when it is done" in said
-    assert first.wait(timeout=240) == 0
-    assert not calls.lock.exists()
-    assert not (calls.folder / "second.later").exists()
-
-
-def test_it_ends_with_a_call_that_is_killed_and_its_process_with_it(calls):
-    first = calls.started("first")
     os.kill(first.pid, signal.SIGKILL)
-    calls.wait_for(lambda: not calls.lock.exists())
+    wait_for(lambda: not calls.is_there("lock"))
+    third = calls.start("third")
+    (calls.folder / "third.go").touch()
+    assert third.wait(timeout=PATIENCE) == 0
+    assert not calls.is_there("lock")
+    assert calls.is_there("third.later")
+    assert not calls.is_there("second.holds")
 
 
 def test_a_call_whose_lock_another_took_ends_before_its_next_task(calls):
-    first = calls.start("first", f"touch first.holds; sleep {2 * LEASE}")
-    calls.wait_for((calls.folder / "first.holds").exists)
+    first = calls.start("first")
+    wait_for(lambda: calls.is_there("first.holds"))
     calls.lock.write_text(json.dumps({"user": "ann", "node": "desk", "since": "10:00:00 UTC", "pid": 7, "token": "b"}))
-    said = first.communicate(timeout=240)[0]
+    said = ""
+    while "is lost" not in said and (line := first.stdout.readline()):
+        said += line
+    (calls.folder / "first.go").touch()
+    said += first.communicate(timeout=PATIENCE)[0]
     assert first.returncode == 2
     assert "the lock on /srv/x is lost: another call took it (ann@desk, since 10:00:00 UTC, process 7 there)" in said
     assert "localhost: this call holds its lock no longer" in said
-    assert not (calls.folder / "first.later").exists()
+    assert not calls.is_there("first.later")
