@@ -63,8 +63,8 @@ def test_a_healthy_host():
     assert all(row["ok"] and not row["remedy"] for row in rows)
     assert {row["host"] for row in rows} == {"node1"}
     assert [row["check"] for row in rows] == [
-        "answer", "memory", "disk", "clock", "environment", "packages", "imports", "model", "pictures", "libraries",
-        "interface", "ssh", "training", "mapped", "loss", "speed", "mpi", "all-reduce",
+        "answer", "memory", "disk", "clock", "environment", "packages", "imports", "model", "pictures", "weights",
+        "libraries", "interface", "ssh", "training", "mapped", "loss", "speed", "mpi", "all-reduce",
     ]  # fmt: skip
     assert verdict(HOST, host(name="node2")) == "All is well with node1, node2."
 
