@@ -27,6 +27,14 @@ def clock() -> tuple[str, float]:
     return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[TextIO | None]:
     """The file for this process alone; nothing if another process keeps it, as a call of an older version does."""
@@ -42,11 +50,9 @@ def opened(path: Path) -> Iterator[TextIO | None]:
                     return
                 time.sleep(0.05)
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                    yield file
-                    return
-            # it was removed meanwhile
+            if _is_at(path, descriptor):  # else it was removed meanwhile
+                yield file
+                return
 
 
 def holder(path: Path) -> dict[str, Any]:
