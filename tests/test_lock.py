@@ -38,13 +38,15 @@ def test_it_is_held_until_it_is_released(path):
     assert call("take", path, "a")["held"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert call("renew", path, "a")["held"]
-    for command in ("take", "renew"):
+    assert call("look", path, "a")["held"]
+    for command in ("take", "look", "renew"):
         other = call(command, path, "b")
         assert (other["held"], other["by"]["token"]) == (False, "a")
     call("release", path, "b")  # by another it is not
     assert not call("take", path, "b")["held"]
     call("release", path, "a")
     assert not path.exists()
+    assert call("look", path, "b")["held"]
     assert not call("renew", path, "a")["held"]
     assert not path.exists()
     assert call("take", path, "b")["held"]

@@ -18,6 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -34,6 +35,7 @@ options:
   python: {description: The host's own Python., type: path, required: true}
   wait: {description: Seconds to wait for another call., type: int, default: 90}
   lease: {description: Seconds that the lock is held without being renewed., type: int, default: 60}
+  take: {description: Whether to take it - otherwise only wait until no other call holds it., type: bool, default: true}
   holder: {description: What the task that took the lock has returned - the lock is released., type: dict}
 """
 SCRIPT = REPOSITORY / "python/standalone/hold_lock.py"
@@ -70,7 +72,7 @@ class ActionModule(ActionBase):
     """The action ``hold_lock``."""
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset(("file", "protects", "python", "wait", "lease", "holder"))
+    _VALID_ARGS = frozenset(("file", "protects", "python", "wait", "lease", "take", "holder"))
 
     def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
         """Take the lock, or release it; the result of the first has the ``holder`` that the second needs."""
@@ -85,16 +87,19 @@ class ActionModule(ActionBase):
             self._call("release", asked["holder"])
             return result
         own = this_call()
-        self._take(own)
+        if not boolean(asked.get("take", True)):
+            self._wait("look", own)
+            return result
+        self._wait("take", own)
         pid = keeper.start(lambda: self._keep(own))
         return {**result, "holder": {"token": own["token"], "keeper": [pid, keeper.started(pid)]}, "host": self._host}
 
-    def _take(self, own: dict) -> None:
-        """Take the lock, as soon as no other call holds it."""
+    def _wait(self, command: str, own: dict) -> None:
+        """Take the lock, or only look, as soon as no other call holds it."""
         asked = self._task.args
         end, said, freed = time.monotonic() + float(asked.get("wait", 90)), False, ""
         while True:
-            answer = self._call("take", own)
+            answer = self._call(command, own)
             other = answer["by"]
             if answer["held"]:
                 return

@@ -89,6 +89,18 @@ def take(path: Path, who: dict[str, Any], seconds: float, *, again: bool = False
     return {"held": True, "by": who}
 
 
+def look(path: Path, who: dict[str, Any]) -> dict[str, Any]:
+    """Whether another may change what is protected just now: as :func:`take`, which takes nothing."""
+    if path.exists():
+        with opened(path) as file:
+            said = holder(path)
+            if file is None or (held(said) and said.get("token") != who["token"]):
+                return {"held": False, "by": said}
+            if not said:
+                path.unlink()  # it was released meanwhile
+    return {"held": True, "by": {}}
+
+
 def release(path: Path, who: dict[str, Any]) -> dict[str, Any]:
     """Remove the file of this holder."""
     with opened(path) as file:
@@ -100,7 +112,7 @@ def release(path: Path, who: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Do what the command line says, and print the answer."""
     top = argparse.ArgumentParser(prog="hold_lock.py", description="Hold a lock for some seconds.")
-    top.add_argument("command", choices=["take", "renew", "release"])
+    top.add_argument("command", choices=["take", "look", "renew", "release"])
     top.add_argument("file", type=Path, metavar="FILE")
     top.add_argument("who", type=json.loads, metavar="JSON", help="the holder, with its token")
     top.add_argument("seconds", type=float, metavar="SECONDS")
@@ -109,6 +121,8 @@ def main(argv: list[str]) -> None:
     try:
         if options.command == "release":
             answer = release(path, options.who)
+        elif options.command == "look":
+            answer = look(path, options.who)
         else:
             answer = take(path, options.who, options.seconds, again=options.command == "renew")
     except OSError as error:
