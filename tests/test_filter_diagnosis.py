@@ -25,6 +25,7 @@ HOST = {
     "modules": ["torch", "sdtune"],
     "preload": ["/srv/x/env/lib/libiomp5.so", "/srv/x/lib/libtcmalloc.so"],
     "folders": {"model": "", "pictures": ""},
+    "weights": {"rc": 0, "stdout_lines": [], "stderr_lines": []},
     "shape_error": "",
     "interface": "eth0",
     "trained": {
@@ -62,8 +63,8 @@ def test_a_healthy_host():
     assert all(row["ok"] and not row["remedy"] for row in rows)
     assert {row["host"] for row in rows} == {"node1"}
     assert [row["check"] for row in rows] == [
-        "answer", "memory", "disk", "clock", "environment", "packages", "imports", "model", "pictures", "libraries",
-        "interface", "ssh", "training", "mapped", "loss", "speed", "mpi", "all-reduce",
+        "answer", "memory", "disk", "clock", "environment", "packages", "imports", "model", "pictures", "weights",
+        "libraries", "interface", "ssh", "training", "mapped", "loss", "speed", "mpi", "all-reduce",
     ]  # fmt: skip
     assert verdict(HOST, host(name="node2")) == "All is well with node1, node2."
 
@@ -98,6 +99,8 @@ def test_a_host_without_the_user():
         ("imports", {"asked": {"imports": {"torch": "ImportError: a", "x": "b"}}}, "ImportError: a; b"),
         ("imports", {"asked": {"imports_error": "killed"}}, "killed"),
         ("pictures", {"folders": {"pictures": "missing: 0.jpg"}}, "missing: 0.jpg"),
+        ("weights", {"weights": {"rc": 0, "stdout_lines": ["unet (x)", "vae (y)"]}}, "unet (x), vae (y)"),
+        ("weights", {"weights": {"rc": 1, "stderr_lines": ["a", "error: no"]}}, "error: no"),
         ("libraries", {"asked": {"libraries": ["/x/libtcmalloc.so"]}}, "/x/libtcmalloc.so cannot be read"),
         ("interface", {"shape_error": "no interface has 10.0.0.1; set ansible_host"}, "no interface has 10.0.0.1"),
         (

@@ -1,7 +1,8 @@
 """Keep other calls of ansible-playbook from changing the same folder of a host, until this one ends.
 
-The lock is held on the host by a process that ends with the connection of the control node. So a call that crashed,
-and a control node that died, hold nothing: at most until ssh's connection is closed, a minute after its last use.
+The lock is held for a minute at a time, and a process beside this call renews it (``plugins/keeper.py``). So it lasts
+as long as the call, however long nothing is done on that host, and a call that crashed holds nothing: its process
+releases the lock within seconds, and where the control node died too, its time runs out.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import shlex
 import socket
+import sys
 import time
 import uuid
 from collections import defaultdict
 from pathlib import Path
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.append(str(REPOSITORY))
+from plugins import host_end, keeper  # noqa: E402
 
 DOCUMENTATION = """
 name: hold_lock
@@ -28,81 +34,116 @@ options:
   protects: {description: What it protects - for messages., type: str, required: true}
   python: {description: The host's own Python., type: path, required: true}
   wait: {description: Seconds to wait for another call., type: int, default: 90}
-  token: {description: Of the call that holds the lock and now releases it., type: str}
+  lease: {description: Seconds that the lock is held without being renewed., type: int, default: 60}
+  take: {description: Whether to take it - otherwise only wait until no other call holds it., type: bool, default: true}
+  holder: {description: What the task that took the lock has returned - the lock is released., type: dict}
 """
-SCRIPT = Path(__file__).resolve().parents[2] / "python/standalone/hold_lock.py"
+SCRIPT = REPOSITORY / "python/standalone/hold_lock.py"
 
 display = Display()
-
-
-def started(pid: int) -> str:
-    """When a process of this machine started; empty if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 def this_call() -> dict:
     """Who holds the lock: this ansible-playbook, of whose workers one runs this."""
     pid = os.getppid()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:  # not Linux
+        boot = ""
     since = time.strftime("%H:%M:%S UTC", time.gmtime())
     return {
-        "user": getpass.getuser(), "node": socket.gethostname(), "boot": boot, "pid": pid, "started": started(pid),
-        "since": since, "token": uuid.uuid4().hex,
+        "user": getpass.getuser(), "node": socket.gethostname(), "boot": boot, "pid": pid,
+        "started": keeper.started(pid), "since": since, "token": uuid.uuid4().hex,
     }  # fmt: skip
 
 
 def is_over(other: dict, own: dict) -> bool:
-    """Whether a call was one of this machine and has ended; its connection may live a minute longer, and be ours."""
-    return (other.get("node"), other.get("boot")) == (own["node"], own["boot"]) and (
-        started(int(other["pid"])) != other["started"]
-    )
+    """Whether a call was one of this machine, which knows all its processes, and has ended."""
+    here = own["boot"] and (other.get("node"), other.get("boot")) == (own["node"], own["boot"])
+    return bool(here and not keeper.is_alive(int(other["pid"]), other["started"]))
+
+
+def words(other: dict) -> str:
+    """Who holds the lock, for a message."""
+    return "{user}@{node}, since {since}, process {pid} there".format_map(defaultdict(lambda: "?", other))
 
 
 class ActionModule(ActionBase):
     """The action ``hold_lock``."""
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset(("file", "protects", "python", "wait", "token"))
+    _VALID_ARGS = frozenset(("file", "protects", "python", "wait", "lease", "take", "holder"))
 
     def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
-        """Take the lock, or release it; the result of the first has the ``token`` that the second needs."""
+        """Take the lock, or release it; the result of the first has the ``holder`` that the second needs."""
         result = {**super().run(tmp, task_vars), "changed": False}
         asked = self._task.args
         if self._task.check_mode:
             return {**result, "skipped": True}
-        if asked.get("token"):
-            self._call("release", asked["token"])
+        variables = task_vars or {}
+        self._host = str(self._task.delegate_to or variables.get("inventory_hostname", "the host"))
+        if asked.get("holder"):
+            keeper.end(*asked["holder"]["keeper"])
+            self._call("release", asked["holder"])
             return result
-        host = (task_vars or {}).get("inventory_hostname", "the host")
-        own, end, said = this_call(), time.monotonic() + float(asked.get("wait", 90)), False
+        own = this_call()
+        if not boolean(asked.get("take", True)):
+            self._wait("look", own)
+            return result
+        self._wait("take", own)
+        pid = keeper.start(lambda: self._keep(own))
+        return {**result, "holder": {"token": own["token"], "keeper": [pid, keeper.started(pid)]}, "host": self._host}
+
+    def _wait(self, command: str, own: dict) -> None:
+        """Take the lock, or only look, as soon as no other call holds it."""
+        asked = self._task.args
+        end, said, freed = time.monotonic() + float(asked.get("wait", 90)), False, ""
         while True:
-            answer = json.loads(self._call("take", json.dumps(own)))
+            answer = self._call(command, own)
             other = answer["by"]
             if answer["held"]:
-                return {**result, "token": own["token"]}
-            if is_over(other, own):
-                self._call("release", other["token"])
+                return
+            if is_over(other, own) and other["token"] != freed:
+                self._call("release", other)
+                freed = other["token"]
                 continue
-            who = "{user}@{node}, since {since}, process {pid} there".format_map(defaultdict(lambda: "?", other))
             if time.monotonic() > end:
                 raise AnsibleActionFail(
-                    f"{host}: another ansible-playbook is changing {asked['protects']} ({who}); "
+                    f"{self._host}: another ansible-playbook is changing {asked['protects']} ({words(other)}); "
                     f"type the same when it is done"
                 )
             if not said:
-                display.display(f"{host}: waiting for another ansible-playbook ({who})")
+                display.display(f"{self._host}: waiting for another ansible-playbook ({words(other)})")
                 said = True
             time.sleep(2)
 
-    def _call(self, command: str, about: str) -> str:
-        """Run the host's end; its standard output."""
-        argv = [self._task.args["python"], "-", command, self._task.args["file"], about]
-        if self._connection.transport == "local":
-            argv += ["--watch", str(os.getppid())]
-        done = self._low_level_execute_command(shlex.join(argv), in_data=SCRIPT.read_bytes())
-        if done["rc"]:
-            raise AnsibleActionFail((done["stderr"] or done["stdout"]).strip().split("\n")[-1].removeprefix("error: "))
-        return done["stdout"]
+    def _keep(self, own: dict) -> None:
+        """Renew the lock while this call lasts, then release it. Runs in a process of its own."""
+
+        def renew() -> str:
+            answer = self._call("renew", own)
+            by = f" ({words(answer['by'])})" if answer["by"] else ", or was restarted"
+            return "" if answer["held"] else f"another call took it{by}"
+
+        lost = keeper.keep((own["pid"], own["started"]), renew, self._lease())
+        if lost:
+            display.error(
+                f"{self._host}: the lock on {self._task.args['protects']} is lost: {lost}; this call ends before its "
+                f"next task",
+                wrap_text=False,
+            )
+            return
+        display._final_q = None  # what is displayed from now on has no reader
+        try:
+            self._call("release", own)
+        except AnsibleError:
+            return  # its time runs out
+
+    def _lease(self) -> float:
+        return float(self._task.args.get("lease", 60))
+
+    def _call(self, command: str, who: dict) -> dict:
+        """Run the host's end; its answer."""
+        arguments = [command, self._task.args["file"], json.dumps(who), str(self._lease())]
+        answer: dict = json.loads(host_end.call(self, self._host, SCRIPT, arguments, b"", "the lock cannot be used"))
+        return answer

@@ -23,6 +23,9 @@ PAIR_CHECKS = ("network", "clock")  # preflight's rules that are about two hosts
 REPAIR = "run ansible-playbook provision.yml with the same inventory, which repairs it"
 HARDWARE = "if their files are right, memory or processor of one of them computes wrong"
 ROUNDING = 0.05  # how far, relatively, a loss on another kind of processor may be off after a few steps
+WEIGHTS = (
+    "run ansible-playbook provision.yml with the same inventory; it removes them, and the next run makes them again"
+)
 LIBRARIES = "run ansible-playbook provision.yml --tags gperftools,intel_mpi with the same inventory"
 SSH = "run ansible-playbook provision.yml --tags ssh_mesh with the same inventory"
 INTERFACE = "over the interface that launch_config_interface names"
@@ -98,10 +101,18 @@ def _host_rows(host: Mapping[str, Any]) -> list[Row]:
     return [
         *_environment_rows(host),
         *(_row(name, not wrong, wrong or "as provisioned", REPAIR) for name, wrong in host["folders"].items()),
+        _weights_row(host["weights"]),
         _row("libraries", not missing, f"{missing} cannot be read" if missing else f"{preload} are there", LIBRARIES),
         _row("interface", not shape, shape or f"ranks talk over {host['interface']}", remedy),
         _login_row(asked["logins"]),
     ]
+
+
+def _weights_row(looked: Mapping[str, Any]) -> Row:
+    """The weights that runs have converted, from the result of cached_weights.py: what is wrong, line by line."""
+    lines = looked["stdout_lines"] if looked["rc"] == 0 else looked["stderr_lines"][-1:]
+    wrong = ", ".join(lines[:SHOWN])
+    return _row("weights", not wrong, wrong or "converted weights are as they were written", WEIGHTS)
 
 
 def _login_row(failed: Mapping[str, Mapping[str, str]]) -> Row:
@@ -201,7 +212,8 @@ def diagnosis_rows(host: Mapping[str, Any]) -> list[Row]:
             asked: the answer of module diagnose_host; environment: the lines of python_env's inspection;
             packages: ``problems`` of module installed_packages;
             pins, modules, preload: what the environment has to hold, import, and put in front of the ranks;
-            folders: {name: what is wrong with it, or empty}; shape_error, interface: of launch_config;
+            folders: {name: what is wrong with it, or empty}; weights: the result of cached_weights.py;
+            shape_error, interface: of launch_config;
             trained: the result of train.sh, or empty; fastest: seconds a step on the fastest host; slow_factor;
             losses: {host: loss of each step} and processors: {host: its kind} of the hosts that trained;
             mpi: lines of hello.sh; able: the hosts that took part.

@@ -1,8 +1,8 @@
 """A host's end of action plugin hold_lock: one ansible-playbook at a time may change what it protects.
 
-Needs Python 3.9 or newer; the host's own Python will do. The lock is a file's, held by a process in the background that
-ends with the connection of the control node: nothing has to be removed after a crash on either side. The file says who
-holds it.
+Needs Python 3.9 or newer; the host's own Python will do. The lock is a file that says who holds it, and until when: its
+holder renews it while the call lasts. Nothing runs here in between, and nothing has to be removed after a crash on
+either side.
 """
 
 from __future__ import annotations
@@ -12,126 +12,122 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-_SECONDS = 1.0  # between two looks at the connection
+_BUSY_SECONDS = 5.0  # how long the file of the lock may be in use by another process
 
 
-def started(pid: int) -> str:
-    """When a process started, in clock ticks; empty if there is none. It tells apart two processes of one number."""
+def clock() -> tuple[str, float]:
+    """Which boot of the host it is, and seconds since then, suspended or not; setting the clock does not change it."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at a path."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
-def connection() -> int:
-    """The process of sshd that this one came through; 0 if it came otherwise."""
-    pid = os.getppid()
-    while pid > 1:
-        try:
-            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            return 0
-        if name.startswith(("sshd", "dropbear")):
-            return pid
-        pid = int(rest.split()[1])
-    return 0
-
-
-def lock(path: Path) -> TextIO | None:
-    """The locked file; nothing if another process holds it."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[TextIO | None]:
+    """The file for this process alone; nothing if another process keeps it, as a call of an older version does."""
+    end = time.monotonic() + _BUSY_SECONDS
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        file = os.fdopen(descriptor, "r+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return file
-        file.close()  # it was removed meanwhile
+        with os.fdopen(descriptor, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    yield None
+                    return
+                time.sleep(0.05)
+                continue
+            if _is_at(path, descriptor):  # else it was removed meanwhile
+                yield file
+                return
 
 
 def holder(path: Path) -> dict[str, Any]:
-    """Who holds the lock, as the file says; empty while it is being written."""
+    """Who holds the lock, or held it last, as the file says; empty where nobody does."""
     try:
-        said: dict[str, Any] = json.loads(path.read_text())
+        said = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return said
+    return said if isinstance(said, dict) else {}
 
 
-def release(path: Path, token: str) -> None:
-    """End the holder with this token, and remove the file."""
-    said = holder(path)
-    if said.get("token") != token:
-        return
-    file = lock(path)
-    if file is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(said["holder"]), signal.SIGTERM)
-        end = time.monotonic() + 5
-        while file is None and time.monotonic() < end:
-            time.sleep(0.05)
-            file = lock(path)
-    if file is not None:
-        path.unlink()
-        file.close()
+def held(said: dict[str, Any]) -> bool:
+    """Whether the time of a holder has not run out; another boot of the host has ended it."""
+    boot, now = clock()
+    until = said.get("until")
+    return said.get("boot_of_host") == boot and isinstance(until, (int, float)) and now < until
 
 
-def take(path: Path, who: dict[str, Any], watched: int) -> dict[str, Any]:
-    """Hold the lock from the background while ``watched`` lives: ``{"held": whether, "by": whom}``.
+def take(path: Path, who: dict[str, Any], seconds: float, *, again: bool = False) -> dict[str, Any]:
+    """Hold the lock for some seconds: ``{"held": whether, "by": whom}``.
 
-    Where there is nothing to watch, as on a connection other than ssh's, nothing is kept from anybody.
+    It is refused while another holds it; ``again`` refuses it also if it was another's meanwhile, or was removed.
     """
-    if not watched:
-        return {"held": True, "by": {}}
-    file = lock(path)
-    if file is None:
-        return {"held": False, "by": holder(path)}
-    ready, wrote = os.pipe()
-    if os.fork():
-        os.close(wrote)
-        os.read(ready, 1)
-        return {"held": True, "by": who}
-    os.setsid()
-    file.truncate(0)
-    file.seek(0)
-    json.dump({**who, "holder": os.getpid()}, file)
-    file.flush()
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    os.close(wrote)
-    since = started(watched)
-    while since and started(watched) == since:
-        time.sleep(_SECONDS)
-    os._exit(0)
+    with opened(path) as file:
+        said = holder(path)
+        own = said.get("token") == who["token"]
+        if file is None or (not own and (again or held(said))):
+            if file is not None and not said:
+                path.unlink()  # as it was: no lock
+            return {"held": False, "by": said}
+        boot, now = clock()
+        file.write(json.dumps({**who, "boot_of_host": boot, "until": now + seconds}))
+        file.truncate()
+    return {"held": True, "by": who}
+
+
+def look(path: Path, who: dict[str, Any]) -> dict[str, Any]:
+    """Whether another may change what is protected just now: as :func:`take`, which takes nothing."""
+    if path.exists():
+        with opened(path) as file:
+            said = holder(path)
+            if file is None or (held(said) and said.get("token") != who["token"]):
+                return {"held": False, "by": said}
+            if not said:
+                path.unlink()  # it was released meanwhile
+    return {"held": True, "by": {}}
+
+
+def release(path: Path, who: dict[str, Any]) -> dict[str, Any]:
+    """Remove the file of this holder."""
+    with opened(path) as file:
+        if file is not None and holder(path).get("token", who["token"]) == who["token"]:
+            path.unlink()
+    return {"held": False, "by": {}}
 
 
 def main(argv: list[str]) -> None:
     """Do what the command line says, and print the answer."""
-    top = argparse.ArgumentParser(prog="hold_lock.py", description="Hold a lock while a connection lives.")
-    top.add_argument("command", choices=["take", "release"])
+    top = argparse.ArgumentParser(prog="hold_lock.py", description="Hold a lock for some seconds.")
+    top.add_argument("command", choices=["take", "look", "renew", "release"])
     top.add_argument("file", type=Path, metavar="FILE")
-    top.add_argument("who", metavar="JSON", help="of the holder, with a token; to release, the token")
-    top.add_argument("--watch", type=int, metavar="PID", help="end with this process, not with the connection")
+    top.add_argument("who", type=json.loads, metavar="JSON", help="the holder, with its token")
+    top.add_argument("seconds", type=float, metavar="SECONDS")
     options = top.parse_args(argv)
     path = options.file.expanduser()
     try:
         if options.command == "release":
-            release(path, options.who)
+            answer = release(path, options.who)
+        elif options.command == "look":
+            answer = look(path, options.who)
         else:
-            print(json.dumps(take(path, json.loads(options.who), options.watch or connection())))
+            answer = take(path, options.who, options.seconds, again=options.command == "renew")
     except OSError as error:
         sys.exit(f"error: {path}: {os.strerror(error.errno or 0)}")
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

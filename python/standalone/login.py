@@ -1,5 +1,7 @@
 """Why sshd of this host may turn a user away who has the right key. Runs as root; prints a list of sentences as JSON.
 
+Before there is a key, it is asked for the user's shell alone: without an address, it prints what is wrong with that.
+
 Needs Python 3.9 or newer; the host's own Python will do. Ansible sends this file to it on standard input.
 """
 
@@ -17,12 +19,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 SSHD = "/etc/ssh/sshd_config"
-_CLOSED = ("false", "nologin", "true", "sync")
+# Login shells that run no command, or not any: what MPI and rsync start has to be one of theirs.
+_CLOSED = ("false", "nologin", "true", "sync", "halt", "shutdown", "git-shell", "rbash", "rssh", "scponly")
 
 
-def closed_shell(shell: str) -> bool:
-    """Whether a login shell lets nobody in: it is made for that, or cannot be started."""
-    return Path(shell).name in _CLOSED or not os.access(shell, os.X_OK)
+def closed_shell(shell: str) -> str:
+    """Why a login shell does not run the commands of MPI and rsync; empty if it does."""
+    if Path(shell).name in _CLOSED:
+        return f"{shell} does not run commands"
+    return "" if not shell or os.access(shell, os.X_OK) else f"{shell} cannot be started"
 
 
 def daemon_settings(user: str, address: str) -> dict[str, str]:
@@ -102,20 +107,23 @@ def obstacles(user: str, address: str) -> list[str]:
     groups = [grp.getgrgid(number).gr_name for number in os.getgrouplist(user, account.pw_gid)]
     settings = daemon_settings(user, address)
     found = list(daemon_obstacles(settings, user, account.pw_dir, groups))
-    if closed_shell(account.pw_shell):
-        found.append(f"the shell {account.pw_shell} of {user} lets nobody in; type usermod --shell /bin/bash {user}")
+    if closed := closed_shell(account.pw_shell):
+        found.append(f"{user} cannot log in: its shell {closed}; type usermod --shell /bin/bash {user}")
     if settings.get("strictmodes", "yes") == "yes":
         found += mistrusted(account.pw_dir, user)
     return found
 
 
 def main(argv: list[str]) -> None:
-    """Print the obstacles."""
+    """Print the obstacles, or what is wrong with the shell."""
     parser = argparse.ArgumentParser(prog="login.py", description="Why sshd of this host may turn a user away.")
     parser.add_argument("user", metavar="USER")
-    parser.add_argument("address", metavar="ADDRESS", help="where the user comes from")
+    parser.add_argument("address", nargs="?", metavar="ADDRESS", help="where the user comes from")
     options = parser.parse_args(argv)
-    print(json.dumps(obstacles(options.user, options.address)))
+    if options.address:
+        print(json.dumps(obstacles(options.user, options.address)))
+    else:
+        print(closed_shell(pwd.getpwnam(options.user).pw_shell))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,17 @@ def test_the_cache_holds_the_posterior_of_the_vae(make_cache, untrained_model, p
 ENTRIES = [(k, mirrored) for k in range(3) for mirrored in (False, True)]
 
 
+def test_a_damaged_file_is_encoded_again(make_cache, tmp_path):
+    make_cache().encode([(0, False)])
+    [file] = (tmp_path / "host").iterdir()
+    whole = file.read_bytes()
+    for broken in (whole[:-40] + bytes(8) + whole[-32:], whole[:100], b"", whole[:-32]):
+        file.write_bytes(broken)
+        assert make_cache().encode([(0, False)]) == 1
+        assert file.read_bytes() == whole
+    assert make_cache().encode([(0, False)]) == 0
+
+
 def test_the_vae_is_freed_when_all_is_encoded_and_files_stay_for_the_next_run(make_cache):
     cache = make_cache()
     assert [cache.encode(ENTRIES[:2]), cache.encode(ENTRIES), cache.encode(ENTRIES)] == [2, 4, 0]

@@ -85,6 +85,23 @@ def test_a_home_that_sshd_mistrusts(tmp_path, monkeypatch):
     assert found.endswith("No such file or directory")
 
 
-@pytest.mark.parametrize(("shell", "closed"), [("/bin/sh", False), ("/usr/sbin/nologin", True), ("/no/fish", True)])
-def test_shells(shell, closed):
-    assert login.closed_shell(shell) == closed
+SHELLS = [
+    ("/bin/sh", ""),
+    ("", ""),  # sh
+    ("/usr/sbin/nologin", "/usr/sbin/nologin does not run commands"),
+    ("/bin/false", "/bin/false does not run commands"),
+    ("/usr/bin/git-shell", "/usr/bin/git-shell does not run commands"),
+    ("/no/fish", "/no/fish cannot be started"),
+]
+
+
+@pytest.mark.parametrize(("shell", "wrong"), SHELLS)
+def test_shells(shell, wrong):
+    assert login.closed_shell(shell) == wrong
+
+
+def test_preflight_asks_for_the_shell_alone():
+    """As root, whose shell is one that runs commands."""
+    user = login.pwd.getpwuid(os.getuid()).pw_name
+    program = [sys.executable, "-I", FOLDER / "login.py", user]
+    assert subprocess.run(program, capture_output=True, text=True, check=True).stdout == "\n"

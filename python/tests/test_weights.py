@@ -15,6 +15,7 @@ from sdtune.methods.registry import method_of
 from sdtune.models.registry import family_of
 from sdtune.models.weights import load_converted
 from sdtune.settings import Job, build
+from standalone import cached_weights
 from tests.conftest import PATIENCE
 
 PYTHON = Path(__file__).parents[1]
@@ -69,6 +70,59 @@ def test_ranks_that_start_together_convert_once(untrained_model, tmp_path):
     assert [rank.wait(timeout=PATIENCE) for rank in ranks] == [0, 0, 0]
     assert (tmp_path / "converted").read_text() == "x"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def damage(file, *, keep_time):
+    """Change a byte in the middle."""
+    status = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(status.st_size // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, 1)
+        opened.write(bytes([byte ^ 64]))
+    if keep_time:
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        os.utime(file, (0, 0))
+
+
+def ask(command, folder):
+    """What provision.yml (remove) and diagnose.yml (look) ask a host."""
+    argv = [sys.executable, "-I", "-", command, str(folder)]
+    program = Path(cached_weights.__file__).read_text()
+    return subprocess.run(argv, input=program, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_file_that_changed_is_made_again(untrained_model, tmp_path):
+    before = convert(untrained_model, tmp_path).state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    [file] = tmp_path.glob("*.safetensors")
+    damages = [
+        lambda: damage(file, keep_time=False),
+        lambda: os.truncate(file, 1000),
+        lambda: cached_weights.record_of(file).write_text("{}"),
+        file.unlink,
+    ]
+    for broken in damages:
+        broken()
+        assert cached_weights.problem(file) if file.exists() else True
+        again = convert(untrained_model, tmp_path).state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+        assert cached_weights.problem(file, content=True) == ""
+
+
+def test_a_damage_that_left_size_and_time_is_found_by_content_and_removed(untrained_model, tmp_path):
+    assert ask("look", tmp_path / "none yet") == ""
+    convert(untrained_model, tmp_path)
+    [file] = tmp_path.glob("*.safetensors")
+    damage(file, keep_time=True)
+    assert cached_weights.problem(file) == ""
+    assert ask("look", tmp_path) == f"{file.name} (its content is not what was written)\n"
+    assert ask("remove", tmp_path) == f"{file.name} (its content is not what was written)\n"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    convert(untrained_model, tmp_path)
+    assert ask("remove", tmp_path) == ""
+    assert file.exists()
 
 
 def test_a_full_disk_is_refused_and_leaves_nothing(untrained_model, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ base64 --decode <<< "$6" > env.sh
 base64 --decode <<< "$7" > accelerate.yaml
 # Weights that are converted already are used; what is converted now is removed with the folder.
 mkdir weights
-find "$cache" -maxdepth 1 -name '*.safetensors' -exec ln -s -t weights {} + 2> /dev/null || true
+find "$cache" -maxdepth 1 '(' -name '*.safetensors' -o -name '*.safetensors.json' ')' -exec ln -s -t weights {} + 2> /dev/null || true
 
 # shellcheck source=/dev/null
 . ./env.sh
