@@ -77,6 +77,7 @@ def _settings(work: Path) -> Iterator[Input]:
         "-1": -1,
         "true": True,
         "1e30": 10**30,
+        "1e300": 1e300,
         "abc": "abc",
     }
     for section in sections_of(Job):
@@ -84,7 +85,7 @@ def _settings(work: Path) -> Iterator[Input]:
             if setting.kind not in (int, float):
                 continue
             for name, value in wrong.items():
-                if (name == "-1" and not setting.bounds) or (name in ("1e30", "abc", "true") and setting.kind is float):
+                if (name == "-1" and not setting.complaint(-1)) or (name in ("1e30", "abc", "true") and setting.kind is float):
                     continue
                 key, values = setting.section, {setting.name: value}
                 one = job(work, **{key: values}) if key else job(work) | values
@@ -98,6 +99,8 @@ def _settings(work: Path) -> Iterator[Input]:
     for name, value in (
         ("300 letters", f"/tmp/{'a' * 300}"),
         ("a newline", "/tmp/a\nb"),
+        ("5,000 letters in many folders", "/tmp" + "/abcdefgh" * 600),
+        ("a line separator", "/tmp/a\u2028b"),
         ("empty", ""),
         ("NUL", "/a\0b"),
     ):
@@ -349,7 +352,7 @@ def job_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]:
         yield from inputs
     for some in (_pictures, _picture_files, _models, _weights, _model_files):
         yield from some(work)
-    for rate, steps in ((1e9, 3), (1e30, 1), (1e5, 3)):
+    for rate, steps in ((1000.0, 3), (500.0, 30)):
         values = job(work, training={"learning_rate": rate, "max_train_steps": steps})
         values["run_dir"] = str(work / f"run-{rate}")
         name = f"learning rate {rate:g}, {steps} steps, trained"

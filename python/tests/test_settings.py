@@ -27,6 +27,7 @@ from sdtune.settings.ansible import JOBS, job_data, job_variables, role_defaults
 from sdtune.settings.bounds import Between, Ge, Gt, Multiple, Pattern
 from sdtune.settings.fields import Settings, sections_of, settings_of
 from sdtune.settings.flags import job_flags
+from sdtune.settings.load import convert
 from tests.conftest import REPOSITORY
 
 MINIMAL = {"run_name": "r", "run_dir": "/r", "model": {"path": "/m"}, "data": {"path": "/d"}}
@@ -113,6 +114,7 @@ def test_a_generation_needs_prompts():
         ({"guidance_stop": 1.5}, "0.0 to 1.5 is not an interval within 0 and 1"),
         ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
         ({"processes": -1}, "processes: -1 is negative"),
+        ({"scheduler": "lcm", "num_inference_steps": 60}, "60 is more than the scheduler lcm has, which is 50"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
         ({"quality": "best"}, "quality: 'best' is not one of exact, fast, draft"),
         ({"cache_interval": 0}, "cache_interval: 0 is less than 1"),
@@ -218,6 +220,27 @@ SECTIONS = [cls for job in JOBS.values() for cls in sections_of(job)]
 @pytest.mark.parametrize("setting", [s for cls in SECTIONS for s in settings_of(cls)], ids=lambda s: s.key)
 def test_every_setting_has_a_meaning(setting):
     assert setting.meaning.endswith("."), setting.key
+
+
+ENDLESS = {"seed", "seeds"}
+"""Numbers that count nothing: any is as good as another."""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [s for cls in SECTIONS for s in settings_of(cls) if s.kind in (int, float) or s.kind == list[int]],
+    ids=lambda s: s.key,
+)
+def test_every_number_has_an_end(setting):
+    """So that a slip of the finger is refused, instead of eating memory, or failing in arithmetic."""
+    wrap = (lambda value: value) if setting.kind in (int, float) else (lambda value: [value])
+    for value in (10**9, 1e300, -1e300, 2**64):
+        allowed = True
+        try:
+            allowed = not setting.complaint(convert(wrap(value), setting.kind, setting.key))
+        except BadInput:
+            allowed = False
+        assert allowed == (value == 10**9 and setting.name in ENDLESS), value
 
 
 def test_every_scheduler_has_its_class():

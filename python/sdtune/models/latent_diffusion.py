@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEnco
 from sdtune.models.fast_unet import load_unet, resolve_convolution
 from sdtune.models.folder import model_fingerprint, read_config
 from sdtune.models.geometry import read_geometry
+from sdtune.models.loading import load_network, network_problem, refusing, schedule_problem
 from sdtune.models.pipelines import draw, load_text_encoder, load_tokenizer, text_config, text_encoder_class
 from sdtune.models.weights import cache_folder, load_converted, map_tensors
 from sdtune.settings import Job
@@ -27,13 +29,15 @@ Conditioning = Mapping[str, torch.Tensor]
 MapTensors = Callable[[str, Callable[[], dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 _INFERENCE_STEPS = 25
+_SCHEDULE = {"skip_prk_steps": True}
+"""PNDM's own start-up steps are for Runge-Kutta; every schedule of these families goes without them."""
 
 
 def load_vae_encoder(model: Path) -> ImageEncoder:
     """Load the encoder of a pipeline's VAE in float32, in which no model's VAE overflows."""
     from diffusers import AutoencoderKL  # this import takes a tenth of a second
 
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True).eval()
+    vae = load_network(AutoencoderKL, model, "vae", torch_dtype=torch.float32).eval()
     # Channels-last memory format would be 10 % faster, but then the order of summation depends on the number of
     # threads, and N ranks would not learn the same as one rank.
     del vae.decoder
@@ -43,6 +47,12 @@ def load_vae_encoder(model: Path) -> ImageEncoder:
         return posterior.mean, posterior.logvar
 
     return encode
+
+
+def _text_encoder(model: Path, name: str) -> nn.Module:
+    """A text encoder without its weights."""
+    encoder: nn.Module = text_encoder_class(model, name)(text_config(model, name))
+    return encoder
 
 
 class LatentDiffusionNetworks(Networks):
@@ -163,9 +173,8 @@ class LatentDiffusionNetworks(Networks):
         for call in self.on_batch:
             call(None)
         dtype = self.dtype
-        vae = AutoencoderKL.from_pretrained(self._model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-        # PNDM's own start-up steps are for Runge-Kutta; every schedule of these families goes without them
-        scheduler = PNDMScheduler.from_pretrained(self._model, subfolder="scheduler", skip_prk_steps=True)
+        vae = load_network(AutoencoderKL, self._model, "vae", torch_dtype=dtype)
+        scheduler = PNDMScheduler.from_pretrained(self._model, subfolder="scheduler", **_SCHEDULE)
         pipeline = self.assemble(vae=vae, unet=self.unet, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         options: dict[str, Any] = {"height": resolution, "width": resolution, "num_inference_steps": _INFERENCE_STEPS}
@@ -200,6 +209,37 @@ class LatentDiffusion(Family):
             tokenizers[encoder] = tokenizer
         return tokenizers
 
+    def part_problems(self, model: Path) -> Iterator[str]:
+        """See :meth:`Family.part_problems`."""
+        from diffusers import AutoencoderKL, PNDMScheduler  # not needed by most runs
+
+        with refusing(model, "has a scheduler/scheduler_config.json that makes no noise schedule"):
+            for scheduler in (DDPMScheduler, PNDMScheduler):
+                schedule = scheduler.from_pretrained(model, subfolder="scheduler", **_SCHEDULE)
+            schedule.set_timesteps(min(_INFERENCE_STEPS, schedule.config.num_train_timesteps))
+        if problem := schedule_problem(schedule):
+            yield problem
+
+        def unet() -> UNet2DConditionModel:
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
+
+        def denoise(network: Any) -> object:
+            side = 2 ** len(network.config.block_out_channels)
+            latents = torch.empty(1, network.config.in_channels, side, side)
+            return network(latents, torch.empty(1), **self.example_conditioning(network))
+
+        def autoencode(network: Any) -> object:
+            side = 2 ** len(network.config.block_out_channels)
+            return network(torch.empty(1, 3, side, side))
+
+        for name in self.names_in_files:
+            make = partial(_text_encoder, model, name)
+            yield network_problem(model, name, make, lambda network: network(torch.zeros(1, 4, dtype=torch.int64)))
+        yield network_problem(model, "unet", unet, denoise)
+        yield network_problem(
+            model, "vae", lambda: AutoencoderKL.from_config(AutoencoderKL.load_config(model, subfolder="vae")), autoencode
+        )
+
     def example_conditioning(self, unet: UNet2DConditionModel) -> dict[str, Any]:
         """Keyword arguments of the UNet for one sample, on the meta device."""
         like = {"dtype": unet.dtype, "device": "meta"}
@@ -211,7 +251,7 @@ class LatentDiffusion(Family):
     def _load_text_encoder(self, model: Path, name: str, cache: Path, key: str, dtype: torch.dtype) -> nn.Module:
         encoder: nn.Module = load_converted(
             lambda: load_text_encoder(model, name, dtype),
-            lambda: text_encoder_class(model, name)(text_config(model, name)),
+            lambda: _text_encoder(model, name),
             cache,
             name,
             key,
