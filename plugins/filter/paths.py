@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
 from standalone import model_folder, picture_files
 
 # {pattern of a host: what its pages of files have in their path, and what the files have}
 _PAGES = {r"(.*\.)?huggingface\.co|hf\.co|hf-mirror\.com": "resolve", r"(.*\.)?github\.com": "raw"}
+
+_SCHEMES = ("http", "https", "ftp", "file")
+_HOST = re.compile(r"[^\s/?#@\\<>|^`{}\"%]+")
 
 
 def control_path(path: str) -> str:
@@ -37,15 +40,30 @@ def folder_names(folder: str) -> list[str]:
 
 def url_name(url: str) -> str:
     """The name of the file that a URL leads to, without its query."""
-    return unquote(urlsplit(str(url)).path).rpartition("/")[2]
+    parts = _split(str(url))
+    return unquote(parts.path).rpartition("/")[2] if parts else ""
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None where it is none: a bad address or port, a space, or another character of no URL."""
+    try:
+        parts = urlsplit(url)
+        right = (parts.port is None or 0 < parts.port < 65536) and re.fullmatch(r"[!-~\u00a1-\uffff]+", url)
+    except ValueError:
+        return None
+    return parts if right else None
 
 
 def url_problems(urls: Iterable[str]) -> list[str]:
     """What is wrong with URLs of pictures, each as ``<what>; <what to do>``; empty if they can be downloaded."""
     found = []
     for url in map(str, urls):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https", "ftp", "file") or (parts.scheme != "file" and not parts.hostname):
+        parts = _split(url)
+        if (
+            not parts
+            or parts.scheme not in _SCHEMES
+            or (parts.scheme != "file" and not _HOST.fullmatch(parts.hostname or ""))
+        ):
             found.append(f"{url!r} of training_data_urls is no URL; write it as https://HOST/PATH/NAME.jpg")
             continue
         raw = next((word for host, word in _PAGES.items() if re.fullmatch(host, parts.hostname or "")), None)

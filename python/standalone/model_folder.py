@@ -148,6 +148,7 @@ _NUMBERS = {
     "num_hidden_layers": 1000, "vocab_size": 10_000_000, "num_train_timesteps": 100_000,
 }  # fmt: skip
 """Whole numbers of configurations, and the largest that any model has: {key: most}."""
+_LAYERS = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _CONVERT = (
     'convert it once, in an environment that has diffusers: python -c "from diffusers import {cls} as P; '
@@ -254,9 +255,8 @@ def _block_shapes(prefix: str, config: dict[str, Any], layers: int, more: int) -
         layers: of a block, where the configuration does not say it.
         more: layers of a block beyond those of the configuration.
     """
-    counts, channels = config.get("layers_per_block", layers), config["block_out_channels"]
-    counts = counts if isinstance(counts, list) else [counts] * len(channels)
-    blocks = list(zip(channels, counts))
+    counts, channels = config.get("layers_per_block") or layers, config["block_out_channels"]
+    blocks = [(width, counts[i] if isinstance(counts, list) else counts) for i, width in enumerate(channels)]
     for block, (width, count) in enumerate(blocks[::-1] if "up_blocks" in prefix else blocks):
         for layer in range(count + more):
             yield f"{prefix}.{block}.resnets.{layer}.conv2.weight", (width, width, 3, 3)
@@ -380,6 +380,11 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
     return found
 
 
+def _lists(value: Any) -> list[Any]:
+    """A number, a list of numbers, or a list of lists of numbers, as the latter."""
+    return [one if isinstance(one, list) else [one] for one in value] if isinstance(value, list) else [[value]]
+
+
 def _are_numbers(value: Any, many: int, most: int) -> bool:
     """Whether this is a list of 1 to ``many`` whole numbers from 1 to ``most``."""
     return isinstance(value, list) and 0 < len(value) <= many and all(type(n) is int and 0 < n <= most for n in value)
@@ -395,13 +400,16 @@ def read_config(model: Path, part: str) -> dict[str, Any]:
     for key, most in _NUMBERS.items():
         if key in config and (type(config[key]) is not int or not 0 < config[key] <= most):
             raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no whole number from 1 to {most}")
+    scale = config.get("scaling_factor", 1)
+    if part == "vae" and (type(scale) not in (int, float) or not 0 < scale < 1_000_000):
+        raise ModelError(f"says scaling_factor: {shown(scale)} in {part}/, which is no positive number")
     if part in ("unet", "vae"):
         channels = config.get("block_out_channels")
         if not _are_numbers(channels, 20, 100_000):
             raise ModelError(f"says block_out_channels: {shown(channels)} in {part}/, which is no list of numbers")
-        layers = config.get("layers_per_block", 1)
-        if not _are_numbers([layers] if type(layers) is int else layers, len(channels), 100):
-            raise ModelError(f"says layers_per_block: {shown(layers)} in {part}/, which is no number of layers")
+        for key in _LAYERS:
+            if config.get(key) is not None and not all(_are_numbers(n, 20, 100) for n in _lists(config[key])):
+                raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no number of layers")
     return config
 
 
@@ -532,7 +540,8 @@ def _contradictions(part: str, promised: Mapping[str, Any], tensors: Mapping[str
             compiled = next((other for other in tensors if "_orig_mod." in other), "")
             yield (
                 f"has weights that its configuration contradicts: {name} in {part}/ does not exist, of shape "
-                f"{list(shape)}" + (f" (but {compiled}: save the network inside of torch.compile's)" if compiled else "")
+                f"{list(shape)}"
+                + (f" (but {compiled}: save the network inside of torch.compile's)" if compiled else "")
             )
             return
         if found.shape != shape:

@@ -85,7 +85,9 @@ def _settings(work: Path) -> Iterator[Input]:
             if setting.kind not in (int, float):
                 continue
             for name, value in wrong.items():
-                if (name == "-1" and not setting.complaint(-1)) or (name in ("1e30", "abc", "true") and setting.kind is float):
+                if (name == "-1" and not setting.complaint(-1)) or (
+                    name in ("1e30", "abc", "true") and setting.kind is float
+                ):
                     continue
                 key, values = setting.section, {setting.name: value}
                 one = job(work, **{key: values}) if key else job(work) | values

@@ -49,9 +49,10 @@ def load_vae_encoder(model: Path) -> ImageEncoder:
     return encode
 
 
-def _text_encoder(model: Path, name: str) -> nn.Module:
-    """A text encoder without its weights."""
-    encoder: nn.Module = text_encoder_class(model, name)(text_config(model, name))
+def _text_encoder_of(model: Path, name: str, config: dict[str, Any]) -> nn.Module:
+    """A text encoder of a configuration, without its weights."""
+    cls = text_encoder_class(model, name)
+    encoder: nn.Module = cls(cls.config_class(**config))
     return encoder
 
 
@@ -220,25 +221,23 @@ class LatentDiffusion(Family):
         if problem := schedule_problem(schedule):
             yield problem
 
-        def unet() -> UNet2DConditionModel:
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet"))
-
         def denoise(network: Any) -> object:
             side = 2 ** len(network.config.block_out_channels)
             latents = torch.empty(1, network.config.in_channels, side, side)
             return network(latents, torch.empty(1), **self.example_conditioning(network))
+
+        def read(network: Any) -> object:
+            return network(torch.zeros(1, 4, dtype=torch.int64))
 
         def autoencode(network: Any) -> object:
             side = 2 ** len(network.config.block_out_channels)
             return network(torch.empty(1, 3, side, side))
 
         for name in self.names_in_files:
-            make = partial(_text_encoder, model, name)
-            yield network_problem(model, name, make, lambda network: network(torch.zeros(1, 4, dtype=torch.int64)))
-        yield network_problem(model, "unet", unet, denoise)
-        yield network_problem(
-            model, "vae", lambda: AutoencoderKL.from_config(AutoencoderKL.load_config(model, subfolder="vae")), autoencode
-        )
+            text_config(model, name)
+            yield network_problem(model, name, partial(_text_encoder_of, model, name), read)
+        yield network_problem(model, "unet", UNet2DConditionModel.from_config, denoise)
+        yield network_problem(model, "vae", AutoencoderKL.from_config, autoencode)
 
     def example_conditioning(self, unet: UNet2DConditionModel) -> dict[str, Any]:
         """Keyword arguments of the UNet for one sample, on the meta device."""
@@ -251,7 +250,7 @@ class LatentDiffusion(Family):
     def _load_text_encoder(self, model: Path, name: str, cache: Path, key: str, dtype: torch.dtype) -> nn.Module:
         encoder: nn.Module = load_converted(
             lambda: load_text_encoder(model, name, dtype),
-            lambda: _text_encoder(model, name),
+            lambda: text_encoder_class(model, name)(text_config(model, name)),
             cache,
             name,
             key,

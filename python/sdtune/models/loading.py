@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sdtune.errors import BadInput, shown
+from sdtune.models.folder import read_config
 from standalone.model_folder import ModelError, find_weights, layout_of, read_header, without_prefix
 
 _IGNORED = ("position_ids",)
@@ -91,7 +92,20 @@ def _shapes_of_files(model: Path, part: str, network: nn.Module) -> dict[str, to
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def network_problem(model: Path, part: str, make: Callable[[], nn.Module], call: Callable[[Any], object]) -> str:
+def _guilty(config: Mapping[str, Any], attempt: Callable[[dict[str, Any]], object]) -> str:
+    """The key of a configuration without which the attempt succeeds, with its value; empty if there is no such key."""
+    for key in config:
+        try:
+            attempt({other: value for other, value in config.items() if other != key})
+        except Exception:  # noqa: BLE001 - it is not this key
+            continue
+        return f" with {key}: {shown(config[key])}"
+    return ""
+
+
+def network_problem(
+    model: Path, part: str, make: Callable[[dict[str, Any]], nn.Module], call: Callable[[Any], object]
+) -> str:
     """What is wrong with a network of a model folder, after the words "the model folder X"; empty if nothing is.
 
     Nothing is allocated: the network is made, and computes, on the meta device.
@@ -99,14 +113,20 @@ def network_problem(model: Path, part: str, make: Callable[[], nn.Module], call:
     Args:
         model: the folder.
         part: the network's subfolder.
-        make: makes the network of its configuration.
+        make: makes the network of a configuration.
         call: lets the network compute one small sample.
 
     Raises:
         BadInput: the configuration makes no network, or one that cannot compute.
     """
-    with refusing(model, f"has a configuration, {part}/config.json, that makes no network"), torch.device("meta"):
-        network = make()
+    config = read_config(model / part / "config.json")
+    with torch.device("meta"), torch.no_grad():
+        try:
+            network = make(config)
+        except Exception:  # noqa: BLE001 - raised again below, with the key
+            key = _guilty(config, make)
+            with refusing(model, f"holds a {part}/config.json{key} that makes no network"):
+                network = make(config)
     try:
         found = _shapes_of_files(model, part, network)
     except ModelError as error:
@@ -119,11 +139,16 @@ def network_problem(model: Path, part: str, make: Callable[[], nn.Module], call:
         found if ours else without_prefix(found),
         exact=ours,
     )
-    if not problem:
-        with refusing(model, f"has a configuration, {part}/config.json, whose network cannot compute"):
-            with torch.device("meta"), torch.no_grad():
+    if problem:
+        return problem
+    with torch.device("meta"), torch.no_grad():
+        try:
+            call(network)
+        except Exception:  # noqa: BLE001 - as above
+            key = _guilty(config, lambda other: call(make(other)))
+            with refusing(model, f"holds a {part}/config.json{key} whose network cannot compute"):
                 call(network)
-    return problem
+    return ""
 
 
 def load_network(cls: Any, model: Path, part: str, **options: Any) -> Any:
@@ -144,7 +169,9 @@ def load_network(cls: Any, model: Path, part: str, **options: Any) -> Any:
         )
     lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     if lacking:
-        raise BadInput(f"model.path: {model} has weights in {part}/ that lack {_listed(lacking)}; fetch the model again")
+        raise BadInput(
+            f"model.path: {model} has weights in {part}/ that lack {_listed(lacking)}; fetch the model again"
+        )
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BadInput(

@@ -64,9 +64,7 @@ def text_encoder_class(model: Path, part: str) -> Any:
 
 def load_text_encoder(model: Path, part: str, dtype: torch.dtype) -> Any:
     """The text encoder in the subfolder ``part``, see :func:`text_config`."""
-    return load_network(
-        text_encoder_class(model, part), model, part, config=text_config(model, part), dtype=dtype
-    )
+    return load_network(text_encoder_class(model, part), model, part, config=text_config(model, part), dtype=dtype)
 
 
 def load_pipeline(model: Path, dtype: torch.dtype = torch.float32) -> Any:
