@@ -17,6 +17,7 @@ from standalone import model_folder, picture_files
 _PAGES = {r"(.*\.)?huggingface\.co|hf\.co|hf-mirror\.com": "resolve", r"(.*\.)?github\.com": "raw"}
 
 _SCHEMES = ("http", "https", "ftp", "file")
+_CHARACTERS = re.compile(r"[!-~\u00a1-\uffff]+")
 _HOST = re.compile(r"[^\s/?#@\\<>|^`{}\"%]+")
 
 
@@ -45,13 +46,15 @@ def url_name(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of a URL; None where it is none: a bad address or port, a space, or another character of no URL."""
+    """The parts of a URL of a file; None where it is none: of its scheme, host, port, or a character that no URL has."""
     try:
         parts = urlsplit(url)
-        right = (parts.port is None or 0 < parts.port < 65536) and re.fullmatch(r"[!-~\u00a1-\uffff]+", url)
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         return None
-    return parts if right else None
+    if parts.scheme not in _SCHEMES or not _CHARACTERS.fullmatch(url) or port == 0:
+        return None
+    return parts if parts.scheme == "file" or _HOST.fullmatch(host) else None
 
 
 def url_problems(urls: Iterable[str]) -> list[str]:
@@ -59,11 +62,7 @@ def url_problems(urls: Iterable[str]) -> list[str]:
     found = []
     for url in map(str, urls):
         parts = _split(url)
-        if (
-            not parts
-            or parts.scheme not in _SCHEMES
-            or (parts.scheme != "file" and not _HOST.fullmatch(parts.hostname or ""))
-        ):
+        if not parts:
             found.append(f"{url!r} of training_data_urls is no URL; write it as https://HOST/PATH/NAME.jpg")
             continue
         raw = next((word for host, word in _PAGES.items() if re.fullmatch(host, parts.hostname or "")), None)

@@ -183,18 +183,13 @@ def picture_warnings(
         upright = open_picture(path)
         found += [] if buckets else _size_warnings(path.name, upright.size, resolution, center_crop)
         if all(low == high for low, high in upright.getextrema()):  # of each band
-            found.append(
-                f"{path.name} is of one color, {_color(upright)}: it is empty, or wholly transparent; remove it"
-            )
+            color = "#{:02x}{:02x}{:02x}".format(*upright.getpixel((0, 0)))
+            found.append(f"{path.name} is of one color, {color}: it is empty, or wholly transparent; remove it")
         digest = _digest(upright)
         if digest in seen:
             found.append(f"{path.name} shows the same as {seen[digest]}, which so counts twice; remove one")
         seen.setdefault(digest, path.name)
     return found
-
-
-def _color(image: Image.Image) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*image.getpixel((0, 0)))
 
 
 def _digest(image: Image.Image) -> str:

@@ -89,8 +89,8 @@ class TextualInversion(Method):
         warnings = []
         if validation.prompt and data.placeholder_token not in validation.prompt:
             warnings.append(
-                f"validation.prompt: {shown(validation.prompt)} does not hold the new token {data.placeholder_token}, so "
-                f"its pictures show nothing of what is learned"
+                f"validation.prompt: {shown(validation.prompt)} does not hold the new token {data.placeholder_token}, "
+                f"so its pictures show nothing of what is learned"
             )
         tokenizers = list(family.load_tokenizers(Path(job.model.path)).values())
         if data.initializer_token == AUTO:

@@ -44,9 +44,9 @@ class GenerationJob(Settings):
     """Denoising steps. Unset: that of the quality."""
     guidance_scale: Annotated[float, GUIDANCE] = 7.5
     """Guidance scale; 1 and below is no guidance, which halves the computation."""
-    guidance_start: float = 0.0
+    guidance_start: Annotated[float, Between(0, 1)] = 0.0
     """Share of the denoising steps at which guidance begins; a step without guidance costs half (arXiv 2404.07724)."""
-    guidance_stop: float | None = None
+    guidance_stop: Annotated[float | None, Between(0, 1)] = None
     """Share of the denoising steps at which guidance ends. Unset: that of the quality."""
     scheduler: SchedulerName | None = None
     """Scheduler. Unset: that of the quality."""
