@@ -46,7 +46,7 @@ def url_name(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of a URL of a file; None where it is none: of its scheme, host, port, or a character that no URL has."""
+    """The parts of a URL; None where its scheme, host or port is none, or a character is of no URL."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

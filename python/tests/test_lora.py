@@ -167,6 +167,12 @@ def test_captions_are_read_from_text_files_or_metadata(folder):
                 "1.png has no caption",
             ],
         ),
+        (
+            {
+                "metadata.jsonl": '{"file_name": "0.png", "text": "x", "text": "y"}\n{"file_name": "1.png", "text": "a\u2028b"}'
+            },
+            ["metadata.jsonl line 1 has the key text twice", "0.png has no caption"],
+        ),
     ],
 )
 def test_all_problems_of_captions_are_found_at_once(folder, files, problems):

@@ -100,6 +100,31 @@ def test_files_that_are_no_jobs(tmp_path):
         read_yaml(bad, Job)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run_name: a\nrun_name: b", "the key run_name is there twice"),
+        ("training: {max_train_steps: 5, max_train_steps: 6}", "the key max_train_steps is there twice"),
+        ("training: {max_train_steps: 0777}", "training.max_train_steps: '0777' is not a whole number"),
+        ("training: {max_train_steps: 1:30}", "training.max_train_steps: '1:30' is not a whole number"),
+        ("training: {max_train_steps: 0x10}", "training.max_train_steps: '0x10' is not a whole number"),
+        ("training: {adam_epsilon: 1:30.5}", "training.adam_epsilon: '1:30.5' is not a number"),
+        ('validation: {prompt: "a\\u2028b"}', "validation.prompt: 'a\\u2028b' holds the character '\\u2028'"),
+    ],
+)
+def test_yaml_is_read_as_people_mean_it(tmp_path, text, message):
+    file = tmp_path / "job.yaml"
+    rest = {key: value for key, value in MINIMAL.items() if not text.startswith(key)}
+    file.write_text(f"{yaml.safe_dump(rest)}{text}\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=re.escape(message)):
+        read_yaml(file, Job)
+
+
+def test_a_path_is_short_enough_for_the_files_in_it():
+    with pytest.raises(BadInput, match="run_dir: /abcdefgh.* is 5400 bytes long, and a path here has at most 3584"):
+        build(Job, {**MINIMAL, "run_dir": "/abcdefgh" * 600})
+
+
 def test_a_generation_needs_prompts():
     with pytest.raises(BadInput, match="prompts is empty"):
         build(GenerationJob, {"run_dir": "/r"})
