@@ -370,7 +370,6 @@ def _tensors(work: Path) -> Iterator[Input]:
     model = partial(_model, work)
     for part, file in (("UNet", UNET), ("text encoder", TEXT_ENCODER), ("VAE", VAE)):
         yield model(f"the {part} of torch.compile", renamed(file, "_orig_mod."))
-    yield model("the text encoder of older libraries", renamed(TEXT_ENCODER, ""), "used")
     for name, content in (
         ("tokenizer.json", b"{}"), ("tokenizer.json", b'{"model": 5}'), ("tokenizer.json", b"x"),
         ("merges.txt", b"\xff\xfe"), ("merges.txt", b"a b\nc\n"), ("tokenizer_config.json", b"[]"),

@@ -109,9 +109,9 @@ def test_a_panic_of_a_library_becomes_one_line(tmp_path):
     class PanicException(BaseException):
         pass
 
-    with pytest.raises(BadInput, match=r"holds x \(PanicException: a b\); fetch the model again"):
-        with refusing(tmp_path, "holds x"):
-            raise PanicException("a\nb")
+    said = r"holds x \(PanicException: 'a b'\); fetch the model again"
+    with pytest.raises(BadInput, match=said), refusing(tmp_path, "holds x"):
+        raise PanicException("a\nb")
     with pytest.raises(KeyboardInterrupt), refusing(tmp_path, "holds x"):
         raise KeyboardInterrupt
     with pytest.raises(BadInput, match="weights in unet/ that cannot be loaded"):

@@ -169,9 +169,9 @@ def test_captions_are_read_from_text_files_or_metadata(folder):
         ),
         (
             {
-                "metadata.jsonl": '{"file_name": "0.png", "text": "x", "text": "y"}\n{"file_name": "1.png", "text": "a\u2028b"}'
+                "metadata.jsonl": '{"file_name": "0.png", "text": "x", "text": "y"}\n{"file_name": "9", "text": "\u2028"}'
             },
-            ["metadata.jsonl line 1 has the key text twice", "0.png has no caption"],
+            ["metadata.jsonl line 1 has the key text twice", "metadata.jsonl line 2 names 9, which is not there"],
         ),
     ],
 )

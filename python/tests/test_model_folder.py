@@ -48,7 +48,7 @@ def test_a_good_model(model):
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "is no whole number from 1 to 100000"),
         ("text_encoder/config.json", {"num_hidden_layers": 4}, "encoder.layers.3.self_attn.q_proj.weight in text_enc"),
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 in text_encoder/"),
-        ("text_encoder/config.json", {"intermediate_size": 64}, "layers.0.mlp.fc1.weight in text_encoder/ has the shape"),
+        ("text_encoder/config.json", {"intermediate_size": 64}, "layers.0.mlp.fc1.weight in text_encoder/ has the"),
         ("unet/config.json", {"layers_per_block": 2}, "down_blocks.0.resnets.1.conv2.weight in unet/ does not exist"),
         ("unet/config.json", {"layers_per_block": 10**9}, "says layers_per_block: 1000000000 in unet/"),
         ("unet/config.json", {"transformer_layers_per_block": [[10**9]]}, "says transformer_layers_per_block"),

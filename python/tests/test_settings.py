@@ -121,7 +121,7 @@ def test_yaml_is_read_as_people_mean_it(tmp_path, text, message):
 
 
 def test_a_path_is_short_enough_for_the_files_in_it():
-    with pytest.raises(BadInput, match="run_dir: /abcdefgh.* is 5400 bytes long, and a path here has at most 3584"):
+    with pytest.raises(BadInput, match=r"run_dir: /abcdefgh.* is 5400 bytes long, and a path here has at most 3584"):
         build(Job, {**MINIMAL, "run_dir": "/abcdefgh" * 600})
 
 
