@@ -50,6 +50,7 @@ def test_a_good_model(model):
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 in text_encoder/"),
         ("text_encoder/config.json", {"intermediate_size": 64}, "layers.0.mlp.fc1.weight in text_encoder/ has the"),
         ("unet/config.json", {"layers_per_block": 2}, "down_blocks.0.resnets.1.conv2.weight in unet/ does not exist"),
+        ("unet/config.json", {"layers_per_block": [1]}, "says layers_per_block: [1] in unet/, for 2 blocks"),
         ("unet/config.json", {"layers_per_block": 10**9}, "says layers_per_block: 1000000000 in unet/"),
         ("unet/config.json", {"transformer_layers_per_block": [[10**9]]}, "says transformer_layers_per_block"),
         ("vae/config.json", {"layers_per_block": 9}, "encoder.down_blocks.0.resnets."),
