@@ -411,7 +411,7 @@ def read_config(model: Path, part: str) -> dict[str, Any]:
             if config.get(key) is not None and not all(_are_numbers(n, 20, 100) for n in _lists(config[key])):
                 raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no number of layers")
         counts = config.get("layers_per_block")
-        if isinstance(counts, list) and len(counts) != len(channels):
+        if isinstance(counts, list) and (len(counts) != len(channels) or any(isinstance(n, list) for n in counts)):
             raise ModelError(f"says layers_per_block: {shown(counts)} in {part}/, for {len(channels)} blocks")
     return config
 
