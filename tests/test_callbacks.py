@@ -66,6 +66,22 @@ def test_text_after_e_gets_its_type_or_is_refused_by_name(playbook):
     assert playbook("stop.yml", "-e", "stop_timeout=30").returncode == 0
 
 
+def test_names_that_do_not_exist_are_refused_before_the_first_task(playbook, tmp_path):
+    """Of the command line all at once; of the inventory with what else is wrong with its variables."""
+    done = playbook("train.yml", "--tags", "trainig", "-e", "training_step=5", "-e", "work_dirr=x")
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert "TASK" not in said
+    assert "no task of this playbook has that tag; did you mean training;" in said
+    assert "training_step is no variable of this project; did you mean" in said
+    assert "work_dirr is no variable of this project; did you mean work_dir;" in said
+    hosts = tmp_path / "hosts"
+    hosts.write_text("[cluster]\nlocalhost ansible_connection=local stop_timout=3 run_name=x\n")
+    done = play("stop.yml", "-i", str(hosts))
+    assert done.rc == 2
+    assert "stop_timout is no variable of this project; did you mean stop_timeout" in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("playbooks/*.yml")), ids=lambda path: path.name)
 def test_each_play_begins_with_its_variables_and_is_not_changed_by_b(path):
     for each in yaml.safe_load(path.read_text()):

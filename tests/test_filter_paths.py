@@ -57,6 +57,17 @@ def test_a_folder_of_pictures(tmp_path):
         ("https://h.test/a?name=0.jpg", "is no picture"),
         ("photos/0.jpg", "is no URL"),
         ("https:///0.jpg", "is no URL"),
+        ("http://[bad/0.jpg", "is no URL"),
+        ("http://h.test:99999/0.jpg", "is no URL"),
+        ("http://h.test:x/0.jpg", "is no URL"),
+        ("http://h.test:0/0.jpg", "is no URL"),
+        ("http://h .test/0.jpg", "is no URL"),
+        ("http://h.test/a b/0.jpg", "is no URL"),
+        ("http://h<i>.test/0.jpg", "is no URL"),
+        ("https://user:secret@h.test:8443/0.jpg", ""),
+        ("http://[::1]:80/0.jpg", ""),
+        ("https://b\u00fccher.test/\u00fc.png", ""),
+        ("file:///data/0.jpg", ""),
     ],
 )
 def test_urls_of_pictures(url, problem):
@@ -66,6 +77,7 @@ def test_urls_of_pictures(url, problem):
 
 def test_names_of_downloads():
     assert url_name("https://h.test/a/0%201.jpeg?download=true") == "0 1.jpeg"
+    assert url_name("http://[bad/0.jpg") == ""  # another rule refuses it
 
 
 def test_a_model_on_the_control_node():

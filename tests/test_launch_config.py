@@ -68,8 +68,9 @@ def test_the_files_of_a_run(playbook, provisioned):
     refuse.write_text("error: the token is taken; choose another\n")
     done = configure(playbook, training_placeholder_token="toy")
     assert done.returncode == 2
-    assert "error: the token is taken; choose another" in done.stdout
+    assert "fatal: [localhost]: the token is taken; choose another" in done.stdout
     assert (run / "job.yaml").read_text() == before
+    assert list(run.glob(".staged-*")) == [], "nothing of the job that was refused stays"
     refuse.unlink()
 
     (run / "finished.json").write_text("{}")

@@ -18,7 +18,7 @@ def prompts_of_file(path: str) -> list[str]:
     Raises:
         BadInput: it cannot be read, or is not encoded in UTF-8.
     """
-    lines = [line.strip() for line in read_text(Path(path)).splitlines()]
+    lines = [line.strip() for line in read_text(Path(path)).split("\n")]
     return [line for line in lines if line and not line.startswith("#")]
 
 

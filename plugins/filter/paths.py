@@ -8,13 +8,17 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
 from standalone import model_folder, picture_files
 
 # {pattern of a host: what its pages of files have in their path, and what the files have}
 _PAGES = {r"(.*\.)?huggingface\.co|hf\.co|hf-mirror\.com": "resolve", r"(.*\.)?github\.com": "raw"}
+
+_SCHEMES = ("http", "https", "ftp", "file")
+_CHARACTERS = re.compile(r"[!-~\u00a1-\uffff]+")
+_HOST = re.compile(r"[^\s/?#@\\<>|^`{}\"%]+")
 
 
 def control_path(path: str) -> str:
@@ -37,15 +41,28 @@ def folder_names(folder: str) -> list[str]:
 
 def url_name(url: str) -> str:
     """The name of the file that a URL leads to, without its query."""
-    return unquote(urlsplit(str(url)).path).rpartition("/")[2]
+    parts = _split(str(url))
+    return unquote(parts.path).rpartition("/")[2] if parts else ""
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None where its scheme, host or port is none, or a character is of no URL."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _SCHEMES or not _CHARACTERS.fullmatch(url) or port == 0:
+        return None
+    return parts if parts.scheme == "file" or _HOST.fullmatch(host) else None
 
 
 def url_problems(urls: Iterable[str]) -> list[str]:
     """What is wrong with URLs of pictures, each as ``<what>; <what to do>``; empty if they can be downloaded."""
     found = []
     for url in map(str, urls):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https", "ftp", "file") or (parts.scheme != "file" and not parts.hostname):
+        parts = _split(url)
+        if not parts:
             found.append(f"{url!r} of training_data_urls is no URL; write it as https://HOST/PATH/NAME.jpg")
             continue
         raw = next((word for host, word in _PAGES.items() if re.fullmatch(host, parts.hostname or "")), None)

@@ -142,10 +142,13 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 """Prediction types of noise schedules that training has a target for."""
 _CONFIG = {"scheduler": "scheduler_config.json"}
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
-_NUMBERS = (
-    "in_channels", "out_channels", "latent_channels", "hidden_size", "vocab_size", "conv_in_kernel",
-    "max_position_embeddings", "projection_dim",
-)  # fmt: skip
+_NUMBERS = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "conv_in_kernel"), 10_000),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "projection_dim", "max_position_embeddings"), 1_000_000),
+    "num_hidden_layers": 1000, "vocab_size": 10_000_000, "num_train_timesteps": 100_000,
+}  # fmt: skip
+"""Whole numbers of configurations, and the largest that any model has: {key: most}."""
+_LAYERS = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _CONVERT = (
     'convert it once, in an environment that has diffusers: python -c "from diffusers import {cls} as P; '
@@ -168,7 +171,7 @@ class Layout:
     check: Callable[[Configs], Iterator[str]]
     """What is wrong with the configurations."""
     shapes: Callable[[Configs], dict[str, dict[str, tuple[int, ...]]]]
-    """{subfolder: {end of a tensor's name: the shape that the configurations promise}}."""
+    """{subfolder: {name of a tensor, without a text encoder's prefix: the shape that the configurations promise}}."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -221,23 +224,59 @@ def _check_width(configs: Configs, width: int, whose: str) -> Iterator[str]:
         )
 
 
+def without_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of a text encoder by the names that all versions of transformers give them, but for what precedes."""
+    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+
+
+def _text_shapes(text: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor of a CLIP text encoder: its library would give random numbers to one that is missing."""
+    width, inner = text.get("hidden_size", 512), text.get("intermediate_size", 2048)
+    yield "embeddings.token_embedding.weight", (text.get("vocab_size", 49408), width)
+    yield "embeddings.position_embedding.weight", (text.get("max_position_embeddings", 77), width)
+    linear = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+    linear |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+    layers = [f"encoder.layers.{n}" for n in range(text.get("num_hidden_layers", 12))]
+    for layer in layers:
+        for name, shape in linear.items():
+            yield f"{layer}.{name}.weight", shape
+            yield f"{layer}.{name}.bias", shape[:1]
+    for norm in ("final_layer_norm", *(f"{layer}.layer_norm{n}" for layer in layers for n in (1, 2))):
+        yield f"{norm}.weight", (width,)
+        yield f"{norm}.bias", (width,)
+
+
+def _block_shapes(prefix: str, config: dict[str, Any], layers: int, more: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The second convolution of each residual layer of a network's blocks, so that none of them is missing.
+
+    Args:
+        prefix: of the blocks' names, such as ``down_blocks``.
+        config: of the network.
+        layers: of a block, where the configuration does not say it.
+        more: layers of a block beyond those of the configuration.
+    """
+    counts, channels = config.get("layers_per_block") or layers, config["block_out_channels"]
+    blocks = [(width, counts[i] if isinstance(counts, list) else counts) for i, width in enumerate(channels)]
+    for block, (width, count) in enumerate(blocks[::-1] if "up_blocks" in prefix else blocks):
+        for layer in range(count + more):
+            yield f"{prefix}.{block}.resnets.{layer}.conv2.weight", (width, width, 3, 3)
+
+
 def _shapes(configs: Configs) -> dict[str, dict[str, tuple[int, ...]]]:
     unet, vae = configs["unet"], configs["vae"]
     kernel = unet.get("conv_in_kernel", 3)
-    texts: dict[str, dict[str, tuple[int, ...]]] = {
-        part: {
-            "embeddings.token_embedding.weight": (text.get("vocab_size", 49408), text.get("hidden_size", 512)),
-            "embeddings.position_embedding.weight": (
-                text.get("max_position_embeddings", 77),
-                text.get("hidden_size", 512),
-            ),
-        }
-        for part, text in configs.items()
-        if part.startswith("text_encoder")
-    }
+    texts = {part: dict(_text_shapes(text)) for part, text in configs.items() if part.startswith("text_encoder")}
     return {
-        "unet": {"conv_in.weight": (unet["block_out_channels"][0], unet.get("in_channels", 4), kernel, kernel)},
-        "vae": {"encoder.conv_in.weight": (vae["block_out_channels"][0], vae.get("in_channels", 3), 3, 3)},
+        "unet": {
+            "conv_in.weight": (unet["block_out_channels"][0], unet.get("in_channels", 4), kernel, kernel),
+            **dict(_block_shapes("down_blocks", unet, 2, 0)),
+            **dict(_block_shapes("up_blocks", unet, 2, 1)),
+        },
+        "vae": {
+            "encoder.conv_in.weight": (vae["block_out_channels"][0], vae.get("in_channels", 3), 3, 3),
+            **dict(_block_shapes("encoder.down_blocks", vae, 1, 0)),
+            **dict(_block_shapes("decoder.up_blocks", vae, 1, 1)),
+        },
         **texts,
     }
 
@@ -341,6 +380,16 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
     return found
 
 
+def _lists(value: Any) -> list[Any]:
+    """A number, a list of numbers, or a list of lists of numbers, as the latter."""
+    return [one if isinstance(one, list) else [one] for one in value] if isinstance(value, list) else [[value]]
+
+
+def _are_numbers(value: Any, many: int, most: int) -> bool:
+    """Whether this is a list of 1 to ``many`` whole numbers from 1 to ``most``."""
+    return isinstance(value, list) and 0 < len(value) <= many and all(type(n) is int and 0 < n <= most for n in value)
+
+
 def read_config(model: Path, part: str) -> dict[str, Any]:
     """The configuration of a part; its numbers are numbers.
 
@@ -348,13 +397,22 @@ def read_config(model: Path, part: str) -> dict[str, Any]:
         ModelError: it cannot be used.
     """
     config = _read_json(model / part / _CONFIG.get(part, "config.json"), model)
-    for key in _NUMBERS:
-        if key in config and (type(config[key]) is not int or config[key] < 1):
-            raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no positive whole number")
+    for key, most in _NUMBERS.items():
+        if key in config and (type(config[key]) is not int or not 0 < config[key] <= most):
+            raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no whole number from 1 to {most}")
+    scale = config.get("scaling_factor", 1)
+    if part == "vae" and (type(scale) not in (int, float) or not 0 < scale < 1_000_000):
+        raise ModelError(f"says scaling_factor: {shown(scale)} in {part}/, which is no positive number")
     if part in ("unet", "vae"):
         channels = config.get("block_out_channels")
-        if not isinstance(channels, list) or not channels or not all(type(c) is int and c > 0 for c in channels):
+        if not _are_numbers(channels, 20, 100_000):
             raise ModelError(f"says block_out_channels: {shown(channels)} in {part}/, which is no list of numbers")
+        for key in _LAYERS:
+            if config.get(key) is not None and not all(_are_numbers(n, 20, 100) for n in _lists(config[key])):
+                raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no number of layers")
+        counts = config.get("layers_per_block")
+        if isinstance(counts, list) and (len(counts) != len(channels) or any(isinstance(n, list) for n in counts)):
+            raise ModelError(f"says layers_per_block: {shown(counts)} in {part}/, for {len(channels)} blocks")
     return config
 
 
@@ -432,16 +490,35 @@ def _check_index(model: Path, layout: Layout) -> Iterator[str]:
 
 def _check_tokenizers(model: Path, layout: Layout, configs: Configs) -> Iterator[str]:
     for encoder, tokenizer in layout.tokenizers.items():
-        folder = model / tokenizer
-        if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-            yield f"has no vocab.json or tokenizer.json in {tokenizer}/"
-        elif (folder / "vocab.json").is_file():
-            words, size = len(_read_json(folder / "vocab.json", model)), configs[encoder].get("vocab_size", 49408)
-            if words > size:
-                yield (
-                    f"has a tokenizer of {words} tokens in {tokenizer}/, and a text encoder of {size} in {encoder}/: "
-                    f"they are parts of different models"
-                )
+        has = {name for name in ("tokenizer.json", "vocab.json", "merges.txt") if (model / tokenizer / name).is_file()}
+        if "tokenizer.json" not in has and not has >= {"vocab.json", "merges.txt"}:
+            yield f"has no vocab.json and merges.txt, or tokenizer.json, in {tokenizer}/"
+            continue
+        files = {name: _read_json(model / tokenizer / name, model) for name in sorted(has - {"merges.txt"})}
+        words, size = len(files.get("vocab.json", ())), configs[encoder].get("vocab_size", 49408)
+        if words > size:
+            yield (
+                f"has a tokenizer of {words} tokens in {tokenizer}/, and a text encoder of {size} in {encoder}/: "
+                f"they are parts of different models"
+            )
+        yield from _check_merges(model, f"{tokenizer}/merges.txt") if "merges.txt" in has else ()
+        if (model / tokenizer / "tokenizer_config.json").is_file():
+            reads = _read_json(model / tokenizer / "tokenizer_config.json", model).get("model_max_length", 1)
+            if type(reads) not in (int, float) or not reads >= 1:
+                yield f"says model_max_length: {shown(reads)} in {tokenizer}/, which is no positive number"
+
+
+def _check_merges(model: Path, name: str) -> Iterator[str]:
+    """Whether each line of a tokenizer's merges holds two parts of words."""
+    try:
+        lines = (model / name).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        yield f"holds a {name} that cannot be read ({shown(str(error))}); fetch the model again"
+        return
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.startswith("#version") and len(line.split()) != 2:
+            yield f"holds a {name} whose line {number} is no pair: {shown(line)}; fetch the model again"
+            return
 
 
 def _check_weights(model: Path, layout: Layout, configs: Configs, variant: str) -> Iterator[str]:
@@ -455,13 +532,30 @@ def _check_weights(model: Path, layout: Layout, configs: Configs, variant: str) 
         except ModelError as error:
             yield str(error).replace(f"{model}/", "holds a file that cannot be used: ", 1)
             continue
-        for end, shape in promised[part].items():
-            found = next((facts for name, facts in tensors.items() if name.endswith(end)), None)
-            if found is None or found.shape != shape:
-                has = "does not exist" if found is None else f"has the shape {list(found.shape)}"
-                yield f"has weights that its configuration contradicts: {end} in {part}/ {has}, not {list(shape)}"
-            elif found.dtype not in _FLOATS:
-                yield f"has weights of type {found.dtype} in {part}/; take them in float32, float16 or bfloat16"
+        yield from _contradictions(part, promised[part], without_prefix(tensors))
+
+
+def _contradictions(part: str, promised: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Iterator[str]:
+    """The first tensor of a part that its configuration promises and its weights lack, or have in another form."""
+    for name, shape in promised.items():
+        found = tensors.get(name)
+        if found is None:
+            compiled = next((other for other in tensors if "_orig_mod." in other), "")
+            yield (
+                f"has weights that its configuration contradicts: {name} in {part}/ does not exist, of shape "
+                f"{list(shape)}"
+                + (f" (but {compiled}: save the network inside of torch.compile's)" if compiled else "")
+            )
+            return
+        if found.shape != shape:
+            yield (
+                f"has weights that its configuration contradicts: {name} in {part}/ has the shape {list(found.shape)}, "
+                f"not {list(shape)}"
+            )
+            return
+        if found.dtype not in _FLOATS:
+            yield f"has weights of type {found.dtype} in {part}/; take them in float32, float16 or bfloat16"
+            return
 
 
 def _check_names(model: Path, layout: Layout) -> Iterator[str]:

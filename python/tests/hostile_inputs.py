@@ -77,6 +77,7 @@ def _settings(work: Path) -> Iterator[Input]:
         "-1": -1,
         "true": True,
         "1e30": 10**30,
+        "1e300": 1e300,
         "abc": "abc",
     }
     for section in sections_of(Job):
@@ -84,7 +85,9 @@ def _settings(work: Path) -> Iterator[Input]:
             if setting.kind not in (int, float):
                 continue
             for name, value in wrong.items():
-                if (name == "-1" and not setting.bounds) or (name in ("1e30", "abc", "true") and setting.kind is float):
+                if (name == "-1" and not setting.complaint(-1)) or (
+                    name in ("1e30", "abc", "true") and setting.kind is float
+                ):
                     continue
                 key, values = setting.section, {setting.name: value}
                 one = job(work, **{key: values}) if key else job(work) | values
@@ -98,6 +101,8 @@ def _settings(work: Path) -> Iterator[Input]:
     for name, value in (
         ("300 letters", f"/tmp/{'a' * 300}"),
         ("a newline", "/tmp/a\nb"),
+        ("5,000 letters in many folders", "/tmp" + "/abcdefgh" * 600),
+        ("a line separator", "/tmp/a\u2028b"),
         ("empty", ""),
         ("NUL", "/a\0b"),
     ):
@@ -121,6 +126,7 @@ def _job_files() -> Iterator[Input]:
         ("UTF-16", "a: 1".encode("utf-16")),
         ("Latin-1", "run_name: tür".encode("latin-1")), ("NUL bytes", b"a: 1\0"), ("a recursive alias", b"a: &a [*a]"),
         ("a Python object", b"!!python/object/apply:os.system ['true']"), ("an unknown key", b"run_nam: x"),
+        ("a key twice", b"run_name: a\nrun_name: b"), ("an octal number", b"seed: 0777"), ("base 60", b"seed: 1:30"),
         ("a key that is a list", b"[1]: 2"), ("deep nesting", b"[" * 20000), ("text", b"hello"),
     ):  # fmt: skip
         yield Input(group="job files", name=name, expected="refused", raw=raw)
@@ -162,6 +168,7 @@ def _words(work: Path) -> Iterator[Input]:
     for name, values in (
         ("prompt that ends in the new word after 60", {"prompt": f"a {long} <dicoo>"}),
         ("reference caption of 60 words", {"reference_caption": long}),
+        ("prompt without the new word", {"prompt": "a toy"}),
     ):
         yield Input(group="words", name=name, expected="warned", values=job(work, validation=values))
 
@@ -193,8 +200,14 @@ def _pictures(work: Path) -> Iterator[Input]:
     transparent = noise(96, 96, 1).convert("RGBA")
     transparent.putalpha(0)
     grey = Image.fromarray(np.linspace(0, 65535, 96 * 96, dtype=np.uint16).reshape(96, 96))
+    yield folder("wholly transparent", image(transparent), "warned")
+    yield folder("wholly transparent, grey", image(transparent.convert("LA")), "warned")
+    yield folder("all white", image(Image.new("RGB", (96, 96), "white")), "warned")
+    transparent.putpixel((50, 50), (255, 0, 0, 255))
     yield folder("transparent", image(transparent), "used")
     yield folder("grey with alpha", image(transparent.convert("LA")), "used")
+    huge = Image.new("P", (9000, 9000))
+    yield folder("a palette with transparency, 9000 x 9000", image(huge, transparency=0), "refused")
     yield folder("palette with transparency", image(noise(96, 96, 2).quantize(16), transparency=3), "used")
     yield folder("16-bit grey", image(grey), "used")
     yield folder("CMYK", image(noise(96, 96, 3).convert("CMYK"), "1.jpg"), "used")
@@ -207,7 +220,9 @@ def _pictures(work: Path) -> Iterator[Input]:
     yield folder("400 x 100", image(noise(400, 100)), "warned")
     yield folder("400 x 100 with center_crop", image(noise(400, 100)), "warned", center_crop=True)
     yield folder("a duplicate", image(noise(96, 96)), "warned")
-    yield folder("6000 x 6000", image(Image.new("RGB", (6000, 6000), "red"), "1.jpg"), "used")
+    large = Image.new("RGB", (6000, 6000), "red")
+    large.putpixel((0, 0), (0, 0, 0))
+    yield folder("6000 x 6000", image(large), "used")
     yield folder("20000 x 20000", image(Image.new("1", (20000, 20000))), "refused")
     for color, expected in (("red", "refused"), ("#123", "refused"), ("#12fF90", "used"), (3, "refused")):
         yield Input(
@@ -250,6 +265,7 @@ def _picture_files(work: Path) -> Iterator[Input]:
 
 
 UNET, TEXT_ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 def _model(work: Path, name: str, change: Callable[[Path], object], expected: str = "refused") -> Input:
@@ -292,6 +308,24 @@ def _models(work: Path) -> Iterator[Input]:
     yield model("prediction type sample", edit("scheduler/scheduler_config.json", prediction_type="sample"))
     yield model("in_channels: x", edit("unet/config.json", in_channels="x"))
     yield model("block_out_channels: []", edit("unet/config.json", block_out_channels=[]))
+    scheduler, tokens = "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
+    for file, key, values in (
+        ("unet/config.json", "act_fn", ["x", 5, None]), ("unet/config.json", "norm_num_groups", [7, 0, "x"]),
+        ("unet/config.json", "layers_per_block", [2, 10**9, "x"]), ("unet/config.json", "freq_shift", ["x"]),
+        ("unet/config.json", "transformer_layers_per_block", [2, 10**9, [[10**9]]]),
+        ("unet/config.json", "attention_head_dim", [0, "x"]), ("unet/config.json", "down_block_types", [["x"], "x"]),
+        ("vae/config.json", "scaling_factor", ["x", 0, float("nan")]), ("vae/config.json", "act_fn", ["x"]),
+        ("vae/config.json", "norm_num_groups", [7]), ("vae/config.json", "layers_per_block", [9, 10**9]),
+        ("text_encoder/config.json", "num_hidden_layers", [0, 4, 10**9, "x"]),
+        ("text_encoder/config.json", "hidden_act", ["x"]), ("text_encoder/config.json", "layer_norm_eps", ["x"]),
+        ("text_encoder/config.json", "num_attention_heads", [3, 0]),
+        ("text_encoder/config.json", "intermediate_size", [1, "x"]),
+        (scheduler, "beta_schedule", ["x", 5]), (scheduler, "beta_start", ["x", float("nan")]),
+        (scheduler, "beta_end", [5.0]), (scheduler, "num_train_timesteps", [0, 10**12, "x"]),
+        (scheduler, "timestep_spacing", ["x"]), (tokens, "model_max_length", ["x", -5, None]),
+    ):  # fmt: skip
+        for value in values:
+            yield model(f"{file.split('.')[0]}, {key}: {value}".replace("/", " "), edit(file, **{key: value}))
     for side, expected in ((72, "refused"), (65, "refused"), (8, "refused"), (48, "used")):
         yield Input(group="resolution", name=str(side), expected=expected, values=job(work, data={"resolution": side}))
     yield Input(
@@ -317,6 +351,31 @@ def _weights(work: Path) -> Iterator[Input]:
         path / UNET, path / "unet/diffusion_pytorch_model.fp16.safetensors"), "used")  # fmt: skip
     yield model("a .ckpt beside the parts", raw("model.ckpt", b"x"), "used")
     yield model("one shard of two", rename(UNET, "unet/diffusion_pytorch_model-00001-of-00002.safetensors"))
+
+
+def renamed(file: str, prefix: str) -> Callable[[Path], object]:
+    """Gives the tensors of a file other names, by a prefix."""
+
+    def change(path: Path) -> None:
+        data = (path / file).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        tensors = json.loads(data[8 : 8 + length])
+        header = json.dumps({k if k == "__metadata__" else prefix + k: v for k, v in tensors.items()}).encode()
+        (path / file).write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+
+    return change
+
+
+def _tensors(work: Path) -> Iterator[Input]:
+    model = partial(_model, work)
+    for part, file in (("UNet", UNET), ("text encoder", TEXT_ENCODER), ("VAE", VAE)):
+        yield model(f"the {part} of torch.compile", renamed(file, "_orig_mod."))
+    for name, content in (
+        ("tokenizer.json", b"{}"), ("tokenizer.json", b'{"model": 5}'), ("tokenizer.json", b"x"),
+        ("merges.txt", b"\xff\xfe"), ("merges.txt", b"a b\nc\n"), ("tokenizer_config.json", b"[]"),
+        ("vocab.json", b"[]"),
+    ):  # fmt: skip
+        yield model(f"{name} holds {content!r}".replace("\\", ""), raw(f"tokenizer/{name}", content))
 
 
 def _model_files(work: Path) -> Iterator[Input]:
@@ -347,9 +406,9 @@ def job_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]:
     yield Input(group="control", name="a good job", expected="used", values=job(work))
     for inputs in (_settings(work), _job_files(), _words(work)):
         yield from inputs
-    for some in (_pictures, _picture_files, _models, _weights, _model_files):
+    for some in (_pictures, _picture_files, _models, _weights, _tensors, _model_files):
         yield from some(work)
-    for rate, steps in ((1e9, 3), (1e30, 1), (1e5, 3)):
+    for rate, steps in ((1000.0, 3), (500.0, 30)):
         values = job(work, training={"learning_rate": rate, "max_train_steps": steps})
         values["run_dir"] = str(work / f"run-{rate}")
         name = f"learning rate {rate:g}, {steps} steps, trained"
@@ -377,6 +436,8 @@ def generation_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]
         ("guidance nan", "refused", {"guidance_scale": float("nan")}),
         ("guidance inf", "refused", {"guidance_scale": float("inf")}),
         ("height 72", "refused", {"height": 72}),
+        ("lcm with 60 steps", "refused", {"scheduler": "lcm", "num_inference_steps": 60}),
+        ("a line separator in a prompt", "refused", {"prompts": ["a\u2028<dicoo>"]}),
         ("height 8192", "refused", {"height": 8192 * 16, "width": 8192 * 16}),
         ("a prompt with a zero byte", "refused", {"prompts": ["a\0 <dicoo>"]}),
         ("a run that is not there", "refused", {"run_dir": str(work / "none")}),
@@ -398,7 +459,7 @@ def playbook_inputs(work: Path) -> Iterator[Input]:
     latin = work / "prompts.txt"
     latin.write_bytes("für <dicoo>".encode("latin-1"))
     prompts = {"image_generation_prompts_file": str(latin)}
-    pages = ["https://huggingface.co/a/b/blob/main/0.jpeg", "https://h.test/a", "0.jpg"]
+    pages = ["https://huggingface.co/a/b/blob/main/0.jpeg", "https://h.test/a", "0.jpg", "http://[bad/0.jpg"]
     urls = {"training_data_source": "", "training_data_urls": pages}
     for playbook, group, values, said in (
         (PROVISION, "folders", {"training_data_source": str(photos)}, "more in the picture folder"),
@@ -410,6 +471,9 @@ def playbook_inputs(work: Path) -> Iterator[Input]:
         (PROVISION, "sizes", urls, "is the page of a file"),
         (PROVISION, "sizes", {}, "https://h.test/a of training_data_urls is no picture"),
         (PROVISION, "sizes", {}, "'0.jpg' of training_data_urls is no URL"),
+        (PROVISION, "sizes", {}, "'http://[bad/0.jpg' of training_data_urls is no URL"),
+        (TRAIN, "names", {"training_learning_rat": 1}, "training_learning_rat is no variable of this project"),
+        (TRAIN.replace("training,", "trainig,"), "tags", {}, "no task of this playbook has that tag"),
         (TRAIN, "types", {"training_learning_rate": "abc"}, "learning_rate is 'abc', and has to be a number"),
         (TRAIN, "types", {"training_seed": "x"}, "training_seed is 'x', and has to be a whole number"),
         (TRAIN, "types", {"training_scale_lr": "perhaps"}, "scale_lr is 'perhaps', and has to be true or false"),

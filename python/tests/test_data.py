@@ -1,5 +1,8 @@
 """Pictures and samples."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +108,36 @@ def test_what_is_warned_of(tmp_path):
     assert "is enlarged to 64 x 64" in found[2]
     assert "distorts it 3.0 times" in found[3]
     assert "center_crop cuts 67 % off" in picture_warnings([tmp_path / "wide.png"], 64, True)[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "right"),
+    [("P", 9000, False), ("P", 7500, True), ("RGB", 11_000, True), ("L", 12_000, False), ("RGBA", 9000, False)],
+)
+def test_a_picture_that_takes_too_much_memory_is_refused_by_its_header(tmp_path, monkeypatch, mode, side, right):
+    """In the form in which it is put on a background; a small file can hold a huge picture of one color."""
+    Image.new(mode, (1, 1)).save(tmp_path / "0.png", **({"transparency": 0} if mode == "P" else {}))
+    data = (tmp_path / "0.png").read_bytes()
+    chunk = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
+    (tmp_path / "0.png").write_bytes(data[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:])
+    loaded = []
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: loaded.append(image.size))
+    found = picture_problems([tmp_path / "0.png"])
+    assert (found == []) == right
+    assert loaded == [(side, side)] * right
+    if not right:
+        assert f"has {side} x {side} pixels" in found[0]
+        assert "GB of memory; scale it to" in found[0]
+
+
+def test_an_empty_picture_is_warned_of(tmp_path):
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "0.png")
+    hidden = halves(64, 64).convert("RGBA")
+    hidden.putalpha(0)
+    hidden.save(tmp_path / "1.png")
+    halves(64, 64).save(tmp_path / "2.png")
+    found = [line for line in picture_warnings(list_pictures(tmp_path), 64, False) if "one color" in line]
+    assert [line.split(",")[0] for line in found] == ["0.png is of one color", "1.png is of one color"]
 
 
 def test_a_name_with_a_line_break_is_named_on_one_line(tmp_path):

@@ -167,6 +167,10 @@ def test_captions_are_read_from_text_files_or_metadata(folder):
                 "1.png has no caption",
             ],
         ),
+        (
+            {"metadata.jsonl": '{"file_name": "0", "text": "", "text": ""}\n{"file_name": "9", "text": "\u2028"}'},
+            ["metadata.jsonl line 1 has the key text twice", "metadata.jsonl line 2 names 9, which is not there"],
+        ),
     ],
 )
 def test_all_problems_of_captions_are_found_at_once(folder, files, problems):

@@ -45,6 +45,18 @@ def test_a_good_model(model):
         ("unet/config.json", {"block_out_channels": [320]}, "conv_in.weight in unet/ has the shape [64, 4, 3, 3], not"),
         ("text_encoder/config.json", {"vocab_size": 7}, "has a tokenizer of 1264 tokens in tokenizer/, and a text"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "has the prediction type 'sample'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "is no whole number from 1 to 100000"),
+        ("text_encoder/config.json", {"num_hidden_layers": 4}, "encoder.layers.3.self_attn.q_proj.weight in text_enc"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 in text_encoder/"),
+        ("text_encoder/config.json", {"intermediate_size": 64}, "layers.0.mlp.fc1.weight in text_encoder/ has the"),
+        ("unet/config.json", {"layers_per_block": 2}, "down_blocks.0.resnets.1.conv2.weight in unet/ does not exist"),
+        ("unet/config.json", {"layers_per_block": [1]}, "says layers_per_block: [1] in unet/, for 2 blocks"),
+        ("unet/config.json", {"layers_per_block": 10**9}, "says layers_per_block: 1000000000 in unet/"),
+        ("unet/config.json", {"transformer_layers_per_block": [[10**9]]}, "says transformer_layers_per_block"),
+        ("vae/config.json", {"layers_per_block": 9}, "encoder.down_blocks.0.resnets."),
+        ("vae/config.json", {"scaling_factor": "x"}, "says scaling_factor: 'x' in vae/"),
+        ("vae/config.json", {"scaling_factor": float("nan")}, "says scaling_factor: nan in vae/"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, "says model_max_length: 'x' in tokenizer/"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(model, file, values, message):
@@ -72,6 +84,34 @@ def test_weights_that_are_none(model, content, message):
     assert UNET in problem
     with pytest.raises(ModelError):
         read_header(model / UNET)
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model.safetensors", UNET, "vae/diffusion_pytorch_model.safetensors"])
+def test_names_that_torch_compile_makes(model, part):
+    """The libraries would use random numbers in place of such tensors."""
+    path = model / part
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + length])
+    header = json.dumps({k if k == "__metadata__" else f"_orig_mod.{k}": v for k, v in tensors.items()}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+    [problem] = model_problems(model)
+    assert f"in {part.partition('/')[0]}/ does not exist" in problem
+    assert "save the network inside of torch.compile's" in problem
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", b"{", "holds a tokenizer/tokenizer.json that cannot be read"),
+        ("merges.txt", b"\xff\xfe", "holds a tokenizer/merges.txt that cannot be read"),
+        ("merges.txt", b"#version: 0.2\na b\nc\n", "holds a tokenizer/merges.txt whose line 3 is no pair: 'c'"),
+        ("tokenizer_config.json", b"[]", "holds a tokenizer/tokenizer_config.json that is no JSON object"),
+    ],
+)
+def test_tokenizers_that_are_damaged(model, file, content, message):
+    (model / "tokenizer" / file).write_bytes(content)
+    assert message in model_problems(model)[0]
 
 
 def test_weights_that_are_cut_off(model):

@@ -27,6 +27,7 @@ from sdtune.settings.ansible import JOBS, job_data, job_variables, role_defaults
 from sdtune.settings.bounds import Between, Ge, Gt, Multiple, Pattern
 from sdtune.settings.fields import Settings, sections_of, settings_of
 from sdtune.settings.flags import job_flags
+from sdtune.settings.load import convert
 from tests.conftest import REPOSITORY
 
 MINIMAL = {"run_name": "r", "run_dir": "/r", "model": {"path": "/m"}, "data": {"path": "/d"}}
@@ -99,6 +100,31 @@ def test_files_that_are_no_jobs(tmp_path):
         read_yaml(bad, Job)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run_name: a\nrun_name: b", "the key run_name is there twice"),
+        ("training: {max_train_steps: 5, max_train_steps: 6}", "the key max_train_steps is there twice"),
+        ("training: {max_train_steps: 0777}", "training.max_train_steps: '0777' is not a whole number"),
+        ("training: {max_train_steps: 1:30}", "training.max_train_steps: '1:30' is not a whole number"),
+        ("training: {max_train_steps: 0x10}", "training.max_train_steps: '0x10' is not a whole number"),
+        ("training: {adam_epsilon: 1:30.5}", "training.adam_epsilon: '1:30.5' is not a number"),
+        ('validation: {prompt: "a\\u2028b"}', "validation.prompt: 'a\\u2028b' holds the character '\\u2028'"),
+    ],
+)
+def test_yaml_is_read_as_people_mean_it(tmp_path, text, message):
+    file = tmp_path / "job.yaml"
+    rest = {key: value for key, value in MINIMAL.items() if not text.startswith(key)}
+    file.write_text(f"{yaml.safe_dump(rest)}{text}\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=re.escape(message)):
+        read_yaml(file, Job)
+
+
+def test_a_path_is_short_enough_for_the_files_in_it():
+    with pytest.raises(BadInput, match=r"run_dir: /abcdefgh.* is 5400 bytes long, and a path here has at most 3584"):
+        build(Job, {**MINIMAL, "run_dir": "/abcdefgh" * 600})
+
+
 def test_a_generation_needs_prompts():
     with pytest.raises(BadInput, match="prompts is empty"):
         build(GenerationJob, {"run_dir": "/r"})
@@ -110,9 +136,10 @@ def test_a_generation_needs_prompts():
         ({"scheduler": "magic"}, "scheduler: 'magic' is not one of pndm, ddim, dpmsolver++"),
         ({"height": 100}, "height: 100 is not a multiple of 8"),
         ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is not an interval within 0 and 1"),
-        ({"guidance_stop": 1.5}, "0.0 to 1.5 is not an interval within 0 and 1"),
+        ({"guidance_stop": 1.5}, "guidance_stop: 1.5 is not between 0 and 1"),
         ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
         ({"processes": -1}, "processes: -1 is negative"),
+        ({"scheduler": "lcm", "num_inference_steps": 60}, "60 is more than the scheduler lcm has, which is 50"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
         ({"quality": "best"}, "quality: 'best' is not one of exact, fast, draft"),
         ({"cache_interval": 0}, "cache_interval: 0 is less than 1"),
@@ -218,6 +245,27 @@ SECTIONS = [cls for job in JOBS.values() for cls in sections_of(job)]
 @pytest.mark.parametrize("setting", [s for cls in SECTIONS for s in settings_of(cls)], ids=lambda s: s.key)
 def test_every_setting_has_a_meaning(setting):
     assert setting.meaning.endswith("."), setting.key
+
+
+ENDLESS = {"seed", "seeds"}
+"""Numbers that count nothing: any is as good as another."""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [s for cls in SECTIONS for s in settings_of(cls) if s.kind in (int, float) or s.kind == list[int]],
+    ids=lambda s: s.key,
+)
+def test_every_number_has_an_end(setting):
+    """So that a slip of the finger is refused, instead of eating memory, or failing in arithmetic."""
+    wrap = (lambda value: value) if setting.kind in (int, float) else (lambda value: [value])
+    for value in (10**9, 1e300, -1e300, 2**64):
+        allowed = True
+        try:
+            allowed = not setting.complaint(convert(wrap(value), setting.kind, setting.key))
+        except BadInput:
+            allowed = False
+        assert allowed == (value == 10**9 and setting.name in ENDLESS), value
 
 
 def test_every_scheduler_has_its_class():

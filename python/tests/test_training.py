@@ -424,6 +424,15 @@ def test_fewer_triples_than_ranks(mapping, tmp_path):
     assert [m["step"] for m in read_metrics(Run(job.run_dir).metrics) if m["kind"] == "validation"] == [0, 1]
 
 
+def test_what_changes_nothing_is_warned_of(mapping):
+    """A prompt without the new token, and rates with which nothing that can be seen is learned."""
+    job = changed(mapping, training={"learning_rate": 1e-9}, validation={"prompt": "a toy"})
+    prompt, rate = check_job(job)
+    assert prompt.startswith("validation.prompt: 'a toy' does not hold the new token <concept>")
+    assert rate.startswith("training.learning_rate: 1e-09 moves what is learned by 2e-09 at most in 2 steps")
+    assert check_job(changed(mapping, validation={"prompt": "a <concept>"})) == []
+
+
 def test_a_batch_that_cannot_fit_is_refused_before_anything_is_loaded(mapping, monkeypatch):
     """With figures, and the batch that might; the ranks of a host share its memory, and a cgroup's limit counts."""
     monkeypatch.setattr("sdtune.training.memory.available_bytes", lambda: 4_000_000_000)  # a fake

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 METADATA = "metadata.jsonl"
 _SUFFIX = ".txt"
@@ -27,17 +28,33 @@ def _read_text(path: Path, problems: list[str]) -> str:
         return ""
 
 
+class _Twice(Exception):
+    """A key is there twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of an object of JSON, each key once: else one of the values would count without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _from_metadata(path: Path, names: set[str], problems: list[str]) -> dict[str, tuple[str, str]]:
     """{picture: (caption, where it stands)} of a ``metadata.jsonl``; ``names`` are the pictures that exist."""
     found: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(_read_text(path, problems).splitlines(), start=1):
+    for number, line in enumerate(_read_text(path, problems).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
             name, text = row["file_name"], row["text"]
-        except (ValueError, KeyError, TypeError):
+        except _Twice as twice:
+            problems.append(f"{where} has the key {twice} twice")
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError):
             problems.append(f'{where} is not like {{"file_name": "a.jpg", "text": "a photo of ..."}}')
             continue
         if not isinstance(name, str) or not isinstance(text, str):

@@ -39,7 +39,7 @@ def caption_templates(learnable_property: str, templates_file: str | Path | None
         path = Path(templates_file)
         if not path.is_file():
             raise BadInput(f"data.templates_file: {path} does not exist; give a text file with one template per line")
-        lines = tuple(s.strip() for s in read_text(path).splitlines() if s.strip())
+        lines = tuple(s.strip() for s in read_text(path).split("\n") if s.strip())
         if not lines:
             raise BadInput(f"data.templates_file: {path} is empty; write one template per line, each with one {{}}")
         for line in lines:

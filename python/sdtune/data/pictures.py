@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdtune.data.caption_files import is_caption_file
 from sdtune.errors import BadInput, shown
+from sdtune.sizes import sizes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -19,6 +20,10 @@ _SQUEEZED = 1.5
 """Aspect ratio from which on resizing to a square is reported."""
 _CROPPED = 2.0
 """Aspect ratio from which on cropping to a square is reported."""
+
+
+_MOST_BYTES = 1_000_000_000
+"""What reading one picture may take: 125 megapixels, or 62 with transparent parts."""
 
 
 def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
@@ -54,6 +59,8 @@ def _problem(path: Path) -> str:
         return f"{path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder"
     try:
         with Image.open(path) as image:
+            if problem := _too_large(image):
+                return f"{path} {problem}"
             image.load()  # verify() does not find truncated files
     # Pillow's decoders raise all of these on damaged files
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
@@ -61,6 +68,27 @@ def _problem(path: Path) -> str:
     except (UnidentifiedImageError, Image.DecompressionBombError, MemoryError) as error:
         return _unreadable(path, error)
     return ""
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a picture can have transparent parts, by its header."""
+    return image.mode in _TRANSPARENT or "transparency" in image.info
+
+
+def _too_large(image: Image.Image) -> str:
+    """What is wrong with a picture whose pixels, as :func:`open_picture` has them, take too much memory.
+
+    A picture of a palette with one color is a small file, whatever its size.
+    """
+    # two copies of four bytes a pixel, and two more to put it on a background
+    needed = image.width * image.height * (16 if _is_transparent(image) else 8)
+    if needed <= _MOST_BYTES:
+        return ""
+    side = int((_MOST_BYTES / needed) ** 0.5 * 100)
+    return (
+        f"has {image.width} x {image.height} pixels{' and transparent parts' if _is_transparent(image) else ''}, which "
+        f"take {sizes(needed)[0]} of memory; scale it to {side} % or less"
+    )
 
 
 def _unreadable(path: Path, error: BaseException) -> str:
@@ -80,11 +108,11 @@ def open_picture(path: Path, background: str = "white") -> Image.Image:
     if image.mode in _GREY_16:  # convert() would clip to 255, which is almost black in 16 bits
         grey = np.asarray(image).astype(np.uint32).clip(0, 65_535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if image.mode in _TRANSPARENT or "transparency" in image.info:
+    if _is_transparent(image):
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(behind, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int], center_crop: bool) -> Image.Image:
@@ -154,11 +182,22 @@ def picture_warnings(
             found.append(f"{path.name} is an animation of {frames} frames; only the first one is used")
         upright = open_picture(path)
         found += [] if buckets else _size_warnings(path.name, upright.size, resolution, center_crop)
-        digest = hashlib.sha256(repr(upright.size).encode() + upright.tobytes()).hexdigest()
+        if all(low == high for low, high in upright.getextrema()):  # of each band
+            color = "#{:02x}{:02x}{:02x}".format(*upright.getpixel((0, 0)))
+            found.append(f"{path.name} is of one color, {color}: it is empty, or wholly transparent; remove it")
+        digest = _digest(upright)
         if digest in seen:
             found.append(f"{path.name} shows the same as {seen[digest]}, which so counts twice; remove one")
         seen.setdefault(digest, path.name)
     return found
+
+
+def _digest(image: Image.Image) -> str:
+    """A hash of the pixels, taken in strips: all at once they would be in memory twice."""
+    digest = hashlib.sha256(repr(image.size).encode())
+    for top in range(0, image.height, 256):
+        digest.update(image.crop((0, top, image.width, min(top + 256, image.height))).tobytes())
+    return digest.hexdigest()
 
 
 def _size_warnings(name: str, size: tuple[int, int], resolution: int, center_crop: bool) -> Iterator[str]:

@@ -9,6 +9,7 @@ import torch
 from sdtune.data.caption_files import unused_captions
 from sdtune.data.captions import caption_templates
 from sdtune.data.samples import Sample
+from sdtune.errors import shown
 from sdtune.files import replace_folder
 from sdtune.launch.run_folder import Run
 from sdtune.methods.embedding import LearnedEmbedding, install_embedding
@@ -86,6 +87,11 @@ class TextualInversion(Method):
         if validation.reference_caption:
             texts["validation.reference_caption"] = templates[0].format(validation.reference_caption)
         warnings = []
+        if validation.prompt and data.placeholder_token not in validation.prompt:
+            warnings.append(
+                f"validation.prompt: {shown(validation.prompt)} does not hold the new token {data.placeholder_token}, "
+                f"so its pictures show nothing of what is learned"
+            )
         tokenizers = list(family.load_tokenizers(Path(job.model.path)).values())
         if data.initializer_token == AUTO:
             candidate_words(data, tokenizers)

@@ -5,7 +5,7 @@ A new family is one new module that implements :class:`Family` and :class:`Netwo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,8 +138,24 @@ class Family(ABC):
         if not problems:
             multiple = size_multiple(model)
             problems = [p for name, side in sides.items() if (p := side_problem(name, side, multiple))]
+        if not problems:
+            problems = [f"model.path: {model} {problem}" for problem in self.part_problems(model) if problem]
         if problems:
             raise BadInput("; ".join(problems))
+
+    @abstractmethod
+    def part_problems(self, model: Path) -> Iterable[str]:
+        """What is wrong with the parts of a model whose files are right: made of their configurations, without weights.
+
+        Args:
+            model: folder of the pipeline.
+
+        Returns:
+            Each problem after the words "the model folder X"; empty texts are no problems.
+
+        Raises:
+            BadInput: a library does not take a file.
+        """
 
     @abstractmethod
     def load_tokenizers(self, model: Path) -> dict[str, Any]:

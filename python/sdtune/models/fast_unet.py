@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from sdtune.errors import BadInput
 from sdtune.host.processor import instruction_set
 from sdtune.models.geometry import read_geometry
+from sdtune.models.loading import load_network
 from sdtune.models.weights import load_converted, map_tensors
 from sdtune.ops.unet import optimize_unet
 from sdtune.settings import Job
@@ -67,7 +68,7 @@ def load_unet(
     """
     model = Path(job.model.path)
     unet = load_converted(
-        lambda: UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype, use_safetensors=True),
+        lambda: load_network(UNet2DConditionModel, model, "unet", torch_dtype=dtype),
         lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model, subfolder="unet")),
         cache,
         "unet",

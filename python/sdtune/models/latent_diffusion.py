@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEnco
 from sdtune.models.fast_unet import load_unet, resolve_convolution
 from sdtune.models.folder import model_fingerprint, read_config
 from sdtune.models.geometry import read_geometry
+from sdtune.models.loading import load_network, network_problem, refusing, schedule_problem
 from sdtune.models.pipelines import draw, load_text_encoder, load_tokenizer, text_config, text_encoder_class
 from sdtune.models.weights import cache_folder, load_converted, map_tensors
 from sdtune.settings import Job
@@ -27,13 +29,15 @@ Conditioning = Mapping[str, torch.Tensor]
 MapTensors = Callable[[str, Callable[[], dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 DTYPES = {"bf16": torch.bfloat16, "no": torch.float32}
 _INFERENCE_STEPS = 25
+_SCHEDULE = {"skip_prk_steps": True}
+"""PNDM's own start-up steps are for Runge-Kutta; every schedule of these families goes without them."""
 
 
 def load_vae_encoder(model: Path) -> ImageEncoder:
     """Load the encoder of a pipeline's VAE in float32, in which no model's VAE overflows."""
     from diffusers import AutoencoderKL  # this import takes a tenth of a second
 
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True).eval()
+    vae = load_network(AutoencoderKL, model, "vae", torch_dtype=torch.float32).eval()
     # Channels-last memory format would be 10 % faster, but then the order of summation depends on the number of
     # threads, and N ranks would not learn the same as one rank.
     del vae.decoder
@@ -43,6 +47,13 @@ def load_vae_encoder(model: Path) -> ImageEncoder:
         return posterior.mean, posterior.logvar
 
     return encode
+
+
+def _text_encoder_of(model: Path, name: str, config: dict[str, Any]) -> nn.Module:
+    """A text encoder of a configuration, without its weights."""
+    cls = text_encoder_class(model, name)
+    encoder: nn.Module = cls(cls.config_class(**config))
+    return encoder
 
 
 class LatentDiffusionNetworks(Networks):
@@ -163,9 +174,8 @@ class LatentDiffusionNetworks(Networks):
         for call in self.on_batch:
             call(None)
         dtype = self.dtype
-        vae = AutoencoderKL.from_pretrained(self._model, subfolder="vae", torch_dtype=dtype, use_safetensors=True)
-        # PNDM's own start-up steps are for Runge-Kutta; every schedule of these families goes without them
-        scheduler = PNDMScheduler.from_pretrained(self._model, subfolder="scheduler", skip_prk_steps=True)
+        vae = load_network(AutoencoderKL, self._model, "vae", torch_dtype=dtype)
+        scheduler = PNDMScheduler.from_pretrained(self._model, subfolder="scheduler", **_SCHEDULE)
         pipeline = self.assemble(vae=vae, unet=self.unet, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         options: dict[str, Any] = {"height": resolution, "width": resolution, "num_inference_steps": _INFERENCE_STEPS}
@@ -199,6 +209,35 @@ class LatentDiffusion(Family):
             tokenizer.model_max_length = min(tokenizer.model_max_length, reads)
             tokenizers[encoder] = tokenizer
         return tokenizers
+
+    def part_problems(self, model: Path) -> Iterator[str]:
+        """See :meth:`Family.part_problems`."""
+        from diffusers import AutoencoderKL, PNDMScheduler  # not needed by most runs
+
+        with refusing(model, "has a scheduler/scheduler_config.json that makes no noise schedule"):
+            for scheduler in (DDPMScheduler, PNDMScheduler):
+                schedule = scheduler.from_pretrained(model, subfolder="scheduler", **_SCHEDULE)
+            schedule.set_timesteps(min(_INFERENCE_STEPS, schedule.config.num_train_timesteps))
+        if problem := schedule_problem(schedule):
+            yield problem
+
+        def denoise(network: Any) -> object:
+            side = 2 ** len(network.config.block_out_channels)
+            latents = torch.empty(1, network.config.in_channels, side, side)
+            return network(latents, torch.empty(1), **self.example_conditioning(network))
+
+        def read(network: Any) -> object:
+            return network(torch.zeros(1, 4, dtype=torch.int64))
+
+        def autoencode(network: Any) -> object:
+            side = 2 ** len(network.config.block_out_channels)
+            return network(torch.empty(1, 3, side, side))
+
+        for name in self.names_in_files:
+            text_config(model, name)
+            yield network_problem(model, name, partial(_text_encoder_of, model, name), read)
+        yield network_problem(model, "unet", UNet2DConditionModel.from_config, denoise)
+        yield network_problem(model, "vae", AutoencoderKL.from_config, autoencode)
 
     def example_conditioning(self, unet: UNet2DConditionModel) -> dict[str, Any]:
         """Keyword arguments of the UNet for one sample, on the meta device."""

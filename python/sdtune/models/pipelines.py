@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sdtune.files import write_atomically
+from sdtune.models.loading import load_network, refusing
 from standalone.model_folder import layout_of
 
 if TYPE_CHECKING:
@@ -33,16 +34,24 @@ def text_config(model: Path, part: str) -> "CLIPTextConfig":
     """
     from transformers import CLIPTextConfig
 
-    config = CLIPTextConfig.from_pretrained(model, subfolder=part)
+    with refusing(model, f"has a configuration, {part}/config.json, that cannot be used"):
+        config = CLIPTextConfig.from_pretrained(model, subfolder=part)
     config.eos_token_id = load_tokenizer(model, part).eos_token_id
     return config
 
 
 def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
-    """The tokenizer of the text encoder in the subfolder ``part``."""
+    """The tokenizer of the text encoder in the subfolder ``part``.
+
+    Raises:
+        BadInput: its files cannot be used.
+    """
     from transformers import CLIPTokenizerFast
 
-    tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=layout_of(model).tokenizers[part])
+    folder = layout_of(model).tokenizers[part]
+    with refusing(model, f"holds a tokenizer in {folder}/ that cannot be used"):
+        tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=folder)
+        tokenizer("a")
     return tokenizer
 
 
@@ -55,16 +64,25 @@ def text_encoder_class(model: Path, part: str) -> Any:
 
 def load_text_encoder(model: Path, part: str, dtype: torch.dtype) -> Any:
     """The text encoder in the subfolder ``part``, see :func:`text_config`."""
-    return text_encoder_class(model, part).from_pretrained(
-        model, subfolder=part, config=text_config(model, part), dtype=dtype, use_safetensors=True
-    )
+    return load_network(text_encoder_class(model, part), model, part, config=text_config(model, part), dtype=dtype)
 
 
 def load_pipeline(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The text-to-image pipeline of a model folder in PyTorch."""
+    """The text-to-image pipeline of a model folder in PyTorch.
+
+    Raises:
+        BadInput: a part cannot be used, see :func:`load_network`.
+    """
+    import diffusers
     from diffusers import AutoPipelineForText2Image
 
+    layout = layout_of(model)
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    for part in layout.weights:
+        if part in layout.tokenizers:
+            options[part] = load_text_encoder(model, part, dtype)
+        else:
+            options[part] = load_network(getattr(diffusers, layout.classes[part][0]), model, part, torch_dtype=dtype)
     # a base model's index can name a safety checker that was not downloaded
     if "safety_checker" in json.loads((model / "model_index.json").read_text(encoding="utf-8")):
         options |= {"safety_checker": None, "requires_safety_checker": False}

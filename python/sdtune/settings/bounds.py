@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from sdtune.errors import shown
+
 NAME_BYTES = 255
 """Longest name of a file that Linux allows."""
+PATH_BYTES = 4096 - 512
+"""Longest path of a folder; Linux allows 4,096 bytes, and the rest is for the files in it."""
 
 
 def _number(value: float) -> str:
@@ -64,6 +68,24 @@ class Gt(Bound):
     def complaint(self, value: Any) -> str:
         """Say that the value has to be above the limit."""
         return f"{value} has to be {self}"
+
+
+@dataclass(frozen=True)
+class Le(Bound):
+    """Less than or equal to ``limit``: above what anybody has a use for, so that a slip of the finger is no work."""
+
+    limit: float
+
+    def __str__(self) -> str:
+        return f"at most {self.limit:,}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is at most the limit; a NaN never is."""
+        return bool(value <= self.limit)
+
+    def complaint(self, value: Any) -> str:
+        """Say that the value is more than the limit."""
+        return f"{value} is more than {self.limit:,}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,8 @@ class PathText(Bound):
 
     def allows(self, value: Any) -> bool:
         """Whether the path is not empty, on one line, and no part of it is longer than a name may be."""
-        return bool(value.strip()) and "\n" not in value and self._too_long(value) is None
+        fits = len(value.encode()) <= PATH_BYTES and self._too_long(value) is None
+        return bool(value.strip()) and value.isprintable() and fits
 
     @staticmethod
     def _too_long(value: str) -> str | None:
@@ -161,7 +184,19 @@ class PathText(Bound):
         """Say which rule the path breaks."""
         if not value.strip():
             return "is empty; name a path"
-        if "\n" in value:
-            return f"{value!r} holds a line break"
+        if not value.isprintable():
+            return f"{shown(value)} holds a line break or another control character"
+        if len(value.encode()) > PATH_BYTES:
+            return f"{value[:20]}... is {len(value.encode())} bytes long, and a path here has at most {PATH_BYTES}"
         part = self._too_long(value) or ""
         return f"{part[:20]}... is {len(part.encode())} bytes long, and the name of a file has at most {NAME_BYTES}"
+
+
+STEPS = Le(10_000_000)
+"""Of optimizer steps."""
+SIDE = Le(8192)
+"""Of pixels along a side; a picture of this size takes hundreds of gigabytes."""
+GUIDANCE = Between(0, 1000)
+"""Of guidance scales."""
+WEIGHT = Between(-1000, 1000)
+"""Of the weight of adapters; negative ones turn away from what was learned."""

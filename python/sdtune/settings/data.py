@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput, shown
-from sdtune.settings.bounds import Between, Ge, PathText, Pattern
+from sdtune.settings.bounds import SIDE, Between, Ge, Le, PathText, Pattern
 from sdtune.settings.fields import Derived, Flag, HostPath, OnlyFor, Settings, Unit
 
 AUTO = "auto"
@@ -46,9 +46,9 @@ class DataArgs(Settings):
     """The words, separated by commas, that initializer_token: auto chooses from. Unset: the vocabulary."""
     learnable_property: Annotated[Literal["object", "style"], NEW_TOKEN] = "object"
     """What the pictures have in common; chooses the caption templates."""
-    num_vectors: Annotated[int, Ge(1), NEW_TOKEN] = 1
+    num_vectors: Annotated[int, Ge(1), Le(1000), NEW_TOKEN] = 1
     """Embedding vectors of the placeholder token."""
-    resolution: Annotated[int, Unit("pixels"), Ge(8)] = 512
+    resolution: Annotated[int, Unit("pixels"), Ge(8), SIDE] = 512
     """Side of the square training pictures: a multiple of the VAE's scale factor times the UNet's halvings, which is
     64 for Stable Diffusion 1.x and 2.x."""
     center_crop: bool = False

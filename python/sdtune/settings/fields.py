@@ -23,8 +23,8 @@ SAME = object()
 """Stands for the default of the field itself."""
 LARGEST = 2**63 - 1
 """Largest whole number of any setting: what torch and NumPy hold."""
-# control characters other than tab and line break, and halves of characters, which no file can hold
-_NO_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+# control characters other than tab and line break, other line breaks, and halves of characters, which no file can hold
+_NO_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import Between, Each, Ge, Multiple, PathText
+from sdtune.settings.bounds import GUIDANCE, SIDE, WEIGHT, Between, Each, Ge, Le, Multiple, PathText
 from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
-from sdtune.settings.quality import QUALITIES, Denoising, QualityName, SchedulerName
+from sdtune.settings.quality import MOST_STEPS, QUALITIES, Denoising, QualityName, SchedulerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,21 @@ class GenerationJob(Settings):
         QualityName, Variable(meaning=". ".join(f"{k}: {how}" for k, how in QUALITIES.items()) + ".")
     ] = "exact"
     """Preset of the settings whose unset value is that of the quality."""
-    num_inference_steps: Annotated[int | None, Ge(1)] = None
+    num_inference_steps: Annotated[int | None, Ge(1), Le(1000)] = None
     """Denoising steps. Unset: that of the quality."""
-    guidance_scale: float = 7.5
+    guidance_scale: Annotated[float, GUIDANCE] = 7.5
     """Guidance scale; 1 and below is no guidance, which halves the computation."""
-    guidance_start: float = 0.0
+    guidance_start: Annotated[float, Between(0, 1)] = 0.0
     """Share of the denoising steps at which guidance begins; a step without guidance costs half (arXiv 2404.07724)."""
-    guidance_stop: float | None = None
+    guidance_stop: Annotated[float | None, Between(0, 1)] = None
     """Share of the denoising steps at which guidance ends. Unset: that of the quality."""
     scheduler: SchedulerName | None = None
     """Scheduler. Unset: that of the quality."""
-    cache_interval: Annotated[int | None, Ge(1)] = None
+    cache_interval: Annotated[int | None, Ge(1), Le(1000)] = None
     """Feature caching (arXiv 2312.00858): one of so many evaluations of the UNet is whole, and the others compute its
     outer layers only, with the features of the last whole one; 1 is off. Only for the source openvino. Unset: that of
     the quality."""
-    cache_branch: Annotated[int, Ge(0)] = 0
+    cache_branch: Annotated[int, Ge(0), Le(1000)] = 0
     """Where cached features enter the UNet: 0 at its last layer, which saves most; each number more computes one layer
     more of each half of the UNet."""
     precision: Annotated[
@@ -68,17 +68,17 @@ class GenerationJob(Settings):
     ] = "f32"
     """Type that the OpenVINO model, or the base model, computes in. With f32, hosts of the same CPU model generate
     identical pictures."""
-    lora_weight: float | None = None
+    lora_weight: Annotated[float | None, WEIGHT] = None
     """Weight of LoRA adapters, 1 as learned. The OpenVINO model has the weight that it was exported with; another one
     needs the source pipeline. Unset: that of the export, else 1."""
     tiny_autoencoder: HostPath | None = None
     """Folder on the hosts with an AutoencoderTiny in diffusers layout that decodes in place of the VAE, for previews.
     Unset: the VAE."""
-    height: Annotated[int | None, Unit("pixels"), Multiple(8)] = None
+    height: Annotated[int | None, Unit("pixels"), Multiple(8), SIDE] = None
     """Height, for a model with dynamic shapes. Unset: the resolution of the training."""
-    width: Annotated[int | None, Unit("pixels"), Multiple(8)] = None
+    width: Annotated[int | None, Unit("pixels"), Multiple(8), SIDE] = None
     """Width, for a model with dynamic shapes. Unset: the resolution of the training."""
-    processes: Annotated[int, Ge(0)] = 0
+    processes: Annotated[int, Ge(0), Le(10_000)] = 0
     """Worker processes per host, each bound to its own cores; 0 starts one per NUMA node."""
 
     def __post_init__(self) -> None:
@@ -97,6 +97,12 @@ class GenerationJob(Settings):
                 "example, 0 and 0.6, or a guidance_scale of 1 for no guidance"
             )
         self._check_cache()
+        most = MOST_STEPS.get(self.denoising.scheduler)
+        if most and self.denoising.num_inference_steps > most:
+            raise BadInput(
+                f"num_inference_steps: {self.denoising.num_inference_steps} is more than the scheduler "
+                f"{self.denoising.scheduler} has, which is {most}; lower it, or take another scheduler"
+            )
 
     def _check_cache(self) -> None:
         interval, steps = self.denoising.cache_interval, self.denoising.num_inference_steps

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,35 @@ def build(cls: type[T], mapping: Any, where: str = "") -> T:
     return cls(**values)
 
 
+class StrictLoader(yaml.SafeLoader):
+    """YAML as people mean it: a key is there once, ``0777`` and ``1:30`` are not the numbers 511 and 90."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there twice: one of its values would count, and nobody would know which."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """Whole numbers are decimal; others of YAML 1.1's stay text, which a setting for a number refuses."""
+        text = str(self.construct_scalar(node))
+        return int(text) if re.fullmatch("[-+]?(0|[1-9][0-9]*)", text) else text
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        """Numbers with a point; ``1:30.5`` stays text."""
+        return super().construct_yaml_float(node) if ":" not in node.value else node.value
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
+StrictLoader.add_constructor("tag:yaml.org,2002:float", StrictLoader.construct_yaml_float)
+
+
 def read_yaml(path: str | Path, cls: type[T]) -> T:
     """Read a job file.
 
@@ -84,7 +114,7 @@ def read_yaml(path: str | Path, cls: type[T]) -> T:
     if not path.is_file():
         raise BadInput(f"job file {path} does not exist")
     try:
-        mapping = yaml.safe_load(read_text(path))
+        mapping = yaml.load(read_text(path), StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"job file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     return build(cls, mapping)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from sdtune.settings.bounds import Between, Ge, Gt
+from sdtune.settings.bounds import Between, Ge, Gt, Le
 from sdtune.settings.fields import Flag, OnlyFor, Settings
 
 ADAPTED = OnlyFor("lora", "pivotal")
@@ -17,9 +17,9 @@ class LoraArgs(Settings):
     section: ClassVar[str] = "lora"
     prefix: ClassVar[str] = "training_lora_"
 
-    rank: Annotated[int, Ge(1), ADAPTED] = 8
+    rank: Annotated[int, Ge(1), Le(100_000), ADAPTED] = 8
     """Rank of the learned matrices; less than the width of every projection that they adapt."""
-    alpha: Annotated[float | None, Gt(0), Flag("lora_alpha"), ADAPTED] = None
+    alpha: Annotated[float | None, Gt(0), Le(1_000_000), Flag("lora_alpha"), ADAPTED] = None
     """The learned product is multiplied by alpha / rank. Unset: the rank, so by 1."""
     targets: Annotated[Literal["attention", "attention+feed_forward"], Flag("lora_layers"), ADAPTED] = "attention"
     """Projections that are adapted: those of attention to queries, keys, values and output; with
@@ -29,7 +29,7 @@ class LoraArgs(Settings):
     dropout: Annotated[float, Between(0, 1, below=True), Flag("lora_dropout"), ADAPTED] = 0.0
     """Share of the inputs of a projection that its adapter does not see, chosen at random for each sample. More than 0
     takes time and memory."""
-    learning_rate: Annotated[float, Gt(0), ADAPTED] = 1e-4
+    learning_rate: Annotated[float, Gt(0), Le(1000), ADAPTED] = 1e-4
     """Learning rate of AdamW for the adapters, before scale_lr and the schedule."""
     token_share: Annotated[float, Between(0, 1), OnlyFor("pivotal")] = 0.5
     """Share of the steps in which the embeddings of the new token learn too; in the others only the adapters do."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import Ge
+from sdtune.settings.bounds import Ge, Le
 from sdtune.settings.fields import Flag, HostPath, Settings
 from sdtune.settings.lora import ADAPTED
 
@@ -20,12 +20,12 @@ class PriorArgs(Settings):
     """Train on class pictures too, one for each sample. A step then takes twice as long."""
     class_prompt: Annotated[str | None, ADAPTED] = None
     """The caption of the class pictures, such as: a photo of a toy."""
-    num_class_images: Annotated[int, Ge(1), ADAPTED] = 100
+    num_class_images: Annotated[int, Ge(1), Le(100_000), ADAPTED] = 100
     """Number of class pictures."""
     class_path: Annotated[HostPath | None, Flag("class_data_dir"), ADAPTED] = None
     """Folder on the hosts with class pictures of your own. Unset: the model draws them before the training, on all
     ranks, and a host keeps them for other runs with the same model and class prompt."""
-    loss_weight: Annotated[float, Ge(0), Flag("prior_loss_weight"), ADAPTED] = 1.0
+    loss_weight: Annotated[float, Ge(0), Le(1_000_000), Flag("prior_loss_weight"), ADAPTED] = 1.0
     """Weight of the loss on class pictures."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,9 @@ from typing import Literal
 SchedulerName = Literal["pndm", "ddim", "dpmsolver++", "unipc", "euler", "euler_ancestral", "heun", "lcm"]
 """Schedulers by the names that a generation job uses; :mod:`sdtune.inference.generator` has their classes."""
 
+MOST_STEPS: dict[SchedulerName | None, int] = {"lcm": 50}
+"""Schedulers that have a largest number of steps: distillation for lcm took 50."""
+
 QualityName = Literal["exact", "fast", "draft"]
 """The presets."""
 

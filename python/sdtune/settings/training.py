@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from sdtune.settings.bounds import Between, Ge, Gt
+from sdtune.settings.bounds import STEPS, Between, Ge, Gt, Le
 from sdtune.settings.data import NEW_TOKEN
 from sdtune.settings.fields import Derived, Formerly, Settings, Unit, Variable
 
@@ -16,32 +16,32 @@ class TrainingArgs(Settings):
 
     section: ClassVar[str] = "training"
 
-    world_size: Annotated[int | None, Ge(1), Derived("_launch_config_world_size")] = None
+    world_size: Annotated[int | None, Ge(1), Le(100_000), Derived("_launch_config_world_size")] = None
     """Number of ranks. Training refuses to start with another number. Unset: as many as the launcher starts."""
     backend: Annotated[Literal["gloo", "mpi", "ccl"], Derived("launch_config_backend")] = "gloo"
     """torch.distributed backend."""
 
-    max_train_steps: Annotated[int, Ge(1)] = 200
+    max_train_steps: Annotated[int, Ge(1), STEPS] = 200
     """Optimizer steps."""
-    train_batch_size: Annotated[int, Ge(1)] = 1
+    train_batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 1
     """Samples per rank and micro-step. The global batch is this x ranks x gradient_accumulation_steps."""
-    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
+    gradient_accumulation_steps: Annotated[int, Ge(1), Le(1_000_000)] = 1
     """Micro-steps per optimizer step."""
-    learning_rate: Annotated[float, Gt(0), NEW_TOKEN] = 5e-3
+    learning_rate: Annotated[float, Gt(0), Le(1000), NEW_TOKEN] = 5e-3
     """Learning rate of AdamW for the embeddings of the new token, before scale_lr and the schedule."""
     scale_lr: bool = False
     """Multiply the learning rate by the global batch."""
     lr_scheduler: LRScheduler = "constant"
     """Schedule of the learning rate, by its name in diffusers."""
-    lr_warmup_steps: Annotated[int, Ge(0)] = 0
+    lr_warmup_steps: Annotated[int, Ge(0), STEPS] = 0
     """Optimizer steps of linear warm-up, for the schedules that have one."""
     adam_beta1: Annotated[float, Between(0, 1, below=True)] = 0.9
     """Decay rate of AdamW's first moment."""
     adam_beta2: Annotated[float, Between(0, 1, below=True)] = 0.999
     """Decay rate of AdamW's second moment."""
-    adam_weight_decay: Annotated[float, Ge(0)] = 0.01
+    adam_weight_decay: Annotated[float, Ge(0), Le(1000)] = 0.01
     """Weight decay of AdamW; it applies to the learned parameters only."""
-    adam_epsilon: Annotated[float, Ge(0)] = 1e-8
+    adam_epsilon: Annotated[float, Ge(0), Le(1)] = 1e-8
     """Epsilon of AdamW."""
     embedding_norm: Annotated[Literal["free", "fixed"], NEW_TOKEN] = "free"
     """fixed: the embeddings of the new token keep the norm that they start with, and learn their direction only (arXiv
@@ -52,7 +52,7 @@ class TrainingArgs(Settings):
     is the same."""
     noise_pairs: bool = False
     """Every second sample repeats the one before it with the opposite noise."""
-    snr_gamma: Annotated[float | None, Gt(0)] = None
+    snr_gamma: Annotated[float | None, Gt(0), Le(1_000_000)] = None
     """Gamma of min-SNR loss weights (arXiv 2303.09556), 5 in the paper. Unset: the loss is not weighted."""
     mixed_precision: Annotated[
         Literal["bf16", "no"],
@@ -72,9 +72,9 @@ class TrainingArgs(Settings):
     """3x3 convolutions of the UNet on large images: Winograd's algorithm, with fewer multiplications, or the direct
     sum. The results are equal up to rounding. auto: direct on processors with AMX, else winograd."""
 
-    checkpointing_steps: Annotated[int, Ge(0)] = 100
+    checkpointing_steps: Annotated[int, Ge(0), STEPS] = 100
     """Optimizer steps between checkpoints, which are a few kilobytes each; 0 writes none."""
-    checkpoints_total_limit: Annotated[int, Ge(1)] = 3
+    checkpoints_total_limit: Annotated[int, Ge(1), Le(1_000_000)] = 3
     """Checkpoints that are kept."""
     resume_from_checkpoint: str | None = None
     """Checkpoint to resume from: auto (the newest complete one, or a new start if there is none), latest (the newest;
@@ -85,6 +85,7 @@ class TrainingArgs(Settings):
         int,
         Unit("seconds"),
         Ge(1),
+        Le(100_000_000),
         Formerly("stall_timeout"),
         # the supervisor notices a hung run first, and says more about it
         Derived("[training_stall_timeout | int, training_start_timeout | int] | max + 60"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import Between, Ge
+from sdtune.settings.bounds import GUIDANCE, STEPS, Between, Ge, Le
 from sdtune.settings.fields import Flag, Settings, Variable
 
 
@@ -15,25 +15,25 @@ class ValidationArgs(Settings):
     section: ClassVar[str] = "validation"
     prefix: ClassVar[str] = "training_validation_"
 
-    steps: Annotated[int, Ge(0), Flag("validation_steps")] = 25
+    steps: Annotated[int, Ge(0), STEPS, Flag("validation_steps")] = 25
     """Optimizer steps between validations; the first one is before training. 0: no validation."""
-    triples: Annotated[int, Ge(1), Flag("validation_triples")] = 64
+    triples: Annotated[int, Ge(1), Le(10_000), Flag("validation_triples")] = 64
     """Number of fixed (picture, timestep, noise) triples that the loss is computed on, shared out over the ranks."""
     reference_caption: str | None = None
     """A hand-written description of the concept, such as "yellow rabbit", whose loss the learned token is compared
     with. Unset: no comparison."""
     prompt: Annotated[str | None, Flag("validation_prompt")] = None
     """Generate pictures of this prompt before the first step and after the last one. Unset: no pictures."""
-    prompt_steps: Annotated[int, Ge(0), Flag("validation_prompt_steps")] = 0
+    prompt_steps: Annotated[int, Ge(0), STEPS, Flag("validation_prompt_steps")] = 0
     """Optimizer steps between such pictures during training; 0 generates none in between."""
-    num_images: Annotated[int, Ge(1), Flag("num_validation_images")] = 4
+    num_images: Annotated[int, Ge(1), Le(10_000), Flag("num_validation_images")] = 4
     """Number of pictures, always of the seeds 1 to this number, shared out over the ranks."""
-    guidance_scale: Annotated[float, Flag("validation_guidance_scale")] = 7.5
+    guidance_scale: Annotated[float, GUIDANCE, Flag("validation_guidance_scale")] = 7.5
     """Guidance scale of these pictures."""
     early_stopping: Annotated[Literal["plateau", "variance"], Variable(name="training_early_stopping")] = "plateau"
     """When early_stopping_patience stops a run: plateau, after so many successive validations without an improvement;
     or variance, when the losses of so many successive validations vary little beside all of them (arXiv 2302.04841)."""
-    early_stopping_patience: Annotated[int, Ge(0), Variable(name="training_early_stopping_patience")] = 0
+    early_stopping_patience: Annotated[int, Ge(0), STEPS, Variable(name="training_early_stopping_patience")] = 0
     """Number of successive validations by which early_stopping judges; 0 never stops early."""
     early_stopping_min_delta: Annotated[
         float, Between(0, 1, below=True), Variable(name="training_early_stopping_min_delta")

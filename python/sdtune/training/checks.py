@@ -14,12 +14,15 @@ from sdtune.models.family import Family
 from sdtune.models.registry import family_of
 from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
+from sdtune.settings.fields import settings_of
 from sdtune.sizes import sizes
 from sdtune.training.class_pictures import check_class_pictures
 from sdtune.training.memory import check_memory
 
 _SMALL_FILES = 10_000_000
 """Bytes of metrics, logs and learned parameters."""
+_UNSEEN = 1e-4
+"""Change of a learned number, all steps together, below which nothing is learned."""
 
 
 def _check_disk_space(job: Job, family: Family) -> None:
@@ -69,6 +72,26 @@ def picture_sides(job: Job) -> dict[str, int]:
     return sides | {name: side for name, side in asked.items() if side is not None}
 
 
+def rate_warnings(job: Job) -> list[str]:
+    """Learning rates with which a run changes nothing that a model could notice.
+
+    AdamW moves a number by about its rate in each step, and the numbers of embeddings and adapters are about 0.01.
+    """
+    steps, batch = job.training.max_train_steps, 1
+    if job.training.scale_lr:
+        batch = (
+            job.training.train_batch_size * job.training.gradient_accumulation_steps * (job.training.world_size or 1)
+        )
+    return [
+        f"{setting.key}: {rate:g} moves what is learned by {rate * batch * steps:.0e} at most in {steps} steps, which "
+        f"changes nothing that can be seen; {setting.default:g} is usual"
+        for section in (job.training, job.lora)
+        for setting in settings_of(type(section))
+        if setting.name == "learning_rate" and setting.is_for(job.method)
+        if (rate := section.learning_rate) * batch * steps < _UNSEEN
+    ]
+
+
 def check_job(job: Job) -> list[str]:
     """Check everything that can be checked on one host without loading networks.
 
@@ -82,7 +105,7 @@ def check_job(job: Job) -> list[str]:
     family.check(Path(job.model.path), picture_sides(job))
     method = method_of(job)
     refuse("data.path", [*picture_problems(list_pictures(job.data.path)), *method.caption_problems(job, family)])
-    warnings = method.check(job, family)
+    warnings = [*method.check(job, family), *rate_warnings(job)]
     check_class_pictures(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)

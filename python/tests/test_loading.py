@@ -1,0 +1,118 @@
+"""The parts of a model are judged without reading a weight, and none is used with numbers that nobody has trained."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdtune.errors import BadInput
+from sdtune.models.loading import load_network, refusing
+from sdtune.models.pipelines import load_pipeline, load_text_encoder
+from sdtune.models.registry import family_of
+from standalone.model_folder import layout_of
+
+FILES = {"text_encoder": "model", "text_encoder_2": "model"}
+
+
+def change(model, part, call):
+    """Change the tensors of a part by ``call(name, tensor)``, which returns the new name, or None."""
+    path = model / part / f"{FILES.get(part, 'diffusion_pytorch_model')}.safetensors"
+    tensors = {new: tensor for name, tensor in load_file(path).items() if (new := call(name, tensor))}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit(model, file, **values):
+    path = model / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def problem(model):
+    with pytest.raises(BadInput) as refused:
+        family_of(model).check(model, {})
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"model.path: {model} ")
+    return str(refused.value)
+
+
+@pytest.fixture
+def model(untrained_model, tmp_path):
+    return shutil.copytree(untrained_model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", ["untrained_model", "untrained_xl"])
+def test_a_tensor_that_is_missing_is_named_in_every_part_of_both_families(family, request, tmp_path):
+    whole = request.getfixturevalue(family)
+    family_of(whole).check(whole, {})
+    for part in layout_of(whole).weights:
+        model = shutil.copytree(whole, tmp_path / part)
+        gone = []
+        # the last bias of a norm: nothing that the names of the control node's check would notice in a UNet or VAE
+        change(model, part, lambda name, _, gone=gone: name if "norm" not in name or gone else gone.append(name))
+        assert gone[0].removeprefix("text_model.") in problem(model)
+        assert f"{part}/" in problem(model)
+        shutil.rmtree(model)
+
+
+def test_more_than_a_configuration_needs_is_refused_where_it_would_be_left_out(model):
+    change(model, "unet", lambda name, _: name)
+    extra = {**load_file(model / "unet/diffusion_pytorch_model.safetensors"), "more.weight": torch.zeros(1)}
+    save_file(extra, model / "unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    assert "that its configuration does not need: more.weight" in problem(model)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("unet/config.json", {"act_fn": "x"}, "unet/config.json with act_fn: 'x' that makes no network"),
+        ("unet/config.json", {"freq_shift": "x"}, "unet/config.json with freq_shift: 'x' whose network cannot compute"),
+        ("vae/config.json", {"norm_num_groups": 7}, "vae/config.json that makes no network (ValueError: "),
+        ("text_encoder/config.json", {"hidden_act": "x"}, "text_encoder/config.json with hidden_act: 'x'"),
+        ("text_encoder/config.json", {"num_attention_heads": 3}, "attention heads"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "makes no noise schedule (NotImplementedError"),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}, "makes no noise schedule ("),
+        ("scheduler/scheduler_config.json", {"beta_end": 5.0}, "does not go from 1 towards 0"),
+        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, "does not go from 1 towards 0"),
+        ("scheduler/scheduler_config.json", {"timestep_spacing": "x"}, "makes no noise schedule ("),
+    ],
+)
+def test_a_configuration_that_makes_nothing_names_its_file_and_key(model, file, values, message):
+    edit(model, file, **values)
+    assert message in problem(model)
+
+
+def test_a_tokenizer_that_its_library_does_not_take(model):
+    (model / "tokenizer/tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(BadInput, match="holds a tokenizer in tokenizer/ that cannot be used"):
+        family_of(model).load_tokenizers(model)
+
+
+def test_weights_that_are_not_finite_name_the_model(model):
+    """Not the learning rate, which would be blamed for the loss."""
+    change(model, "text_encoder", lambda name, tensor: tensor.view(-1)[:1].fill_(torch.nan) is not None and name)
+    with pytest.raises(BadInput, match=r"weights in text_encoder/ that are not finite, such as .*; fetch it again"):
+        load_text_encoder(model, "text_encoder", torch.float32)
+
+
+def test_random_numbers_are_in_no_network(model):
+    """Also where nothing was checked before."""
+    change(model, "text_encoder", lambda name, _: f"_orig_mod.{name}")
+    for load in (lambda: load_text_encoder(model, "text_encoder", torch.float32), lambda: load_pipeline(model)):
+        with pytest.raises(BadInput, match="weights in text_encoder/ that lack"):
+            load()
+
+
+def test_a_panic_of_a_library_becomes_one_line(tmp_path):
+    """Those written in Rust raise an exception that is no Exception."""
+
+    class PanicException(BaseException):
+        pass
+
+    said = r"holds x \(PanicException: 'a b'\); fetch the model again"
+    with pytest.raises(BadInput, match=said), refusing(tmp_path, "holds x"):
+        raise PanicException("a\nb")
+    with pytest.raises(KeyboardInterrupt), refusing(tmp_path, "holds x"):
+        raise KeyboardInterrupt
+    with pytest.raises(BadInput, match="weights in unet/ that cannot be loaded"):
+        load_network(type("Fake", (), {}), tmp_path, "unet")
