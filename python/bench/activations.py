@@ -96,9 +96,12 @@ def kinds_of(unet: nn.Module, found: dict[Kind, Held]) -> Iterator[list[Kind]]:
         stack.append((type(block).__name__.removeprefix("Frozen"), channels, positions))
         found.setdefault(stack[-1], Held()).blocks += 1
 
+    def leave(*_: Any) -> None:  # what a hook returns would replace the output
+        stack.pop()
+
     for block in unet.modules():
         if isinstance(block, FrozenResnetBlock | FrozenTransformerBlock):
-            hooks += [block.register_forward_pre_hook(enter), block.register_forward_hook(lambda *_: stack.pop())]
+            hooks += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
     try:
         yield stack
     finally:
