@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from safetensors.torch import save_file
 
 from sdtune.models.footprint import footprint
 from tests.conftest import REPOSITORY
