@@ -54,7 +54,7 @@ def make_unet(configuration: dict[str, Any], method: str, rank: int = 8) -> UNet
     """A UNet on the meta device as training has it, in bf16 with the compiled kernel."""
     with torch.device("meta"):
         unet: UNet2DConditionModel = UNet2DConditionModel.from_config(configuration).bfloat16()
-        unet.requires_grad_(False).eval()
+        unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         replace_modules(unet)
         processor = BlockwiseProcessor()
         processor._kernel = True  # no kernel runs on the meta device, and none has to be compiled

@@ -3,7 +3,7 @@
     python bench/sdxl.py ~/.cache/sdtune/bench/sdxl
 
 6.9 GB of bf16 safetensors; the images are noise. Networks are made on the meta device, and their weights are drawn and
-written shard by shard, so that making them takes 2 GB of memory. Widths, depths and heads are those of
+written shard by shard, so that making them takes 3.5 GB of memory. Widths, depths and heads are those of
 ``stabilityai/stable-diffusion-xl-base-1.0``. The vocabulary has its size, see ``sd15.py``.
 """
 
