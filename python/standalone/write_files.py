@@ -11,6 +11,7 @@ a JSON list of the paths that were not as they are now. With --check, nothing is
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import stat
@@ -66,8 +67,11 @@ def write(asked: dict[str, Any], check: bool) -> list[str]:
 
 def main() -> None:
     """Read standard input, write, and say what was changed."""
+    parser = argparse.ArgumentParser(prog="write_files.py", description="Write the files that standard input names.")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
     try:
-        print(json.dumps(write(json.load(sys.stdin), "--check" in sys.argv[1:])))
+        print(json.dumps(write(json.load(sys.stdin), check)))
     except OSError as error:
         sys.exit(f"error: {error.filename}: {os.strerror(error.errno or 0)}")
 

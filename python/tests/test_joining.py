@@ -74,7 +74,7 @@ def test_a_launch_gets_a_port_and_a_token_that_no_command_line_shows():
     """What mpirun would be started with; two launches at once get two ports."""
     show = "echo $MASTER_PORT $SDTUNE_TOKEN $(tr '\\0' ' ' < /proc/$$/cmdline); exec sleep 60"
     env = {k: v for k, v in os.environ.items() if not k.startswith("SDTUNE_")}
-    env |= {"SDTUNE_PORTS": "21400-21401", "PYTHONPATH": str(PYTHON)}
+    env |= {"SDTUNE_PORTS": "21400-21401", "PYTHONPATH": str(PYTHON), "MASTER_ADDR": "127.0.0.1"}
     launch = [sys.executable, "-P", "-m", "sdtune.launch", "meet", "bash", "-c", show]
     both = [subprocess.Popen(launch, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     try:

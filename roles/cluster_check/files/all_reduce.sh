@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$1"
 # shellcheck source=/dev/null
 . ./env.sh
+export MASTER_ADDR=${MASTER_ADDR-$(head --lines=1 nodefile)} # a run that takes the hosts that are free has none in env.sh
 seconds=$2 ranks=$3 per_node=$4
 shift 4
 # shellcheck disable=SC2016 # the shells of the ranks expand it

@@ -29,7 +29,7 @@ for pair; do
     for host in ${hosts//,/ }; do
         SDTUNE_INTERFACES+="${interfaces[$host]:--} "
     done
-    export SDTUNE_INTERFACES
+    export SDTUNE_INTERFACES MASTER_ADDR=${hosts%%,*} # the ranks meet on this host, which starts them
     if output=$(timeout "$seconds" python -P -m sdtune.launch meet mpirun -hosts "$hosts" -n "$((${#commas} + 1))" -ppn 1 \
         bash -c "$rank" rank "${program[@]}" 2>&1 < /dev/null); then
         echo "${pair%%=*} ok $(grep --max-count=1 ' ranks' <<< "$output")"
