@@ -21,6 +21,7 @@ from diffusers import UNet2DConditionModel
 from peft import inject_adapter_in_model
 from sdxl import UNET
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -113,19 +114,21 @@ def measure(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[Kind, He
     """What each kind of block holds between the passes. A tensor that two blocks hold counts for the first."""
     found: dict[Kind, Held] = {ELSEWHERE: Held()}
     weights = {p.untyped_storage()._cdata for p in (*unet.parameters(), *unet.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no number is used twice
+    saved: dict[int, tuple[Kind, StorageWeakRef, int]] = {}
 
     with kinds_of(unet, found) as stack:
 
         def pack(x: torch.Tensor) -> torch.Tensor:
             storage = x.untyped_storage()
-            if storage._cdata not in weights and storage._cdata not in kept:
-                kept[storage._cdata] = storage
-                found[stack[-1]].held += storage.nbytes()
+            if storage._cdata not in weights:
+                saved.setdefault(storage._cdata, (stack[-1], StorageWeakRef(storage), storage.nbytes()))
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             out = unet(**inputs).sample
+    for kind, reference, size in saved.values():
+        if not reference.expired():  # where nothing is learned further up, it was saved in vain, and is gone
+            found[kind].held += size
     del out
     return found
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from safetensors.torch import save_file
 from sd15 import VOCABULARY, make_tokenizer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 SHARD_BYTES = 10**9
 """Weights that are in memory, and in one file, at once."""

@@ -34,4 +34,4 @@ def test_a_sample_holds_a_little_more_than_predicted(name, method, untrained_xl,
     for part in ("model_index.json", "vae"):
         (tmp_path / part).symlink_to(untrained_xl / part)
     predicted = footprint(tmp_path, 512, bf16=True).sample
-    assert predicted < held < 1.3 * predicted
+    assert predicted < held < 1.4 * predicted
