@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,default ipex scale slurm access)
 
-.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-front bench-ops bench-pictures bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection execution-environment outdated
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-activations bench-front bench-ops bench-pictures bench-sdxl bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection execution-environment outdated
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -34,6 +34,8 @@ help:
 	@echo 'make settings  write role defaults, argument_specs and docs/settings.md from python/sdtune/settings'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'
+	@echo 'make bench-sdxl  measure it at the shapes of Stable Diffusion XL (an hour, 20 GB of memory and of disk)'
+	@echo 'make bench-activations  what a step of Stable Diffusion XL holds for its backward pass, by blocks (seconds)'
 	@echo 'make bench-attention  measure attention alone, at the shapes of Stable Diffusion 1.5 (one minute)'
 	@echo 'make bench-ops  measure each fused operation against plain torch and torch.utils.checkpoint (10 minutes)'
 	@echo 'make bench-pictures  measure image generation on the embedded model'
@@ -132,6 +134,12 @@ bench: control-node kernels $(TEST_STAMP)
 
 bench-toy: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/training_step.py --toyworld $(BENCH_PRELOAD) $(BENCH_ARGS)
+
+bench-sdxl: control-node kernels $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/training_step.py --sdxl $(BENCH_PRELOAD) $(BENCH_ARGS)
+
+bench-activations: $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/activations.py $(BENCH_ARGS)
 
 bench-attention: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/attention.py $(BENCH_ARGS)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,12 @@ class Costs:
     """Once the first step is done, for the engine once its latent cache is complete."""
     whole_peak_rss_bytes: int
     """Of the process's whole life."""
+    own_peak_bytes: int
+    """Of ``peak_rss_bytes``, what is this rank's own: without the files that it maps, whose pages ranks share."""
+    whole_own_peak_bytes: int
+    """The same of the process's whole life."""
+    mapped_bytes: int
+    """Resident pages of mapped files: of the engine's weights, and of libraries."""
     sync_bytes: int
     world_size: int
     validation: dict[int, float]
@@ -127,6 +134,35 @@ def environment(stage: Stage, rank: int = 0) -> dict[str, str]:
     return variables
 
 
+class _Memory(threading.Thread):
+    """Samples what a process holds in memory while it runs, its own and mapped files apart."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._status = Path(f"/proc/{pid}/status")
+        self.samples: list[tuple[float, int, int]] = []
+        """Time, bytes of its own, bytes of mapped files."""
+
+    def run(self) -> None:
+        """Until the process ends: then it has no memory, or is gone."""
+        while True:
+            try:
+                lines = self._status.read_text(encoding="ascii").splitlines()
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            found = {name: value for name, _, value in (line.partition(":") for line in lines)}
+            if "RssAnon" not in found:
+                return
+            own, mapped = (1024 * int(found[name].split()[0]) for name in ("RssAnon", "RssFile"))
+            self.samples.append((time.time(), own, mapped))
+            time.sleep(0.02)
+
+    def since(self, begin: float) -> tuple[int, int]:
+        """The most of its own, and of mapped files, from a time on."""
+        later = [sample for sample in self.samples if sample[0] >= begin] or self.samples[-1:]
+        return max(sample[1] for sample in later), max(sample[2] for sample in later)
+
+
 def run(who: Who, stage: Stage) -> Costs:
     """Run to the end.
 
@@ -141,7 +177,10 @@ def run(who: Who, stage: Stage) -> Costs:
         for rank in range(stage.ranks):
             log = (Path(folder) / f"rank-{rank}.log").open("w", encoding="utf-8")
             ranks.append(subprocess.Popen(command, env=environment(stage, rank), stdout=log, stderr=subprocess.STDOUT))
+        memory = _Memory(ranks[0].pid)
+        memory.start()
         _, status, usage = os.wait4(ranks[0].pid, 0)
+        memory.join()
         codes = [os.waitstatus_to_exitcode(status), *(rank.wait() for rank in ranks[1:])]
         if any(codes):
             logs = "\n".join((Path(folder) / f"rank-{r}.log").read_text(encoding="utf-8") for r in range(stage.ranks))
@@ -158,6 +197,8 @@ def run(who: Who, stage: Stage) -> Costs:
     step_s = median(s["step_s"] for s in later)
     encodes = [s["encode_s"] / s["encoded"] for s in steps if s.get("encoded")]
     first_ends = steps[0]["time"] - begun
+    # as for peak_rss_bytes, the first step does not count, nor those that the engine's VAE takes part in
+    own, mapped = memory.since(max(s["time"] for s in steps if s is steps[0] or s.get("encoded")))
     return Costs(
         first_step_begins_s=first_ends - steps[0]["step_s"] - steps[0].get("encode_s", 0.0),
         first_step_ends_s=first_ends,
@@ -167,6 +208,9 @@ def run(who: Who, stage: Stage) -> Costs:
         all_encoded=who == "plain" or sum(s.get("encoded", 0) for s in steps) == 2 * pictures,
         peak_rss_bytes=ended["peak_rss_bytes"],
         whole_peak_rss_bytes=1024 * usage.ru_maxrss,
+        own_peak_bytes=own,
+        whole_own_peak_bytes=memory.since(0)[0],
+        mapped_bytes=mapped,
         sync_bytes=steps[-1]["sync_bytes"],
         world_size=steps[-1]["world_size"],
         validation={line["step"]: line["loss"] for line in lines if line["kind"] == "validation"},

@@ -1,5 +1,7 @@
 """Baseline of the benchmarks: a plain loop that does what diffusers' ``textual_inversion.py`` does.
 
+With a pipeline in the layout of Stable Diffusion XL it does what ``textual_inversion_sdxl.py`` does.
+
     python bench/plain_loop.py --model M --pictures P --out O --steps 8 [--resolution 512] [--batch 1] [--ipex]
     mpirun -n 2 python bench/plain_loop.py ...
 
@@ -14,21 +16,18 @@ import argparse
 import json
 import os
 import platform
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
-from PIL import Image
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from plain_model import Pictures, PlainModel
+from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdtune.data.captions import caption_templates
@@ -39,35 +38,6 @@ from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 from sdtune.models.family import TextEncoder
 from sdtune.models.sd import StableDiffusionNetworks
 from sdtune.training.validation import make_triples, validate
-
-TEMPLATES = [
-    "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}", "a photo of my {}",
-    "a close-up photo of a {}", "a bright photo of the {}", "a photo of one {}", "a good photo of the {}",
-]  # fmt: skip
-
-
-class Pictures(Dataset):
-    """Reads an item from disk, scales it, and mirrors it at random, each time it is requested."""
-
-    def __init__(
-        self, folder: Path, tokenizer: CLIPTokenizer, placeholder: str, resolution: int, repeats: int = 100
-    ) -> None:
-        self.files = [p for p in folder.iterdir() if not p.name.startswith(".")]
-        self.tokenizer, self.placeholder = tokenizer, placeholder
-        self.resolution, self.repeats = resolution, repeats
-
-    def __len__(self) -> int:
-        return len(self.files) * self.repeats
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        image = Image.open(self.files[i % len(self.files)]).convert("RGB")
-        image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
-        if random.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy((np.array(image) / 127.5 - 1.0).astype(np.float32)).permute(2, 0, 1)
-        text = random.choice(TEMPLATES).format(self.placeholder)
-        options = {"padding": "max_length", "truncation": True, "max_length": self.tokenizer.model_max_length}
-        return {"pixels": pixels, "ids": self.tokenizer(text, return_tensors="pt", **options).input_ids[0]}
 
 
 class _Cast(torch.nn.Module):
@@ -81,27 +51,27 @@ class _Cast(torch.nn.Module):
         return SimpleNamespace(last_hidden_state=self.text_encoder(ids)[0].to(self.dtype))
 
 
-def make_validation(
-    args: argparse.Namespace,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    schedule: DDPMScheduler,
-    accelerator: Accelerator,
-) -> Callable[[], float]:
-    """A function that measures what this loop has learned, with the engine's validation loss and triples."""
+def make_validation(args: argparse.Namespace, model: PlainModel, accelerator: Accelerator) -> Callable[[], float]:
+    """A function that measures what this loop has learned, with the engine's validation loss and triples.
+
+    For pipelines in the layout of Stable Diffusion 1.5.
+    """
     pictures = list_pictures(args.pictures)
     ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    text_encoder = accelerator.unwrap_model(model.text_encoders[0])
     networks = StableDiffusionNetworks(
         model=args.model,
-        unet=unet,
+        unet=model.unet,
         text_encoders={
             "text_encoder": TextEncoder(
-                model=_Cast(text_encoder, unet.dtype), tokenizer=tokenizer, name_in_files="", adapter_prefix=""
+                model=_Cast(text_encoder, model.dtype),
+                tokenizer=model.tokenizers[0],
+                name_in_files="",
+                adapter_prefix="",
             )
         },
-        scheduler=schedule,
-        dtype=unet.dtype,
+        scheduler=model.schedule,
+        dtype=model.dtype,
     )
     cache = LatentCache(
         networks.geometry,
@@ -122,79 +92,59 @@ class Loop:
     """What the script holds: models, optimizer and pictures, prepared by Accelerate."""
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
-        self.schedule = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
-        text_encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder")
-        self.vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae")
-        self.unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet")
-        self.placeholder_id = self.add_placeholder(text_encoder, args.placeholder, args.initializer)
-        for module in (self.vae, self.unet, text_encoder):
-            module.requires_grad_(False)
-        text_encoder.get_input_embeddings().requires_grad_(True)
-        self.prepare(args, text_encoder)
-        self.dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-        self.unet.to(dtype=self.dtype)
-        self.vae.to(dtype=self.dtype)
+        self.accelerator, self.side = accelerator, args.resolution
+        self.model = model = PlainModel(args.model)
+        self.placeholder_ids = [
+            add_placeholder(tokenizer, encoder, args.placeholder, args.initializer)
+            for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True)
+        ]
+        for encoder in model.text_encoders:
+            encoder.get_input_embeddings().requires_grad_(True)
+        dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+        for network in (model.unet, model.vae, *model.text_encoders[1:]):  # in XL's script, the second encoder too
+            network.to(dtype=dtype)
+        self.prepare(args)
         if args.ipex:
             import intel_extension_for_pytorch as ipex
 
-            self.unet = ipex.optimize(self.unet.eval(), dtype=torch.bfloat16)
-            self.vae = ipex.optimize(self.vae.eval(), dtype=torch.bfloat16)
-        self.bare = accelerator.unwrap_model(self.text_encoder)
-        self.original = self.bare.get_input_embeddings().weight.data.clone()
+            model.unet = ipex.optimize(model.unet.eval(), dtype=torch.bfloat16)
+            model.vae = ipex.optimize(model.vae.eval(), dtype=torch.bfloat16)
+        self.embeddings = [accelerator.unwrap_model(x).get_input_embeddings() for x in model.text_encoders]
+        self.originals = [embedding.weight.data.clone() for embedding in self.embeddings]
 
-    def add_placeholder(self, text_encoder: CLIPTextModel, placeholder: str, initializer: str) -> int:
-        """Add the token, which starts as the initializer token does; returns its number."""
-        self.tokenizer.add_tokens([placeholder])
-        placeholder_id = self.tokenizer.convert_tokens_to_ids(placeholder)
-        [initializer_id] = self.tokenizer.encode(initializer, add_special_tokens=False)
-        size = max(len(self.tokenizer), text_encoder.config.vocab_size)
-        text_encoder.resize_token_embeddings(size, mean_resizing=False)
-        matrix = text_encoder.get_input_embeddings().weight
-        with torch.no_grad():
-            matrix[placeholder_id] = matrix[initializer_id].clone()
-        return placeholder_id
-
-    def prepare(self, args: argparse.Namespace, text_encoder: CLIPTextModel) -> None:
-        """Let Accelerate wrap text encoder, optimizer, pictures and learning rate."""
-        parameters = text_encoder.get_input_embeddings().parameters()
+    def prepare(self, args: argparse.Namespace) -> None:
+        """Let Accelerate wrap text encoders, optimizer, pictures and learning rate."""
+        model = self.model
+        parameters = [encoder.get_input_embeddings().weight for encoder in model.text_encoders]
         optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01)
-        dataset = Pictures(args.pictures, self.tokenizer, args.placeholder, args.resolution)
+        dataset = Pictures(args.pictures, model.tokenizers, args.placeholder, args.resolution)
         loader = DataLoader(dataset, batch_size=args.batch, shuffle=True)
         rates = get_scheduler("constant", optimizer)
-        text_encoder.train()
-        self.text_encoder, self.optimizer, self.loader, self.rates = self.accelerator.prepare(
-            text_encoder, optimizer, loader, rates
+        for encoder in model.text_encoders:
+            encoder.train()
+        *model.text_encoders, self.optimizer, self.loader, self.rates = self.accelerator.prepare(
+            *model.text_encoders, optimizer, loader, rates
         )
-
-    def loss(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The mean squared error of the predicted noise."""
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
-        hidden = self.text_encoder(ids)[0].to(self.dtype)
-        predicted = self.unet(noisy, timesteps, hidden).sample
-        return F.mse_loss(predicted.float(), noise.float(), reduction="mean")
 
     def step(self, batch: dict[str, torch.Tensor], began: float) -> dict[str, object]:
         """Train on a batch, which was requested at ``began``; returns what metrics.jsonl has of it."""
         loaded = time.perf_counter()
-        latents = self.vae.encode(batch["pixels"].to(self.dtype)).latent_dist.sample().detach()
-        latents = latents * self.vae.config.scaling_factor
+        latents = self.model.encode_pixels(batch["pixels"])
         encoded = time.perf_counter()
-        loss = self.loss(latents, batch["ids"])
+        loss = self.model.loss(latents, self.model.encode(batch["ids"]), self.side)
         forward = time.perf_counter()
-        self.accelerator.backward(loss)  # DDP all-reduces the whole matrix in here
+        self.accelerator.backward(loss)  # DDP all-reduces the whole matrices in here
         backward = time.perf_counter()
         self.optimizer.step()
         self.rates.step()
         self.optimizer.zero_grad()
-        others = torch.ones(len(self.original), dtype=torch.bool)
-        others[self.placeholder_id] = False
-        with torch.no_grad():
-            self.bare.get_input_embeddings().weight[others] = self.original[others]
+        for embedding, original, learned in zip(self.embeddings, self.originals, self.placeholder_ids, strict=True):
+            others = torch.ones(len(original), dtype=torch.bool)
+            others[learned] = False
+            with torch.no_grad():
+                embedding.weight[others] = original[others]
         ended = time.perf_counter()
+        ranks = self.accelerator.num_processes
         return {
             "loss": loss.item(),
             "step_s": ended - began,
@@ -203,9 +153,22 @@ class Loop:
             "forward_s": forward - encoded,
             "backward_s": backward - forward,
             "optimizer_s": ended - backward,
-            "sync_bytes": self.original.nbytes if self.accelerator.num_processes > 1 else 0,
-            "world_size": self.accelerator.num_processes,
+            "sync_bytes": sum(original.nbytes for original in self.originals) if ranks > 1 else 0,
+            "world_size": ranks,
         }
+
+
+def add_placeholder(tokenizer: CLIPTokenizer, encoder: Any, placeholder: str, initializer: str) -> int:
+    """Add the token, which starts as the initializer token does; returns its number."""
+    tokenizer.add_tokens([placeholder])
+    placeholder_id = int(tokenizer.convert_tokens_to_ids(placeholder))
+    [initializer_id] = tokenizer.encode(initializer, add_special_tokens=False)
+    size = max(len(tokenizer), encoder.config.vocab_size)
+    encoder.resize_token_embeddings(size, mean_resizing=False)
+    matrix = encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        matrix[placeholder_id] = matrix[initializer_id].clone()
+    return placeholder_id
 
 
 def parse() -> argparse.Namespace:
@@ -232,7 +195,7 @@ def run(loop: Loop, args: argparse.Namespace, write: Callable[..., None]) -> Non
     """Train for all steps, and validate between them."""
     measure = None
     if args.validation_steps:
-        measure = make_validation(args, loop.unet, loop.bare, loop.tokenizer, loop.schedule, loop.accelerator)
+        measure = make_validation(args, loop.model, loop.accelerator)
         write(kind="validation", step=0, loss=measure())
     write(kind="start", host=platform.node(), torch=torch.__version__)
     step, began = 0, time.perf_counter()

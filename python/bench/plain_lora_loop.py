@@ -1,5 +1,8 @@
 """Baseline of the benchmarks: a plain loop that does what diffusers' ``train_dreambooth_lora.py`` does by default.
 
+With a pipeline in the layout of Stable Diffusion XL it does what ``train_dreambooth_lora_sdxl.py`` does: the VAE stays
+in float32, and the text encoders encode the one caption before the first step and go.
+
     python bench/plain_lora_loop.py --model M --pictures P --out O --steps 8 [--resolution 512] [--batch 1] [--rank 8]
     mpirun -n 2 python bench/plain_lora_loop.py ...
 
@@ -10,6 +13,7 @@ product.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -21,13 +25,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig
-from plain_loop import Pictures
-from torch.nn import functional as F
+from plain_model import Pictures, PlainModel, token_ids
 from torch.utils.data import DataLoader
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 
@@ -53,40 +54,42 @@ class Loop:
         """Load the networks as the script does by default, the frozen ones in bf16."""
         self.args, self.accelerator = args, Accelerator(cpu=True, mixed_precision="bf16")
         set_seed(args.seed)
-        tokenizer = CLIPTokenizer.from_pretrained(args.model, subfolder="tokenizer")
-        self.schedule = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
-        self.text_encoder = CLIPTextModel.from_pretrained(args.model, subfolder="text_encoder")
-        self.vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae")
-        unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet")
-        for module in (self.vae, self.text_encoder, unet):
-            module.requires_grad_(False).to(dtype=torch.bfloat16)
+        self.model = model = PlainModel(args.model)
+        model.unet.to(dtype=torch.bfloat16)
+        for network in model.text_encoders if model.is_xl else (model.vae, *model.text_encoders):
+            network.to(dtype=torch.bfloat16)
         targets = ["to_k", "to_q", "to_v", "to_out.0"]
-        unet.add_adapter(
+        model.unet.add_adapter(
             LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=targets)
         )
-        self.learned = [p for p in unet.parameters() if p.requires_grad]
+        self.learned = [p for p in model.unet.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(self.learned, lr=1e-4, weight_decay=0.01)
-        pictures = Pictures(args.pictures, tokenizer, "sks toy", args.resolution)
-        unet.train()
+        pictures = Pictures(args.pictures, model.tokenizers, "sks toy", args.resolution)
+        model.unet.train()
         prepared = self.accelerator.prepare(
-            unet,
+            model.unet,
             optimizer,
             DataLoader(pictures, batch_size=args.batch, shuffle=True),
             get_scheduler("constant", optimizer),
         )
-        self.unet, self.optimizer, self.loader, self.rates = prepared
+        model.unet, self.optimizer, self.loader, self.rates = prepared
+        self.encoded: tuple[torch.Tensor, ...] | None = None
+        if model.is_xl:
+            with torch.no_grad():
+                self.encoded = model.encode(token_ids(model.tokenizers, "a photo of sks toy")[None])
+            model.text_encoders.clear()
+            gc.collect()
 
     def step(self, batch: dict[str, torch.Tensor], began: float) -> dict[str, float]:
         """One optimizer step; returns its loss and the seconds of its parts."""
         loaded = time.perf_counter()
-        latents = self.vae.encode(batch["pixels"].to(torch.bfloat16)).latent_dist.sample()
-        latents = latents * self.vae.config.scaling_factor
+        latents = self.model.encode_pixels(batch["pixels"])
         encoded = time.perf_counter()
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
-        hidden = self.text_encoder(batch["ids"])[0]
-        loss = F.mse_loss(self.unet(noisy, timesteps, hidden).sample.float(), noise.float(), reduction="mean")
+        if self.encoded is None:
+            conditions = self.model.encode(batch["ids"])
+        else:
+            conditions = tuple(x.repeat(len(latents), *[1] * (x.dim() - 1)) for x in self.encoded)
+        loss = self.model.loss(latents, conditions, self.args.resolution)
         forward = time.perf_counter()
         self.accelerator.backward(loss)
         backward = time.perf_counter()

@@ -37,8 +37,8 @@ UNET = {
 """Configuration of the UNet."""
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A tokenizer of CLIP's vocabulary size, padded with words that no text contains."""
+def make_tokenizer(folder: Path, pad: str = toyworld.END) -> CLIPTokenizer:
+    """A tokenizer of CLIP's vocabulary size, filled up with words that no text contains. ``pad`` fills short texts."""
     toyworld.make_tokenizer([*OBJECT_TEMPLATES, *STYLE_TEMPLATES, "toy robot"], folder)
     start, end = toyworld.START, toyworld.END
     words = list(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
@@ -47,7 +47,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     words += [f"filler{i}</w>" for i in range(VOCABULARY - 2 - len(words))]
     vocab = {word: i for i, word in enumerate([*words, start, end])}
     return CLIPTokenizer(
-        vocab=vocab, merges=merges, unk_token=end, bos_token=start, eos_token=end, pad_token=end, model_max_length=77
+        vocab=vocab, merges=merges, unk_token=end, bos_token=start, eos_token=end, pad_token=pad, model_max_length=77
     )
 
 

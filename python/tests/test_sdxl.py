@@ -15,6 +15,7 @@ from sdtune.inference.draw import draw_batch, load_generator
 from sdtune.inference.export import export
 from sdtune.inference.generator import ImageGenerator
 from sdtune.inference.plan import make_plan
+from sdtune.inference.pool import WorkerPool, worker_commands
 from sdtune.inference.prompts import added_tokens
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_embeddings
@@ -71,8 +72,12 @@ def latents(pipeline, prompt):
 # --- the family ------------------------------------------------------------------------------------------------------
 
 
-def test_captions_and_sizes_condition_the_unet_as_in_diffusers(xl):
-    job = xl()
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_captions_and_sizes_condition_the_unet_as_in_diffusers(xl, untrained_xl, tmp_path, prediction):
+    model = shutil.copytree(untrained_xl, tmp_path / "model")
+    schedule = model / "scheduler" / "scheduler_config.json"
+    schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"prediction_type": prediction}))
+    job = xl(model={"path": str(model)})
     networks = family_of(job.model.path).load(job)
     pipeline = StableDiffusionXLPipeline.from_pretrained(job.model.path)
     hidden, negative, pooled, negative_pooled = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
@@ -92,7 +97,11 @@ def test_captions_and_sizes_condition_the_unet_as_in_diffusers(xl):
     )
     added = {"text_embeds": pooled, "time_ids": ids.repeat(2, 1)}
     predicted = pipeline.unet(noisy, time, encoder_hidden_states=hidden, added_cond_kwargs=added).sample
-    losses = (predicted - batch.noise).square().mean(dim=(1, 2, 3))
+    target = batch.noise
+    if prediction == "v_prediction":
+        signal = networks.scheduler.alphas_cumprod[time].view(2, 1, 1, 1)
+        target = signal.sqrt() * batch.noise - (1 - signal).sqrt() * batch.latents
+    losses = (predicted - target).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(networks.denoising_losses(batch), losses, rtol=1e-4, atol=1e-5)
 
 
@@ -193,7 +202,7 @@ def test_other_tools_read_a_lora_of_both_encoders(xl, untrained_xl, tmp_path):
 # --- OpenVINO --------------------------------------------------------------------------------------------------------
 
 
-def test_the_openvino_copy_is_static_and_draws(xl):
+def test_the_openvino_copy_is_static_and_draws(xl, tmp_path):
     """With int8 weights; with guidance in a part of the steps, which cuts the added conditions in halves; cached."""
     openvino = {"batch_size": 2, "weights": "int8", "similarity_images": 1, "similarity_steps": 2}
     job = xl(openvino=openvino, data={"num_vectors": 1})
@@ -206,5 +215,11 @@ def test_the_openvino_copy_is_static_and_draws(xl):
         settings = {"run_dir": job.run_dir, "prompts": ["a <t> in the snow", "a <t> at night"], "seeds": [1]}
         generation = build(GenerationJob, {**settings, "num_inference_steps": 2, **how})
         plan = make_plan(generation)
-        drawn.append(draw_batch(load_generator(generation, plan, 1), generation, plan, 0))
+        drawn.append(draw_batch(load_generator(generation, plan, len(plan.cores[0])), generation, plan, 0))
     assert len({png for files in drawn for png in files.values()}) == 6
+    # and a worker of the pool, a process of its own, draws the same
+    file = write_job(tmp_path / "generation.yaml", generation)
+    run = Run(job.run_dir)
+    run.drawn.mkdir()
+    WorkerPool(generation, plan).run(worker_commands(["--job", str(file)], plan, {}))
+    assert {path.name: path.read_bytes() for path in run.drawn.iterdir()} == drawn[-1]

@@ -445,3 +445,6 @@ def test_a_batch_that_cannot_fit_is_refused_before_anything_is_loaded(mapping, m
         check_job(changed(mapping, training={"train_batch_size": 10**6}))
     fits = [int(re.search(r"at most (\d+)", str(error.value))[1]) for error in (one, two)]
     assert fits[1] < fits[0] / 2 < fits[0]
+    monkeypatch.setenv("MPI_LOCALNRANKS", "20")  # the interpreters alone
+    with pytest.raises(BadInput, match=r"take at most 9 rank\(s\) per host \(launch_config_ranks_per_node\)"):
+        check_job(changed(mapping, training={"train_batch_size": 1}))

@@ -26,11 +26,13 @@ def check_memory(job: Job, family: Family) -> None:
     fixed, free = ranks * _INTERPRETER + takes.weights, available_bytes()
     if (needed := fixed + ranks * batch * takes.sample) <= free:
         return
-    most = (free - fixed) // (ranks * takes.sample)
     needed_text, free_text = sizes(needed, free)
-    remedy = "take a host with more memory"
-    if most > 0:
+    if (most := (free - fixed) // (ranks * takes.sample)) > 0:
         remedy = f"take at most {most}, and more gradient_accumulation_steps"
+    elif (fewer := (free - takes.weights) // (_INTERPRETER + batch * takes.sample)) > 0:
+        remedy = f"take at most {fewer} rank(s) per host (launch_config_ranks_per_node)"
+    else:
+        remedy = "take a host with more memory"
     raise BadInput(
         f"training.train_batch_size: {batch} sample(s) of {resolution} x {resolution} pixels at once on {ranks} "
         f"rank(s) need at least {needed_text} of memory on this host, and {free_text} are free; {remedy}"
