@@ -1,4 +1,4 @@
-"""Names that people mistype, and that Ansible would ignore without a word: tags, and variables.
+"""Names that people mistype, and that Ansible would silently ignore: tags, and variables.
 
 The names of the project are those that its roles and playbooks mention; there is no second list.
 """

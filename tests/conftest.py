@@ -91,7 +91,7 @@ def provisioned(tmp_path):
     """A work_dir that looks provisioned. Fakes: python and mpirun are scripts.
 
     The fake of python becomes the program that it would start with a port. While the file python.refuse is beside it,
-    it prints that and fails, as the check of a job would.
+    it prints that and fails when it is to check a job.
     """
     work = tmp_path / "work"
     files = ("env/native/lib/libiomp5.so", "lib/native/libtcmalloc.so", "models/toyworld.sha256", "data/concept.sha256")
@@ -102,7 +102,7 @@ def provisioned(tmp_path):
         (work / name).mkdir(parents=True, exist_ok=True)
     python = work / "env/native/bin/python"
     python.write_text(
-        '#!/bin/sh\nif [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi\n'
+        '#!/bin/sh\ncase "$*" in *--check*) if [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi ;; esac\n'
         '[ "$4" != meet ] || { shift 4; exec "$@"; }\n'  # as python -P -m sdtune.launch meet COMMAND
     )
     mpirun = work / "env/native/bin/mpirun"

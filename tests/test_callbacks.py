@@ -76,7 +76,7 @@ def test_names_that_do_not_exist_are_refused_before_the_first_task(playbook, tmp
     assert "training_step is no variable of this project; did you mean" in said
     assert "work_dirr is no variable of this project; did you mean work_dir;" in said
     hosts = tmp_path / "hosts"
-    hosts.write_text("[cluster]\nlocalhost ansible_connection=local stop_timout=3 run_name=x\n")
+    hosts.write_text("[cluster]\nlocalhost ansible_connection=local stop_timout=3 run_name=x\n[primary]\nlocalhost\n")
     done = play("stop.yml", "-i", str(hosts))
     assert done.rc == 2
     assert "stop_timout is no variable of this project; did you mean stop_timeout" in " ".join(done.stdout.split())

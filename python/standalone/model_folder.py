@@ -404,13 +404,13 @@ def read_config(model: Path, part: str) -> dict[str, Any]:
     if part == "vae" and (type(scale) not in (int, float) or not 0 < scale < 1_000_000):
         raise ModelError(f"says scaling_factor: {shown(scale)} in {part}/, which is no positive number")
     if part in ("unet", "vae"):
-        channels = config.get("block_out_channels")
+        channels: Any = config.get("block_out_channels")
         if not _are_numbers(channels, 20, 100_000):
             raise ModelError(f"says block_out_channels: {shown(channels)} in {part}/, which is no list of numbers")
         for key in _LAYERS:
             if config.get(key) is not None and not all(_are_numbers(n, 20, 100) for n in _lists(config[key])):
                 raise ModelError(f"says {key}: {shown(config[key])} in {part}/, which is no number of layers")
-        counts = config.get("layers_per_block")
+        counts: Any = config.get("layers_per_block")
         if isinstance(counts, list) and (len(counts) != len(channels) or any(isinstance(n, list) for n in counts)):
             raise ModelError(f"says layers_per_block: {shown(counts)} in {part}/, for {len(channels)} blocks")
     return config

@@ -33,7 +33,7 @@ class _Twice(Exception):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The mapping of an object of JSON, each key once: else one of the values would count without a word."""
+    """The mapping of an object of JSON, each key once: else one of the values would silently not count."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -182,8 +183,9 @@ def picture_warnings(
             found.append(f"{path.name} is an animation of {frames} frames; only the first one is used")
         upright = open_picture(path)
         found += [] if buckets else _size_warnings(path.name, upright.size, resolution, center_crop)
-        if all(low == high for low, high in upright.getextrema()):  # of each band
-            color = "#{:02x}{:02x}{:02x}".format(*upright.getpixel((0, 0)))
+        extrema = cast(tuple[tuple[int, int], ...], upright.getextrema())  # of each band, since it has several
+        if all(low == high for low, high in extrema):
+            color = "#" + "".join(f"{low:02x}" for low, _ in extrema)
             found.append(f"{path.name} is of one color, {color}: it is empty, or wholly transparent; remove it")
         digest = _digest(upright)
         if digest in seen:
