@@ -18,12 +18,15 @@ from sdtune.models.latent_diffusion import load_vae_encoder
 
 @pytest.fixture
 def make_cache(untrained_model, pictures, tmp_path):
-    """Make a cache of three pictures at 32 pixels, with the files of a host of this name."""
+    """Make a cache of three pictures at 32 pixels, with the files of a host of this name.
+
+    All caches share one encoder: ranks are threads here, and diffusers cannot load networks in two threads at once.
+    """
+    vae = load_vae_encoder(untrained_model)
 
     def make(host="host", folder=pictures, resolution=32, **options):
         geometry, files = read_geometry(untrained_model), PosteriorFiles(tmp_path / host, "vae")
-        encoder = lambda: load_vae_encoder(untrained_model)  # noqa: E731
-        return LatentCache(geometry, encoder, files, list_pictures(folder), resolution, False, **options)
+        return LatentCache(geometry, lambda: vae, files, list_pictures(folder), resolution, False, **options)
 
     return make
 
