@@ -30,7 +30,7 @@ help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
 	@echo 'make test      lint, then all tests'
 	@echo 'make lint      ansible-lint, yamllint, shellcheck, ruff, mypy'
-	@echo 'make hostile   give the programs 200 bad inputs, and print what they say of each (10 minutes)'
+	@echo 'make hostile   give the programs 500 inputs, most of them bad, and print what they say of each (10 minutes)'
 	@echo 'make settings  write role defaults, argument_specs and docs/settings.md from python/sdtune/settings'
 	@echo 'make bench     measure the training engine on Stable Diffusion 1.5 (10 minutes, 6 GB of disk in ~/.cache)'
 	@echo 'make bench-toy measure it on the embedded model (2 minutes)'

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from sd15 import VOCABULARY, make_tokenizer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from toyworld.networks import make_xl_scheduler
 
 SHARD_BYTES = 10**9
 """Weights that are in memory, and in one file, at once."""
@@ -157,15 +159,7 @@ def make(folder: Path) -> Path:
             raise RuntimeError(f"{name} has {count} parameters, but Stable Diffusion XL has {PARAMETERS[name]}")
         (temporary / name).mkdir(parents=True)
         save_random(network, stem, temporary / name, random)
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        timestep_spacing="leading",
-        num_train_timesteps=1000,
-    )
-    scheduler.save_pretrained(temporary / "scheduler")
+    make_xl_scheduler().save_pretrained(temporary / "scheduler")
     make_tokenizer(temporary / "tokenizer").save_pretrained(temporary / "tokenizer")
     make_tokenizer(temporary / "tokenizer_2", pad="!").save_pretrained(temporary / "tokenizer_2")
     index = {

@@ -5,12 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
 from sdtune.models.pipelines import assemble
-from toyworld.networks import make_scheduler, make_text_encoder, make_unet, make_xl_text_encoder, make_xl_unet
+from toyworld.networks import (
+    make_scheduler,
+    make_text_encoder,
+    make_unet,
+    make_xl_scheduler,
+    make_xl_text_encoder,
+    make_xl_unet,
+)
 from toyworld.tokenizer import MAX_TOKENS
 from toyworld.views import View
 
@@ -114,14 +121,7 @@ class ExtraLarge(Layout):
             vae=vae,
             tokenizer=self._tokenizers[0],
             tokenizer_2=self._tokenizers[1],
-            scheduler=EulerDiscreteScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                steps_offset=1,
-                timestep_spacing="leading",
-                num_train_timesteps=1000,
-            ),
+            scheduler=make_xl_scheduler(),
             add_watermarker=False,
             **networks,
         )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from toyworld.tokenizer import MAX_TOKENS
@@ -96,5 +96,17 @@ def make_scheduler() -> PNDMScheduler:
         steps_offset=1,
         skip_prk_steps=True,
         set_alpha_to_one=False,
+        num_train_timesteps=1000,
+    )
+
+
+def make_xl_scheduler() -> EulerDiscreteScheduler:
+    """The noise schedule of Stable Diffusion XL."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
         num_train_timesteps=1000,
     )

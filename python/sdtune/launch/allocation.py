@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.host.interface import source_address
@@ -20,23 +21,35 @@ _STEP = (
 _NODE = re.compile(r"\bNodeName=(\S+).*?\bNodeAddr=(\S+)")
 
 
+def ask_slurm(
+    command: Sequence[str], *, remedy: str, seconds: float = SECONDS, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm, whatever its exit code is.
+
+    Raises:
+        BadInput: it is missing, or does not end in time.
+    """
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInput(f"{command[0]} does not answer ({error}); {remedy}") from None
+
+
 def scontrol(*arguments: str) -> str:
     """What ``scontrol`` prints.
 
     Raises:
         BadInput: it fails, with what it says.
     """
-    try:
-        done = subprocess.run(
-            ["scontrol", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BadInput(f"scontrol {arguments[0]} does not answer ({error}); ask the administrators") from None
+    done = ask_slurm(["scontrol", *arguments], remedy="ask the administrators")
     if done.returncode:
         said = (done.stderr or done.stdout).strip() or f"code {done.returncode}"
         raise BadInput(f"scontrol {' '.join(arguments)}: {said}")

@@ -1,7 +1,6 @@
 """Submit a run to Slurm, unless its job is in the queue already."""
 
 import json
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from pathlib import Path
 from sdtune.errors import BadInput
 from sdtune.files import hold_lock, write_atomically
 from sdtune.launch import staging
+from sdtune.launch.allocation import ask_slurm
 from standalone import launch_files, run_state
 
 SCRIPT, DRAWING_SCRIPT = "job.sbatch", "draw.sbatch"
@@ -73,18 +73,12 @@ def submit_drawing(run: Path) -> None:
 
 
 def _sbatch(run: Path, arguments: list[str], script: str = SCRIPT, options: Sequence[str] = ()) -> str:
-    try:
-        done = subprocess.run(
-            ["sbatch", "--parsable", *options, str(run / script), *arguments],
-            cwd=run,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BadInput(f"sbatch does not answer ({error}); try it on the login node") from None
+    done = ask_slurm(
+        ["sbatch", "--parsable", *options, str(run / script), *arguments],
+        remedy="try it on the login node",
+        seconds=_SECONDS,
+        folder=run,
+    )
     if done.returncode:
         said = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines() if line]
         raise BadInput(f"Slurm does not take the job: {said[-1] if said else f'code {done.returncode}'}")
