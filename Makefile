@@ -59,10 +59,12 @@ demo: control-node
 
 # Two parallel lanes, so that both cores have work: a scenario often waits for hosts, and the environment of the tests is installed while
 # ansible-lint runs. The target that is parallel by itself is last.
-# The results of pytest are printed again at the end, since output of the other lane follows them.
+# What failed is printed again at the end, since output of the other lane follows it, and pytest's counts after that.
 test: dev-tools lab-tools browser
-	@status=0; $(MAKE) --keep-going --jobs=2 --output-sync=line lint molecule pytest || status=$$?; \
-	tail --lines=25 .cache/pytest-*.log; exit $$status
+	@mkdir --parents .cache; rm --force .cache/*.log; status=0; \
+	$(MAKE) --keep-going --jobs=2 --output-sync=line lint molecule pytest 2>&1 | tee .cache/test.log || status=$$?; \
+	{ grep --extended-regexp 'CRITICAL|^(FAILED|ERROR) |\*\*\* \[' .cache/test.log || true; } | cut --characters=1-300 | tail --lines=40; \
+	tail --quiet --lines=1 .cache/pytest-*.log; exit $$status
 
 lint: lint-files lint-types
 
