@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path += [str(REPOSITORY), str(REPOSITORY / "scripts")]  # for plugins.filter and the like
 from play import play  # noqa: E402 - the entry point for programs, which the tests use too
 
+COLLECTION = "sdtune.sdtune"
 ROLES = sorted(path.parent.parent.name for path in REPOSITORY.glob("roles/*/meta/main.yml"))
 
 
@@ -40,13 +43,54 @@ def free_port() -> int:
             return port
 
 
-def playbook_in(folder: Path) -> Callable[..., SimpleNamespace]:
-    """A function that runs a playbook of the repository; settings become extra variables over inventory/local.
+def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would who has no configuration."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    return subprocess.run(command, cwd=cwd, env={**own, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """The collection, as ansible-galaxy builds it."""
+    folder = tmp_path_factory.mktemp("built")
+    done = call("ansible-galaxy", "collection", "build", "--output-path", str(folder), cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="session")
+def project(archive, tmp_path_factory):
+    """A folder that the installed collection has laid out, and a function that runs ansible-playbook there."""
+    folder = tmp_path_factory.mktemp("project")
+    known = {"HOME": str(folder), "PWD": str(folder)}  # ~/.ansible/collections is where users install
+    done = call("ansible-galaxy", "collection", "install", "--offline", str(archive), cwd=folder, **known)
+    assert done.returncode == 0, done.stderr
+
+    def typed(*args: str) -> subprocess.CompletedProcess[str]:
+        return call("ansible-playbook", *args, cwd=folder, **known)
+
+    laid = typed(f"{COLLECTION}.project")
+    assert laid.returncode == 0, laid.stdout + laid.stderr
+    collections = folder / ".ansible/collections"
+    return SimpleNamespace(
+        folder=folder,
+        play=typed,
+        collection=collections.joinpath("ansible_collections", *COLLECTION.split(".")),
+        environment={
+            "ANSIBLE_CONFIG": str(folder / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(collections),
+            "ANSIBLE_CALLBACK_PLUGINS": "", "ANSIBLE_STDOUT_CALLBACK": f"{COLLECTION}.reason_first",
+        },
+    )  # fmt: skip
+
+
+def playbook_in(folder: Path, environment: Mapping[str, str] | None = None) -> Callable[..., SimpleNamespace]:
+    """A function that runs a playbook; settings become extra variables over inventory/local.
 
     Its result has the fields of subprocess's, and the events and their summaries (play.PlaybookResult).
 
     Args:
         folder: gets ``work`` and ``artifacts``.
+        environment: of ansible-playbook, where it is not that of a clone.
     """
     port = free_port()  # a run on this machine may use the default port
 
@@ -57,7 +101,7 @@ def playbook_in(folder: Path) -> Callable[..., SimpleNamespace]:
             "launch_config_master_port": port,
             **settings,
         }
-        done = play(*args, "--extra-vars", json.dumps(variables), timeout=900)
+        done = play(*args, "--extra-vars", json.dumps(variables), environment=environment, timeout=900)
         print(done.stdout)  # pytest shows it of a test that fails
         return SimpleNamespace(returncode=done.rc, stdout=done.stdout, stderr="", played=done)
 

@@ -2,19 +2,14 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import tarfile
-from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import COLLECTION, REPOSITORY, call
 
 GALAXY = yaml.safe_load((REPOSITORY / "galaxy.yml").read_text())
-NAME = f"{GALAXY['namespace']}.{GALAXY['name']}"
 TRACKED = subprocess.run(
     ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
 ).stdout.splitlines()
@@ -29,39 +24,8 @@ layout = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(layout)
 
 
-def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would who has no configuration."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
-    return subprocess.run(command, cwd=cwd, env={**own, **environment}, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """The collection, as ansible-galaxy builds it."""
-    folder = tmp_path_factory.mktemp("built")
-    done = call("ansible-galaxy", "collection", "build", "--output-path", str(folder), cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    return next(folder.glob("*.tar.gz"))
-
-
-@pytest.fixture(scope="module")
-def project(archive, tmp_path_factory):
-    """A folder that the collection has laid out, and a function that runs ansible-playbook there."""
-    folder = tmp_path_factory.mktemp("project")
-    known = {"HOME": str(folder), "PWD": str(folder)}  # ~/.ansible/collections is where users install
-    done = call("ansible-galaxy", "collection", "install", "--offline", str(archive), cwd=folder, **known)
-    assert done.returncode == 0, done.stderr
-
-    def play(*args: str) -> subprocess.CompletedProcess[str]:
-        return call("ansible-playbook", *args, cwd=folder, **known)
-
-    laid = play(f"{NAME}.project")
-    assert laid.returncode == 0, laid.stdout + laid.stderr
-    return SimpleNamespace(
-        folder=folder,
-        play=play,
-        collection=folder.joinpath(".ansible/collections/ansible_collections", *NAME.split(".")),
-    )
+def test_the_name_is_the_one_that_is_documented():
+    assert f"{GALAXY['namespace']}.{GALAXY['name']}" == COLLECTION
 
 
 def test_the_version_is_the_packages():
@@ -92,8 +56,8 @@ def test_a_project_folder_has_the_commands_of_a_clone(tmp_path):
     assert {path for path in made if "/" not in path} == {
         *(path.name for path in (REPOSITORY / "playbooks").glob("*.yml") if path.name != "project.yml"), "ansible.cfg",
     }  # fmt: skip
-    assert f"import_playbook: {NAME}.train\n" in (tmp_path / "train.yml").read_text()
-    assert f"stdout_callback = {NAME}.reason_first\n" in (tmp_path / "ansible.cfg").read_text()
+    assert f"import_playbook: {COLLECTION}.train\n" in (tmp_path / "train.yml").read_text()
+    assert f"stdout_callback = {COLLECTION}.reason_first\n" in (tmp_path / "ansible.cfg").read_text()
     assert "plugins" not in (tmp_path / "ansible.cfg").read_text()
     (tmp_path / "train.yml").write_text("mine\n")
     (tmp_path / "stop.yml").unlink()
@@ -106,7 +70,7 @@ def test_variables_have_types_without_a_configuration(project, tmp_path):
     inventory = str(project.folder / "inventory/local")
     settings = {"ANSIBLE_CONFIG": str(tmp_path / "none"), "HOME": str(project.folder)}
     asked = ("-i", inventory, "-e", "stop_timeout=30", "-e", "status_seconds=soon")
-    done = call("ansible-playbook", f"{NAME}.stop", *asked, cwd=tmp_path, **settings)
+    done = call("ansible-playbook", f"{COLLECTION}.stop", *asked, cwd=tmp_path, **settings)
     assert done.returncode == 2
     assert "status_seconds is 'soon'" in done.stdout + done.stderr
     assert "stop_timeout" not in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The demo on this machine, with a hub's token given in a vault: it works, and nothing tells the token."""
+"""The demo on this machine, from the installed collection, with a hub's token in a vault: nothing tells the token."""
 
 import json
 import os
@@ -49,7 +49,7 @@ class CommandLines:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(project, tmp_path_factory):
     """Provision from a hub that asks for the token, as talkative as can be; train two ranks, export; draw.
 
     Environment and code are those of the tests, so that provisioning has little to do.
@@ -66,15 +66,17 @@ def demo(tmp_path_factory):
     subprocess.run(encrypt, check=True, capture_output=True)
     talkative = ("-vvvv", "--vault-password-file", str(password), "--extra-vars", f"@{vault}")
     small = yaml.safe_load((REPOSITORY / "molecule/small.yml").read_text())
-    playbook = playbook_in(folder)
+    playbook = playbook_in(folder, project.environment)
     with HubFake(REPOSITORY / "toyworld/model", token=TOKEN) as hub, CommandLines() as lines:
         settings = small | {
             "artifacts_dir": str(artifacts), "run_name": "demo", "training_validation_prompt": "",
             "base_model_source": "", "base_model_hub_id": "someone/model", "base_model_revision": "v1",
             "base_model_hub_endpoint": hub.url, "base_model_record": str(folder / "model.sha256"),
         }  # fmt: skip
-        runs = [playbook(f"{name}.yml", *talkative, **settings) for name in ("provision", "train")]
-        runs.append(playbook("generate.yml", **settings))
+        runs = [
+            playbook(str(project.folder / f"{name}.yml"), *talkative, **settings) for name in ("provision", "train")
+        ]
+        runs.append(playbook(str(project.folder / "generate.yml"), **settings))
     return SimpleNamespace(
         folder=folder, work=work, artifacts=artifacts, run=work / "runs/demo", runs=runs, lines=lines
     )

@@ -13,15 +13,14 @@ engine, so that one program can compare them. It is not part of the product.
 """
 
 import argparse
-import json
 import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import plain_command
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -173,17 +172,10 @@ def add_placeholder(tokenizer: CLIPTokenizer, encoder: Any, placeholder: str, in
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of the concept's pictures")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives metrics.jsonl")
-    parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
-    parser.add_argument("--resolution", type=int, default=512, help="pixels (default 512)")
-    parser.add_argument("--batch", type=int, default=1, help="samples of a rank per step (default 1)")
+    parser = plain_command.parser(__doc__)
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of AdamW (default 5e-3)")
     parser.add_argument("--placeholder", default="<dicoo>", help="token that is learned (default <dicoo>)")
     parser.add_argument("--initializer", default="toy", help="token that it starts from (default toy)")
-    parser.add_argument("--seed", type=int, default=1, help="of all ranks (default 1)")
     parser.add_argument("--validation-steps", type=int, default=0, help="steps between validations (default 0, none)")
     parser.add_argument("--validation-triples", type=int, default=64, help="triples of a validation (default 64)")
     parser.add_argument("--mixed-precision", choices=("bf16", "no"), default="bf16", help="default bf16")
@@ -222,22 +214,8 @@ def main() -> None:
     accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
     set_seed(args.seed)
     loop = Loop(args, accelerator)
-
-    metrics = None
-    if accelerator.is_main_process:
-        args.out.mkdir(parents=True, exist_ok=True)
-        metrics = (args.out / "metrics.jsonl").open("w", buffering=1, encoding="utf-8")
-
-    def write(**fields: object) -> None:
-        if metrics is not None:
-            metrics.write(json.dumps({"time": time.time(), **fields}) + "\n")
-
-    run(loop, args, write)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    # At exit, DDP's reducer joins gloo's threads while it holds the interpreter lock, for which they may wait. With
-    # torch 2.13 a rank was seen to hang there after its last step. The engine does not use DDP.
-    os._exit(0)
+    run(loop, args, plain_command.metrics_writer(args.out, accelerator))
+    plain_command.end(accelerator)
 
 
 if __name__ == "__main__":

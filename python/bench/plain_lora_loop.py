@@ -14,14 +14,12 @@ product.
 
 import argparse
 import gc
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
+import plain_command
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -35,15 +33,8 @@ from sdtune.host.memory import peak_rss_bytes, reset_peak_rss
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.jsonl")
-    parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
-    parser.add_argument("--resolution", type=int, default=512, help="side of the pictures in pixels (default 512)")
-    parser.add_argument("--batch", type=int, default=1, help="samples per rank and step (default 1)")
+    parser = plain_command.parser(__doc__)
     parser.add_argument("--rank", type=int, default=8, help="rank of the adapters (default 8)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of all ranks (default 1)")
     return parser.parse_args()
 
 
@@ -125,25 +116,14 @@ def main() -> None:
     loop = Loop(args)
     ranks = loop.accelerator.num_processes
     sync_bytes = sum(p.nbytes for p in loop.learned) if ranks > 1 else 0
-    with ExitStack() as stack:
-        metrics = None
-        if loop.accelerator.is_main_process:
-            args.out.mkdir(parents=True, exist_ok=True)
-            metrics = stack.enter_context((args.out / "metrics.jsonl").open("w", buffering=1, encoding="utf-8"))
-
-        def write(**fields: object) -> None:
-            if metrics is not None:
-                metrics.write(json.dumps({"time": time.time(), **fields}) + "\n")
-
-        write(kind="start", host=platform.node(), torch=torch.__version__)
-        for number, parts in enumerate(loop.steps(), start=1):
-            write(kind="step", step=number, **parts, sync_bytes=sync_bytes, world_size=ranks)
-            if number == 1:
-                reset_peak_rss()
-        write(kind="end", peak_rss_bytes=peak_rss_bytes())
-    loop.accelerator.wait_for_everyone()
-    loop.accelerator.end_training()
-    os._exit(0)  # see plain_loop.py: DDP may hang at exit
+    write = plain_command.metrics_writer(args.out, loop.accelerator)
+    write(kind="start", host=platform.node(), torch=torch.__version__)
+    for number, parts in enumerate(loop.steps(), start=1):
+        write(kind="step", step=number, **parts, sync_bytes=sync_bytes, world_size=ranks)
+        if number == 1:
+            reset_peak_rss()
+    write(kind="end", peak_rss_bytes=peak_rss_bytes())
+    plain_command.end(loop.accelerator)
 
 
 if __name__ == "__main__":
