@@ -16,6 +16,7 @@ def run(provisioned):
         "steps": 1,
         "attempt": 1,
         "token_sha256": 16 * "0",
+        "job_sha256": sha256(b"").hexdigest(),
         "world_size": 1,
         "ranks": [{"rank": 0, "host": "here", "pid": 7, "samples": 1}],
         "learned": {"learned_embeds.safetensors": sha256(b"").hexdigest()},

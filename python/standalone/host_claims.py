@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _NAME = "sdtune"
+_BEGINS = "begins"
 _LIMIT = 107  # bytes of a socket's name, with the zero in front
 SHORT = 40  # bytes of a run's name that are shown
 _LIST = r"\d{1,5}(?:-\d{1,5})?"
@@ -123,7 +124,21 @@ def describe(others: Iterable[dict[str, Any]]) -> str:
 
 
 class CoresTaken(Exception):
-    """Another run has some of the cores. The message names it."""
+    """Another run has some of the cores. The message names it.
+
+    Attributes:
+        begins: each of the runs that have them is still beginning, and comes later in their order.
+    """
+
+    def __init__(self, message: str, *, begins: bool = False) -> None:
+        super().__init__(message)
+        self.begins = begins
+
+
+def _comes_first(order: str, others: Collection[dict[str, Any]]) -> bool:
+    """Whether all of these runs are still beginning, with a place in the order after this one."""
+    places = {name[1]: name[2] for name in claimed() if name[0] == _BEGINS and len(name) == 3}
+    return bool(order and others) and all(order < places.get(str(one["pid"]), "") for one in others)
 
 
 def _labels(run: str | Path, cores: Iterable[int]) -> Iterator[tuple[object, ...]]:
@@ -140,14 +155,26 @@ def _labels(run: str | Path, cores: Iterable[int]) -> Iterator[tuple[object, ...
     yield (*head, text, name)
 
 
-def claim_cores(run: str | Path, cores: Collection[int]) -> list[socket.socket]:
+def begin(order: str) -> socket.socket | None:
+    """Say that the run of this process is beginning, until the socket is closed: it has not got all of its hosts.
+
+    Args:
+        order: see :func:`claim_cores`.
+    """
+    return claim(_BEGINS, os.getpid(), order)
+
+
+def claim_cores(run: str | Path, cores: Collection[int], order: str = "") -> list[socket.socket]:
     """Claim cores of this host for a run, all or none.
 
     Of two that claim at once, one gets its cores: both go from the lowest core up, so the lowest common one decides.
+    On several hosts each of two runs may get some. Then that which comes first in the order of all runs waits, and the
+    other one is told: see :func:`begin`, which each of them calls before.
 
     Args:
         run: folder of the run, whose name is for the message that another one gets.
         cores: their numbers.
+        order: text that tells the run apart from all others, the same on all of its hosts.
 
     Returns:
         The claims. They last as long as these are open.
@@ -164,7 +191,8 @@ def claim_cores(run: str | Path, cores: Collection[int]) -> list[socket.socket]:
             for one in held:
                 one.close()
             others = in_the_way([one for one in shares() if one["pid"] != mine], cores)
-            raise CoresTaken(describe(others) or f"a run that has core {core}")
+            first = _comes_first(order, others)
+            raise CoresTaken(describe(others) or f"a run that has core {core}", begins=first)
         held.append(taken)
     return held
 

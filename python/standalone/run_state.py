@@ -31,6 +31,7 @@ RANK = "SDTUNE_RANK"
 
 STATE = "state.json"
 FINISHED = "finished.json"
+JOB = "job.yaml"
 STOP = "stop"
 COLLECTED = ".collected"
 EXPORTED = "openvino"
@@ -135,6 +136,7 @@ _PROOF: dict[str, Callable[[Any], bool]] = {
     "steps": lambda value: _number(value, 1),
     "attempt": lambda value: _number(value, 1),
     "token_sha256": lambda value: _text(value, "[0-9a-f]{16}"),
+    "job_sha256": lambda value: _text(value, "(?:[0-9a-f]{64})?"),
     "world_size": lambda value: _number(value, 1),
     "ranks": lambda value: isinstance(value, list) and all(map(_signature, value)),
     "learned": lambda value: (
@@ -146,6 +148,14 @@ _PROOF: dict[str, Callable[[Any], bool]] = {
 """What ``finished.json`` has to say, beside facts for display, and what each value has to be."""
 
 
+def job_checksum(run: Path) -> str:
+    """SHA-256 of the job file in a run folder; empty for a run that was started without one."""
+    try:
+        return hashlib.sha256((run / JOB).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
 def read_proof(run: Path) -> dict[str, Any]:
     """The content of ``finished.json``, which proves that all ranks of one attempt have finished this run.
 
@@ -155,7 +165,7 @@ def read_proof(run: Path) -> dict[str, Any]:
     facts = _object(_read(run / FINISHED))
     if not facts:
         raise Unproven(f"{FINISHED} is missing or damaged")
-    if "learned" not in facts or "ranks" not in facts:
+    if not {"learned", "ranks", "job_sha256"} <= set(facts):
         raise Unproven(f"{FINISHED} does not say which ranks finished; an earlier version wrote it")
     wrong = [name for name, holds in _PROOF.items() if not holds(facts.get(name))]
     if wrong:
@@ -166,6 +176,8 @@ def read_proof(run: Path) -> dict[str, Any]:
     asked = asked_name(run)
     if asked not in (None, facts["run_name"]):
         raise Unproven(f"{FINISHED} is of run {facts['run_name']}, not of {asked}")
+    if facts["job_sha256"] != job_checksum(run):
+        raise Unproven(f"{JOB} is not the one that it was trained with")
     for name, checksum in facts["learned"].items():
         try:
             found = hashlib.sha256((run / name).read_bytes()).hexdigest()
@@ -193,7 +205,7 @@ def newest_checkpoint(run: Path) -> int | None:
 
 def _asked(run: Path, pattern: str) -> str | None:
     """What the job says, read without a YAML library: launch_config has written the file."""
-    found = re.search(pattern, _read(run / "job.yaml"), re.MULTILINE)
+    found = re.search(pattern, _read(run / JOB), re.MULTILINE)
     return found.group(1) if found else None
 
 

@@ -45,7 +45,8 @@ def finish():
     if rank == 0:
         write_atomically(Path("learned_embeds.safetensors"), "learned")
         token = Attempt.of(os.environ).digest or 16 * "0"
-        facts = proof(asked_name(Path()) or Path.cwd().name, ranks=2, token_sha256=token, learned_embeds=b"learned")
+        name, job = asked_name(Path()) or Path.cwd().name, Path("job.yaml").read_bytes()
+        facts = proof(name, ranks=2, token_sha256=token, job=job, learned_embeds=b"learned")
         write_atomically(Path("finished.json"), json.dumps(facts))
 """
 

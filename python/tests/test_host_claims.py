@@ -104,3 +104,19 @@ def test_a_list_of_many_single_cores_is_told_in_full():
     assert len(shared_hosts.others_here("/runs/day", "9102,9103")) == 1
     for socket_ in (*held, *foreign):
         socket_.close()
+
+
+@pytest.mark.parametrize(
+    ("begins", "mine", "waits"),
+    [("host_claims.begin('b')", "a", True), ("host_claims.begin('b')", "c", False), ("0", "a", False)],
+)
+def test_of_two_that_begin_at_once_the_first_in_order_waits_for_the_other(begins, mine, waits):
+    """So that of two runs that have each got one of two hosts, one trains; one that has got all of them is told of."""
+    process = other(f"held = {begins}, host_claims.claim_cores('/runs/night', [9001], 'b')")
+    try:
+        with pytest.raises(host_claims.CoresTaken) as taken:
+            host_claims.claim_cores("/runs/day", CORES, mine)
+        assert taken.value.begins is waits
+    finally:
+        process.kill()
+        process.wait()

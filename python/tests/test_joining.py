@@ -4,8 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from sdtune.launch.meeting import Attempt, digest_of
+from sdtune.training import joining
+from standalone import host_claims
 from tests.conftest import PATIENCE, PYTHON, free_port
 
 RANK = """
@@ -89,3 +92,24 @@ def test_a_launch_gets_a_port_and_a_token_that_no_command_line_shows():
     assert all(line[1] not in line[2] for line in lines)
     assert third.returncode == 2
     assert "all ports of 21400-21401 are taken, and the ranks have to meet at one; wait for the runs" in third.stderr
+
+
+def test_a_run_waits_for_one_that_begins_at_once_and_comes_after_it(monkeypatch, tmp_path):
+    """The other one is refused on another host meanwhile, and ends."""
+    code = (
+        "import time\nfrom standalone import host_claims\n"
+        "held = host_claims.begin('z'), host_claims.claim_cores('/runs/night', [9301])\n"
+        "print(flush=True)\ntime.sleep(1.5)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=PYTHON)
+    other.stdout.readline()
+    for name, value in {"SDTUNE_TOKEN": "secret", "SDTUNE_CORES": "9301"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MPI_LOCALRANKID", raising=False)
+    joining.claim_cores(SimpleNamespace(run_dir=str(tmp_path)))
+    assert other.wait(5) == 0
+    assert [one["cores"] for one in host_claims.shares() if one["pid"] == os.getpid()] == ["9301"]
+    joining.all_have_met()
+    assert not [name for name in host_claims.claimed() if name[:2] == ["begins", str(os.getpid())]]
+    while joining._CLAIMS:
+        joining._CLAIMS.pop().close()

@@ -42,6 +42,10 @@ def test_a_finished_run_proves_itself_until_something_changes(job):
         run.facts()
     (run.folder / "job.yaml").unlink()
     run.finish(facts, [run.learned])
+    assert run_state.why_unproven(run.folder) == ""
+    run.job.write_text(f"run_name: {job.run_name}\n")  # as an overwriting start that ends before its ranks begin
+    assert run_state.why_unproven(run.folder) == "job.yaml is not the one that it was trained with"
+    run.job.unlink()
     run.learned.write_bytes(run.learned.read_bytes() + b"\0")
     assert run_state.why_unproven(run.folder).startswith("learned_embeds.safetensors is not what its ranks learned")
     seen = run_state.look(run.folder)

@@ -17,7 +17,7 @@ from sdtune.settings import Job
 from sdtune.training.backends import check_backend, load_backend
 from sdtune.training.checks import check_job, check_world_size, launched_world_size
 from sdtune.training.identity import run_identity
-from sdtune.training.joining import claim_cores, join
+from sdtune.training.joining import all_have_met, claim_cores, join
 
 T = TypeVar("T")
 
@@ -80,6 +80,7 @@ def start_accelerator(job: Job) -> Accelerator:
         # it takes a process group that is there; that of mpi it creates itself
         PartialState(cpu=True, backend=job.training.backend)
         check_backend(job.training.backend)
+    all_have_met()
     trackers = None if job.training.report_to == "none" else job.training.report_to
     accelerator = Accelerator(cpu=True, log_with=trackers, project_dir=job.run_dir)
     # without cpu=True or its launcher's variables, Accelerate silently starts N independent runs

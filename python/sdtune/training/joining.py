@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import socket
+import time
 from datetime import timedelta
 
 from accelerate.utils import get_cpu_distributed_information
@@ -27,6 +28,8 @@ from standalone.limits import physical_cores
 
 _IDENTITY = "sdtune/attempt"
 _CLAIMS: list[socket.socket] = []  # open until this process ends
+_BEGINS: list[socket.socket] = []  # open until all ranks have met
+_AGAIN = 0.2  # seconds between two attempts to claim what a run has that will be told to end
 CORES = "SDTUNE_CORES"
 """Environment variable: cores of this host that the run was given, such as ``0-13``; empty: all. env.sh sets it."""
 
@@ -35,6 +38,7 @@ def claim_cores(job: Job) -> None:
     """Claim the cores of this host for this run, so that no other run uses them unknown; its first rank here does.
 
     Ranks that were started without ``launch.sh`` claim nothing, and where Slurm gives the cores, it keeps them apart.
+    Of two runs that begin at once on several hosts, and have each got some, one waits here until the other was told.
 
     Raises:
         HostBusy: another run has them.
@@ -43,16 +47,31 @@ def claim_cores(job: Job) -> None:
     if binding.started_by_slurm():
         binding.check_cores(int(os.environ.get("OMP_NUM_THREADS", "1")), physical_cores(os.sched_getaffinity(0)))
         return
-    if not Attempt.of(os.environ).token or os.environ.get("MPI_LOCALRANKID", "0") != "0":
+    attempt = Attempt.of(os.environ)
+    if not attempt.token or os.environ.get("MPI_LOCALRANKID", "0") != "0":
         return
     cores = host_claims.parse_numbers(os.environ.get(CORES, "")) or host_claims.cores_of_parent()
-    try:
-        _CLAIMS.extend(host_claims.claim_cores(job.run_dir, cores))
-    except host_claims.CoresTaken as taken:
-        raise HostBusy(
-            f"{platform.node()}{HostBusy.USED_BY}{taken}; wait for its end, queue this run with "
-            f"-e training_wait_for_hosts=true, or give both cores of their own with launch_config_cores"
-        ) from None
+    if begins := host_claims.begin(attempt.digest):
+        _BEGINS.append(begins)
+    while True:
+        try:
+            _CLAIMS.extend(host_claims.claim_cores(job.run_dir, cores, attempt.digest))
+        except host_claims.CoresTaken as taken:
+            if taken.begins:
+                time.sleep(_AGAIN)
+                continue
+            raise HostBusy(
+                f"{platform.node()}{HostBusy.USED_BY}{taken}; wait for its end, queue this run with "
+                f"-e training_wait_for_hosts=true, or give both cores of their own with launch_config_cores"
+            ) from None
+        else:
+            return
+
+
+def all_have_met() -> None:
+    """Every host of this run is its own: who wants one of them is told so from now on."""
+    while _BEGINS:
+        _BEGINS.pop().close()
 
 
 def _open_rendezvous(host: str, port: int, ranks: int, timeout: timedelta) -> TCPStore:

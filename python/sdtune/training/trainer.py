@@ -33,6 +33,7 @@ from sdtune.training.recorder import Recorder
 from sdtune.training.resume import resume
 from sdtune.training.stopping import reason_to_stop, record_validation
 from sdtune.training.validation import Validator
+from standalone.run_state import job_checksum
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -101,6 +102,7 @@ class Trainer:
         self._validator: Validator | None = None
         self._stop_requested = False
         self._enough = ""  # why the run stops early
+        self._asked = ""  # checksum of the job file
 
     def fit(self) -> dict[str, Any]:
         """Train to the end; see :func:`train` for what it returns and raises."""
@@ -223,6 +225,7 @@ class Trainer:
 
     def _open_run(self) -> None:
         """Remove an earlier run's results, and record what runs where. Nothing was written before."""
+        self._asked = job_checksum(self._run.folder)  # now: what is edited later is not what was trained
         if self._is_main:
             self._run.clear(keep_progress=self._job.training.resume_from_checkpoint is not None)
         self._accelerator.wait_for_everyone()
@@ -311,6 +314,7 @@ class Trainer:
             print(f"stopped early at step {step}: {self._enough}")
         facts: dict[str, Any] = {
             "run_name": self._job.run_name,
+            "job_sha256": self._asked,
             "steps": step,
             "stopped_early": bool(self._enough),
             "starting_point": self.progress.start,
