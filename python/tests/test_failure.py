@@ -110,6 +110,8 @@ SURPRISE = KeyError("surprise")
             {"exit_code": 2, "ended": [1, 0], "errors": {r: error(BadInput("no"), r) for r in (1, 0)}},
             "rank 0 on node1: error: no",
         ),
+        # the ranks end with what started them
+        ({"exit_code": 137, "ended": [1, 0]}, "mpirun was killed by signal 9"),
         # what the supervisor decided stands
         (
             {"exit_code": None, "decision": "node2 has not been heard of for 8 s", "culprit": 1, "ended": [0]},

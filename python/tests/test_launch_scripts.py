@@ -145,6 +145,11 @@ def test_launch_sh_refuses_before_it_starts_a_rank(launch):
     assert (code, run_state.read_state(run)["reason"]) == (2, "no picture; add one")
 
 
+def test_a_check_that_is_killed_is_told_as_that(launch):
+    run, code = launch("time.sleep(60)", check="os.kill(os.getpid(), signal.SIGKILL)")
+    assert (code, run_state.read_state(run)["reason"]) == (1, "the check of the job was killed by signal 9")
+
+
 def test_without_a_supervisor_a_killed_rank_ends_the_launch(launch):
     """Hydra itself does it, on the word of rank.sh; the other rank would sleep for minutes."""
     began = time.monotonic()
@@ -167,6 +172,26 @@ def test_a_rank_that_is_killed_before_it_has_an_agent_ends_the_launch(launch, su
             "rank 1 on here was killed by signal 9",
             "one of ranks 0, 1 was killed by signal 9 before it had an agent",  # Hydra was faster than rank 0
         )
+    assert not processes.processes_of(str(run))
+
+
+def test_an_agent_that_is_killed_before_it_reaches_the_supervisor_ends_the_launch(launch, tmp_path):
+    began = time.monotonic()
+    program = tmp_path / "bin/setsid"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    killed = f'[ "${{PMI_RANK:-}}" != 1 ] || export PATH={program.parent}:$PATH\n'
+    run, code = launch("time.sleep(300)", environment=killed)
+    assert code == 1
+    assert (
+        run_state.read_state(run)["reason"]
+        in (
+            "rank 1 on here: the agent of this rank ended before it reached the supervisor",
+            "rank 0 on here was killed by signal 9",  # Hydra ended the job before it passed on what rank.sh of rank 1 printed
+        )
+    )
+    assert time.monotonic() - began < 60
     assert not processes.processes_of(str(run))
 
 

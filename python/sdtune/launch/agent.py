@@ -236,8 +236,7 @@ def main(rank: int, pid: int, launcher: int) -> None:
     if os.getsid(0) != os.getpid():
         os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):
-        os.dup2(null, stream)
+    os.dup2(null, 2)
     os.closerange(3, 1024)  # Hydra waits until its pipes are closed
     address, timeout, token = os.environ[WHERE].split(",")
     where = {"address": address, "timeout": timeout, "token": token}
@@ -248,4 +247,7 @@ def main(rank: int, pid: int, launcher: int) -> None:
         append_to_log(log, f"agent: the supervisor at {address} cannot be reached ({error}); this rank is ended\n")
         send_signal([pid], signal.SIGKILL)  # without an agent it might outlive the job
         return
+    with contextlib.suppress(BrokenPipeError):  # the rank has ended, which it reports
+        os.write(1, b"connected\n")  # rank.sh waits for it
+    os.dup2(2, 1)
     agent.watch()

@@ -175,6 +175,9 @@ class Attempt:
         while time.monotonic() < end:
             self._listen(_TICK)
         why = f"nothing was written to metrics.jsonl for {now - self.progressed:.0f} s"
+        if not self.agents.connections and not self.output.ranks:
+            cause = f"the check of the job still goes on, or {self.plan.program} reaches no host"
+            return f"{why}, for no rank was started: {cause}"
         found = failure.hung_rank(
             stopped=stopped | self.agents.stopped(),
             absent=set(range(self.world_size)) - set(self.agents.connections),

@@ -1,6 +1,7 @@
 """Which rank failed first, and why: pure functions of what was recorded during an attempt."""
 
 import re
+import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,16 +67,26 @@ class Evidence:
         return not (self.rank_lines or self.errors or self.ended or self.killed)
 
     @property
+    def launcher_signal(self) -> int | None:
+        """The signal that ended mpirun, not one of which it reports that it ended a rank; srun's code is its ranks'."""
+        code = self.exit_code
+        if code is None or self.killed or self.errors or self.launcher != "mpirun":
+            return None
+        number = -code if code < 0 else code - 128  # of a shell script that started it
+        return number if number in {*signal.Signals} else None
+
+    @property
     def unheard(self) -> list[int]:
         """Ranks that ended before their agents watched them, for which Hydra has ended the job (:mod:`.hydra`).
 
-        Those come first of which it reports a signal; it does not report how each rank on each host ended.
+        Those come first whose rank.sh printed an error, then those of which Hydra reports a signal; it does not report
+        how each rank on each host ended.
         """
         if self.exit_code is None or self.no_rank_started or self.errors or self.lost_agents:
             return []
         killed = [rank for rank, _ in self.killed]
         absent = [rank for rank in range(self.world_size) if rank not in self.ended]
-        return sorted(absent, key=lambda rank: rank not in killed)
+        return sorted(absent, key=lambda rank: (not _said(self.rank_lines.get(rank, ())), rank not in killed))
 
     def host_of(self, rank: int) -> str:
         """Name of a rank's host."""
@@ -172,6 +183,8 @@ def first_cause(evidence: Evidence) -> int | None:
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
     if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
         return next(iter(causes or evidence.ended_by_agent))
+    if evidence.launcher_signal is not None and not causes and not evidence.out_of_memory:
+        return None  # the ranks end with it
     if evidence.unheard:
         return evidence.unheard[0]
     early = [rank for rank in evidence.ended if rank not in evidence.left]
@@ -186,16 +199,15 @@ def first_cause(evidence: Evidence) -> int | None:
 def describe(evidence: Evidence, rank: int | None) -> str:
     """How a rank ended, in one line."""
     if rank is None:
-        said = [line for line in evidence.launcher_lines if line.startswith("srun: error: ")]
-        if said and evidence.no_rank_started:
-            return f"srun starts no rank: {said[0].removeprefix('srun: error: ')}"
-        return f"{evidence.launcher} ended with code {evidence.exit_code}"
+        return _describe_launcher(evidence)
     if rank in evidence.errors:
         return f"{evidence.place_of(rank)}: {evidence.errors[rank].summary}"
     if rank in evidence.lost_agents:
         return describe_lost_agents(evidence, rank)
     if rank in evidence.ended_by_agent:
         return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
+    if rank in evidence.unheard and (said := _said(evidence.rank_lines.get(rank, ()))):
+        return f"{evidence.place_of(rank)}: {said}"
     number = dict(evidence.killed).get(rank)
     memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
     alike = [one for one in evidence.unheard if dict(evidence.killed).get(one) == number]
@@ -208,6 +220,23 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     if rank in evidence.unheard:
         return f"{evidence.place_of(rank)} ended before its agent watched it, without an error message"
     return f"{evidence.place_of(rank)} ended without an error message"
+
+
+def _said(lines: Sequence[str]) -> str:
+    """The first error that a shell script of ours printed."""
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
+
+
+def _describe_launcher(evidence: Evidence) -> str:
+    """How launch.sh or the program that starts the ranks ended, when no rank is known to have failed."""
+    from_srun = [line for line in evidence.launcher_lines if line.startswith("srun: error: ")]
+    if from_srun and evidence.no_rank_started:
+        return f"srun starts no rank: {from_srun[0].removeprefix('srun: error: ')}"
+    if evidence.no_rank_started and (said := _said(evidence.launcher_lines)):
+        return said
+    if (number := evidence.launcher_signal) is not None:
+        return f"{evidence.launcher} was killed by signal {number}"
+    return f"{evidence.launcher} ended with code {evidence.exit_code}"
 
 
 def describe_lost_agents(evidence: Evidence, rank: int) -> str:
