@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from plugins import keeper
 from plugins.modules import diagnose_host
 
 
@@ -21,6 +22,11 @@ def script(tmp_path, monkeypatch):
         return str(tmp_path / "env")
 
     return write
+
+
+def is_alive(pid):
+    """Whether a process is there and no zombie."""
+    return bool(keeper.started(pid))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,20 @@ def test_a_login_that_a_busy_sshd_drops_is_tried_again(script, tmp_path, monkeyp
     assert diagnose_host.failed_logins({"a": "10.0.0.1"}) == {}
     script("ssh", dropped)
     assert "kex_exchange" in diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+
+
+def test_a_login_shell_that_hangs_is_told_and_everything_is_killed(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(diagnose_host, "LOGIN_SECONDS", 1)
+    script("ssh", f"sleep 1000 & echo $! > {tmp_path}/started; wait")
+    reason = diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+    assert reason.startswith("the login does not end within 1 s, so the login shell there hangs; see its start files")
+    assert not is_alive(int((tmp_path / "started").read_text()))
+
+
+def test_an_import_that_hangs_is_told(script, monkeypatch):
+    monkeypatch.setattr(diagnose_host, "IMPORT_SECONDS", 0.2)
+    asked = diagnose_host.try_imports(script("python", "exec sleep 1000"), ["torch"], {})
+    assert asked == {"imports": {}, "imports_error": "it does not end within 0.2 s"}
 
 
 def test_a_host_without_ssh_says_so(monkeypatch, tmp_path):
