@@ -7,6 +7,8 @@ import pytest
 from plugins import keeper
 from plugins.modules import diagnose_host
 
+PRELOAD = "ERROR: ld.so: object '/x.so' from LD_PRELOAD cannot be preloaded (cannot open shared object file): ignored."
+
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
@@ -36,6 +38,7 @@ def is_alive(pid):
         (f"echo '{json.dumps({'failed': {'torch': 'ImportError: x'}})}'; exit 1", {"torch": "ImportError: x"}, ""),
         ("echo Killed >&2; exit 137", {}, "Killed"),
         ("exit 3", {}, "it ended with code 3"),
+        (f'echo "{PRELOAD}" >&2; exit 3', {}, "it ended with code 3"),
     ],
 )
 def test_imports(script, text, imports, error):

@@ -79,12 +79,14 @@ PAUSES = (1, 2, 4, 0)  # seconds after a login that was dropped; each host waits
 DROPPED = re.compile(r"kex_exchange_identification|Connection (closed|reset) by .* port|Exceeded MaxStartups")
 LOGIN_SECONDS = 60  # for a login and one command; ssh's own limit is about connecting only
 IMPORT_SECONDS = 600  # on a cold network file system
+HARMLESS = re.compile(r"ERROR: ld\.so: .* ignored\.$")  # of a missing library that /etc/environment preloads
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]
 
 
 def last_line(text: str, otherwise: str = "") -> str:
-    """The last line that is not empty."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
+    """The last line that says something."""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line and not HARMLESS.search(line)), otherwise)
 
 
 def run(
