@@ -8,6 +8,8 @@ from play import play
 from plugins.callback.no_hosts import why_no_hosts
 from plugins.callback.reason_first import reason
 
+PRELOAD = "ERROR: ld.so: object '/x.so' from LD_PRELOAD cannot be preloaded (cannot open shared object file): ignored."
+
 
 @pytest.mark.parametrize(
     ("result", "why"),
@@ -19,6 +21,8 @@ from plugins.callback.reason_first import reason
         ({"msg": "non-zero return code", "rc": 1, "stderr": "", "stdout": "only here"}, "only here"),
         ({"msg": "failed to validate", "exit_status": 2, "stderr": "error: lr is 'abc'"}, "error: lr is 'abc'"),
         ({"msg": "MODULE FAILURE\nSee stdout", "module_stderr": "sudo: who are you?"}, "sudo: who are you?"),
+        ({"msg": "MODULE FAILURE", "module_stderr": f"{PRELOAD}\nerror: no"}, "error: no"),
+        ({"msg": "non-zero return code", "stderr": PRELOAD, "stdout": "only here"}, "only here"),
         ({"msg": "", "rc": 137}, "no reason given"),
         ({"msg": "non-zero return code", "rc": 137}, "non-zero return code"),
     ],

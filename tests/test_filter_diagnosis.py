@@ -221,6 +221,7 @@ def test_every_pair_of_hosts_is_tried_once():
 def test_logins_that_fail_are_named_by_pair():
     said = {"logins": {"b": {"address": "10.2", "reason": "Permission denied (publickey)."}}}
     asked = {"a": said, "b": {"skipped": True}}
+    assert findings.hosts_turned_away(asked, "b") == ["a"]
     assert findings.failed_logins(asked, {}, "runner") == [
         "a -> b (10.2): Permission denied (publickey).; log in to a as runner and type ssh -v 10.2"
     ]

@@ -8,6 +8,9 @@ import pytest
 from conftest import REPOSITORY
 
 REMARK = "[W1126 10:00:00.1 socket.cpp:460] [c10d] The hostname of the client socket cannot be retrieved. err=-3\n"
+PRELOAD = (
+    "ERROR: ld.so: object '/x.so' from LD_PRELOAD cannot be preloaded (cannot open shared object file): ignored.\n"
+)
 IMPORT = "ImportError: libccl.so.1: cannot open shared object file\n"
 
 
@@ -39,6 +42,11 @@ def hello(tmp_path):
         ("Abort(1) on node 1\nerror: the sum is wrong\n", "error: the sum is wrong\n"),
         ("a line\nConnection refused\n", "Connection refused\n"),
         (REMARK, REMARK),
+        (
+            f"{PRELOAD}[1] {PRELOAD}bash: line 1: mpirun: Permission denied\n",
+            "bash: line 1: mpirun: Permission denied\n",
+        ),
+        (PRELOAD, "it said nothing"),
     ],
 )
 def test_the_line_that_names_the_error_is_the_reason(hello, text, reason):

@@ -22,16 +22,17 @@ LEASE = 10  # seconds
 PATIENCE = 240  # seconds
 
 
-def call(command, path, token, seconds=60.0):
-    """The host's end, as Ansible starts it."""
-    argv = [sys.executable, "-", command, str(path), json.dumps({"token": token}), str(seconds)]
+def call(command, path, token, seconds=60.0, folder="/srv/x"):
+    """The host's end, as Ansible starts it; of a holder's file, or without one of a folder."""
+    who = {"token": token, "file": str(path)} if path.suffix else {"token": token}
+    argv = [sys.executable, "-", command, str(path), str(folder), json.dumps(who), str(seconds)]
     return json.loads(subprocess.run(argv, input=SCRIPT, capture_output=True, text=True, check=True, timeout=20).stdout)
 
 
 @pytest.fixture
 def path(tmp_path):
     """The lock file."""
-    return tmp_path / "lock"
+    return tmp_path / "x.lock"
 
 
 def test_it_is_held_until_it_is_released(path):
@@ -60,6 +61,23 @@ def test_its_time_runs_out_and_ends_with_the_boot_of_the_host(path):
         path.write_text(broken)
         assert call("take", path, "b", -1)["held"]
     assert call("renew", path, "a")["by"]["token"] == "b"
+
+
+def test_every_path_to_a_folder_is_the_same_lock(tmp_path):
+    """Also of a folder that is not there yet, and after the symbolic link has gone."""
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    taken = call("take", tmp_path, "a", folder=link / "work")
+    for ending in ("real/work/", "/real//work", "real/./work/.", "link/work", "real/other/../work"):
+        assert not call("take", tmp_path, "b", folder=f"{tmp_path}/{ending}")["held"], ending
+    assert not call("take", tmp_path, "b", folder=f"/{tmp_path}/real/work")["held"]
+    assert call("take", tmp_path, "b", folder=tmp_path / "real/other")["held"]
+    link.unlink()
+    file = tmp_path / taken["by"]["file"]
+    assert call("renew", file, "a")["held"]
+    call("release", file, "a")
+    assert not file.exists()
 
 
 class Host:
@@ -108,32 +126,61 @@ def test_a_call_is_over_when_its_process_is_another():
 
 
 class Calls:
-    """Calls of ansible-playbook that take the lock, wait for the file NAME.go, and release it."""
+    """Calls of ansible-playbook that take the locks of hosts, wait for the file NAME.go, and release them.
+
+    Fake: all hosts are this machine; each has a folder of its own for its lock. The tasks are those of role preflight.
+    """
 
     def __init__(self, folder):
-        self.folder, self.lock = folder, folder / "lock"
+        self.folder = folder
         self._started = []
 
-    def start(self, name, wait=0):
-        """Start one; NAME.holds appears when it holds the lock, NAME.later when it has begun another task."""
-        about = {"file": str(self.lock), "python": sys.executable, "protects": "/srv/x"}
+    def lock(self, host):
+        """The lock file of a host; None if there is none."""
+        return next((self.folder / host).glob(".sdtune-*.lock"), None)
+
+    def start(self, name, hosts, wait=0, folder="/srv/x"):
+        """Start one; NAME.holds appears when it holds the locks, NAME.later when it has begun another task.
+
+        ``hosts``: with their addresses, the primary first.
+        """
         until = f"touch {name}.holds; until test -e {name}.go; do sleep 0.1; done"
-        tasks = [
-            {"hold_lock": {**about, "wait": wait, "lease": LEASE}, "register": "taken"},
-            {"ansible.builtin.command": {"argv": ["sh", "-c", until], "chdir": str(self.folder)}},
-            {"ansible.builtin.command": {"argv": ["touch", str(self.folder / f"{name}.later")]}},
-            {"hold_lock": {**about, "holder": "{{ taken.holder }}"}},
+        work = [
+            {"ansible.builtin.command": {"argv": argv, "chdir": str(self.folder)}, "run_once": True}
+            for argv in (["sh", "-c", until], ["touch", f"{name}.later"])
         ]
-        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
+        tasks = [self._task("lock"), *work, self._task("unlock")]
+        values = yaml.safe_load((REPOSITORY / "roles/preflight/vars/main.yml").read_text())
+        variables = {key: value for key, value in values.items() if key.startswith("_preflight_lock_")} | {
+            "_preflight_root_is_needed": False,
+            "_preflight_lock_place": f"{self.folder}/{{{{ item }}}}",
+            "cluster_addresses": hosts,
+            "cluster_primary": next(iter(hosts)),
+            "cluster_work_dir": folder,
+            "preflight_exclusive": True,
+            "preflight_lock_seconds": wait,
+            "ansible_facts": {"user_id": "x"},
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+        }
+        for host in hosts:
+            (self.folder / host).mkdir(exist_ok=True)
+        play = {"hosts": "all", "gather_facts": False, "any_errors_fatal": True, "vars": variables, "tasks": tasks}
         file = self.folder / f"{name}.yml"
         file.write_text(yaml.safe_dump([play], sort_keys=False))
-        argv = [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", str(file)]
-        argv += ["-e", f"ansible_python_interpreter={sys.executable}"]
+        argv = [sys.executable, "-m", "ansible", "playbook", "-i", ",".join([*hosts, ""]), str(file)]
         process = subprocess.Popen(
             argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self._started.append(process)
         return process
+
+    @staticmethod
+    def _task(name):
+        """The task of role preflight, with a short lease."""
+        (task,) = yaml.safe_load((REPOSITORY / f"roles/preflight/tasks/{name}.yml").read_text())
+        task["hold_lock"]["lease"] = LEASE
+        return task
 
     def is_there(self, name):
         """Whether a file of the folder exists."""
@@ -166,33 +213,39 @@ def calls(tmp_path):
 
 
 def test_a_second_call_is_refused_by_name_until_the_first_has_ended_or_is_killed(calls):
-    first = calls.start("first")
+    """Also where its inventory names another primary, and writes the folder in another way."""
+    first = calls.start("first", {"a": "10.0.0.2", "b": "10.0.0.1"})
     wait_for(lambda: calls.is_there("first.holds"))
-    refused = calls.start("second", wait=LEASE + 1)  # without being renewed, the lock would be free by then
+    assert calls.lock("a")
+    # without being renewed, the lock would be free by then
+    refused = calls.start("second", {"b": "10.0.0.1", "c": "10.0.0.0", "a": "10.0.0.2"}, LEASE + 1, "/srv//x/")
     said = refused.communicate(timeout=PATIENCE)[0]
     assert refused.returncode == 2
-    assert f"localhost: another ansible-playbook is changing /srv/x ({getpass.getuser()}@" in said
+    assert f"b: another ansible-playbook is changing /srv//x/ ({getpass.getuser()}@" in said
     assert f"process {first.pid} there); type the same when it is done" in said
+    assert said.count("is changing") == 1  # it waited for the first host that another holds, and asked no more
     os.kill(first.pid, signal.SIGKILL)
-    wait_for(lambda: not calls.is_there("lock"))
-    third = calls.start("third")
+    wait_for(lambda: not any(map(calls.lock, "abc")))
+    third = calls.start("third", {"a": "10.0.0.2"})
     (calls.folder / "third.go").touch()
     assert third.wait(timeout=PATIENCE) == 0
-    assert not calls.is_there("lock")
+    assert not calls.lock("a")
     assert calls.is_there("third.later")
     assert not calls.is_there("second.holds")
 
 
-def test_a_call_whose_lock_another_took_ends_before_its_next_task(calls):
-    first = calls.start("first")
+def test_a_call_of_whose_locks_another_took_one_ends_before_its_next_task(calls):
+    first = calls.start("first", {"a": "10.0.0.1", "b": "10.0.0.2"})
     wait_for(lambda: calls.is_there("first.holds"))
-    calls.lock.write_text(json.dumps({"user": "ann", "node": "desk", "since": "10:00:00 UTC", "pid": 7, "token": "b"}))
+    other = {"user": "ann", "node": "desk", "since": "10:00:00 UTC", "pid": 7, "token": "b"}
+    calls.lock("b").write_text(json.dumps(other))
     said = ""
     while "is lost" not in said and (line := first.stdout.readline()):
         said += line
     (calls.folder / "first.go").touch()
     said += first.communicate(timeout=PATIENCE)[0]
     assert first.returncode == 2
-    assert "the lock on /srv/x is lost: another call took it (ann@desk, since 10:00:00 UTC, process 7 there)" in said
-    assert "localhost: this call holds its lock no longer" in said
+    assert "b: the lock on /srv/x is lost: another call took it (ann@desk, since 10:00:00 UTC, process 7 there)" in said
+    assert "b: this call holds its lock no longer" in said
     assert not calls.is_there("first.later")
+    wait_for(lambda: not calls.lock("a"))

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from plugins import keeper
 from plugins.modules import diagnose_host
+
+PRELOAD = "ERROR: ld.so: object '/x.so' from LD_PRELOAD cannot be preloaded (cannot open shared object file): ignored."
 
 
 @pytest.fixture
@@ -23,6 +26,11 @@ def script(tmp_path, monkeypatch):
     return write
 
 
+def is_alive(pid):
+    """Whether a process is there and no zombie."""
+    return bool(keeper.started(pid))
+
+
 @pytest.mark.parametrize(
     ("text", "imports", "error"),
     [
@@ -30,6 +38,7 @@ def script(tmp_path, monkeypatch):
         (f"echo '{json.dumps({'failed': {'torch': 'ImportError: x'}})}'; exit 1", {"torch": "ImportError: x"}, ""),
         ("echo Killed >&2; exit 137", {}, "Killed"),
         ("exit 3", {}, "it ended with code 3"),
+        (f'echo "{PRELOAD}" >&2; exit 3', {}, "it ended with code 3"),
     ],
 )
 def test_imports(script, text, imports, error):
@@ -70,6 +79,20 @@ def test_a_login_that_a_busy_sshd_drops_is_tried_again(script, tmp_path, monkeyp
     assert diagnose_host.failed_logins({"a": "10.0.0.1"}) == {}
     script("ssh", dropped)
     assert "kex_exchange" in diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+
+
+def test_a_login_shell_that_hangs_is_told_and_everything_is_killed(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(diagnose_host, "LOGIN_SECONDS", 1)
+    script("ssh", f"sleep 1000 & echo $! > {tmp_path}/started; wait")
+    reason = diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+    assert reason.startswith("the login does not end within 1 s, so the login shell there hangs; see its start files")
+    assert not is_alive(int((tmp_path / "started").read_text()))
+
+
+def test_an_import_that_hangs_is_told(script, monkeypatch):
+    monkeypatch.setattr(diagnose_host, "IMPORT_SECONDS", 0.2)
+    asked = diagnose_host.try_imports(script("python", "exec sleep 1000"), ["torch"], {})
+    assert asked == {"imports": {}, "imports_error": "it does not end within 0.2 s"}
 
 
 def test_a_host_without_ssh_says_so(monkeypatch, tmp_path):

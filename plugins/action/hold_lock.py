@@ -1,5 +1,8 @@
 """Keep other calls of ansible-playbook from changing the same folder of a host, until this one ends.
 
+A call that changes several hosts takes the lock of each, one after the other in the order of their addresses. So two
+calls that share any host exclude each other, and neither waits for a host that the other took first.
+
 The lock is held for a minute at a time, and a process beside this call renews it (``plugins/keeper.py``). So it lasts
 as long as the call, however long nothing is done on that host, and a call that crashed holds nothing: its process
 releases the lock within seconds, and where the control node died too, its time runs out.
@@ -30,8 +33,8 @@ DOCUMENTATION = """
 name: hold_lock
 short_description: Keep other calls of ansible-playbook from changing the same folder of a host
 options:
-  file: {description: The lock file on the host., type: path, required: true}
-  protects: {description: What it protects - for messages., type: str, required: true}
+  protects: {description: The folder that it protects. It need not exist., type: path, required: true}
+  place: {description: Folder of the host for the files of locks., type: path, required: true}
   python: {description: The host's own Python., type: path, required: true}
   wait: {description: Seconds to wait for another call., type: int, default: 90}
   lease: {description: Seconds that the lock is held without being renewed., type: int, default: 60}
@@ -72,10 +75,13 @@ class ActionModule(ActionBase):
     """The action ``hold_lock``."""
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset(("file", "protects", "python", "wait", "lease", "take", "holder"))
+    _VALID_ARGS = frozenset(("protects", "place", "python", "wait", "lease", "take", "holder"))
 
     def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
-        """Take the lock, or release it; the result of the first has the ``holder`` that the second needs."""
+        """Take the lock, or release it; the result of the first has the ``holder`` that the second needs.
+
+        Results of both have the ``host``, by which callback held_lock tells locks apart.
+        """
         result = {**super().run(tmp, task_vars), "changed": False}
         asked = self._task.args
         if self._task.check_mode:
@@ -85,24 +91,25 @@ class ActionModule(ActionBase):
         if asked.get("holder"):
             keeper.end(*asked["holder"]["keeper"])
             self._call("release", asked["holder"])
-            return result
+            return {**result, "host": self._host}
         own = this_call()
         if not boolean(asked.get("take", True)):
             self._wait("look", own)
             return result
-        self._wait("take", own)
+        own = self._wait("take", own)
         pid = keeper.start(lambda: self._keep(own))
-        return {**result, "holder": {"token": own["token"], "keeper": [pid, keeper.started(pid)]}, "host": self._host}
+        holder = {"token": own["token"], "file": own["file"], "keeper": [pid, keeper.started(pid)]}
+        return {**result, "holder": holder, "host": self._host}
 
-    def _wait(self, command: str, own: dict) -> None:
-        """Take the lock, or only look, as soon as no other call holds it."""
+    def _wait(self, command: str, own: dict) -> dict:
+        """Take the lock, or only look, as soon as no other call holds it; the holder, as the host knows it then."""
         asked = self._task.args
         end, said, freed = time.monotonic() + float(asked.get("wait", 90)), False, ""
         while True:
             answer = self._call(command, own)
-            other = answer["by"]
+            other: dict = answer["by"]
             if answer["held"]:
-                return
+                return other
             if is_over(other, own) and other["token"] != freed:
                 self._call("release", other)
                 freed = other["token"]
@@ -144,6 +151,7 @@ class ActionModule(ActionBase):
 
     def _call(self, command: str, who: dict) -> dict:
         """Run the host's end; its answer."""
-        arguments = [command, self._task.args["file"], json.dumps(who), str(self._lease())]
+        asked = self._task.args
+        arguments = [command, asked["place"], asked["protects"], json.dumps(who), str(self._lease())]
         answer: dict = json.loads(host_end.call(self, self._host, SCRIPT, arguments, b"", "the lock cannot be used"))
         return answer

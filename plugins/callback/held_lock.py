@@ -20,7 +20,7 @@ DOCUMENTATION = """
 name: held_lock
 type: aggregate
 short_description: End a call that has lost its lock before its next task
-description: [Two calls would change the same hosts otherwise.]
+description: [Two calls would change the same hosts otherwise. A call holds a lock on each of its hosts.]
 """
 EXIT_CODE = 2  # as of a task that fails
 
@@ -33,19 +33,20 @@ class CallbackModule(CallbackBase):
     CALLBACK_NAME = "held_lock"
 
     def __init__(self) -> None:
-        """No lock yet."""
+        """No locks yet."""
         super().__init__()
         self._keepers: dict[str, tuple[int, str]] = {}
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
-        """Remember the lock that a task took, or that it released it."""
+        """Remember the locks that a task took, or that it released them."""
         if result.task.action.rpartition(".")[2] != "hold_lock":
             return
-        if "holder" in result.result:
-            pid, since = result.result["holder"]["keeper"]
-            self._keepers[result.result["host"]] = pid, since
-        else:
-            self._keepers.clear()
+        for one in result.result.get("results", [result.result]):
+            if "holder" in one:
+                pid, since = one["holder"]["keeper"]
+                self._keepers[one["host"]] = pid, since
+            elif "host" in one:
+                del self._keepers[one["host"]]
 
     def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
         """End. Ansible takes any exception of a callback for a warning, but this one."""

@@ -24,6 +24,8 @@ extends_documentation_fragment: [default_callback, result_format_callback]
 # What Ansible says of a program that failed; the program says more.
 _GENERIC = re.compile(r"non-zero return code|failed to validate|MODULE FAILURE|Module result deserialization failed|$")
 _ERROR = re.compile(r"\[?(error|fatal)\]?\b", re.IGNORECASE)
+# What the host's loader says of a missing library that /etc/environment preloads, before it goes on.
+_HARMLESS = re.compile(r"ERROR: ld\.so: .* ignored\.$")
 _SAID = ("stderr", "module_stderr", "stdout", "module_stdout")
 _KNOWN = {"msg", "changed", "unreachable", "failed"}  # of a result, what its reason tells already
 
@@ -38,6 +40,7 @@ def reason(result: Mapping[str, Any]) -> str:
         return message
     for name in _SAID:
         lines = [line.strip() for line in str(result.get(name) or "").splitlines() if line.strip()]
+        lines = [line for line in lines if not _HARMLESS.search(line)]
         if lines:
             return next((line for line in lines if _ERROR.match(line)), lines[-1])
     return message or "no reason given"

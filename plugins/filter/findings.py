@@ -264,6 +264,11 @@ def failed_logins(
     ]
 
 
+def hosts_turned_away(asked: Mapping[str, Mapping[str, Any]], host: str) -> list[str]:
+    """The hosts that could not log in to ``host``; ``asked`` as in :func:`failed_logins`."""
+    return [other for other, answer in asked.items() if host in answer.get("logins", {})]
+
+
 class FilterModule:
     """Make the functions filters."""
 
@@ -271,5 +276,5 @@ class FilterModule:
         """``{name: function}``."""
         return {
             function.__name__: function
-            for function in (diagnosis_rows, seconds_per_step, step_losses, mpi_pairs, failed_logins)
+            for function in (diagnosis_rows, seconds_per_step, step_losses, mpi_pairs, failed_logins, hosts_turned_away)
         }

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -76,35 +77,54 @@ GREETING = "sdtune"
 AT_ONCE = 4  # logins of this host
 PAUSES = (1, 2, 4, 0)  # seconds after a login that was dropped; each host waits up to twice as long
 DROPPED = re.compile(r"kex_exchange_identification|Connection (closed|reset) by .* port|Exceeded MaxStartups")
+LOGIN_SECONDS = 60  # for a login and one command; ssh's own limit is about connecting only
+IMPORT_SECONDS = 600  # on a cold network file system
+HARMLESS = re.compile(r"ERROR: ld\.so: .* ignored\.$")  # of a missing library that /etc/environment preloads
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]
 
 
 def last_line(text: str, otherwise: str = "") -> str:
-    """The last line that is not empty."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
+    """The last line that says something."""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line and not HARMLESS.search(line)), otherwise)
 
 
-def run(argv: list[str], environment: dict[str, str] | None = None) -> tuple[int | None, str, str]:
-    """Exit code, standard output and standard error of a command; without a code, why it cannot be started."""
+def run(
+    argv: list[str], seconds: float, late: str, environment: dict[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of a command.
+
+    Without a code, standard error is why: it cannot be started; or ``late``, after so many ``seconds``, at which it was
+    killed with all that it has started.
+    """
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             argv,
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
+            start_new_session=True,
         )
     except OSError as error:
         return None, "", f"{error.filename or argv[0]}: {error.strerror}"
-    return done.returncode, done.stdout, done.stderr
+    with process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return None, "", late
+    return process.returncode, out, err
 
 
 def try_imports(prefix: str, modules: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """``imports`` and ``imports_error`` of the environment; ``environment`` is added to the variables."""
     check = ["-I", "-m", "sdtune.host.check", "--json", "--require", ",".join(modules)]
-    code, out, err = run([f"{prefix}/bin/python", *check], {**os.environ, **environment})
+    late = f"it does not end within {IMPORT_SECONDS} s"
+    code, out, err = run([f"{prefix}/bin/python", *check], IMPORT_SECONDS, late, {**os.environ, **environment})
     if code == 0:
         return {"imports": {}, "imports_error": ""}
     try:
@@ -143,8 +163,12 @@ def log_in(address: str) -> str:
     again a little later.
     """
     argv = [*SSH, address, f"echo {GREETING}"]
+    late = (
+        f"the login does not end within {LOGIN_SECONDS} s, so the login shell there hangs; see its start files, such "
+        f"as ~/.bashrc or /etc/profile.d"
+    )
     for pause in PAUSES:
-        code, out, err = run(argv)
+        code, out, err = run(argv, LOGIN_SECONDS, late)
         problem = login_problem(code if code is not None else 255, out, err)
         if code != 255 or not DROPPED.search(err):
             break

@@ -1,8 +1,8 @@
-"""A host's end of action plugin hold_lock: one ansible-playbook at a time may change what it protects.
+"""A host's end of action plugin hold_lock: one ansible-playbook at a time may change the folder that it protects.
 
 Needs Python 3.9 or newer; the host's own Python will do. The lock is a file that says who holds it, and until when: its
 holder renews it while the call lasts. Nothing runs here in between, and nothing has to be removed after a crash on
-either side.
+either side. Its name is made here, as only the host knows which spellings of a path lead to the same folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -25,6 +26,15 @@ def clock() -> tuple[str, float]:
     """Which boot of the host it is, and seconds since then, suspended or not; setting the clock does not change it."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def lock_file(place: str, folder: str) -> Path:
+    """The file of the lock on a folder, below ``place``; the folder need not exist yet.
+
+    It is the same for every path to the folder: with a slash at the end, with ``..``, or over a symbolic link.
+    """
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
+    return Path(place).expanduser() / f".sdtune-{digest[:16]}.lock"
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -72,7 +82,7 @@ def held(said: dict[str, Any]) -> bool:
 
 
 def take(path: Path, who: dict[str, Any], seconds: float, *, again: bool = False) -> dict[str, Any]:
-    """Hold the lock for some seconds: ``{"held": whether, "by": whom}``.
+    """Hold the lock for some seconds: ``{"held": whether, "by": whom}``. Who holds it knows its ``file`` from then on.
 
     It is refused while another holds it; ``again`` refuses it also if it was another's meanwhile, or was removed.
     """
@@ -83,6 +93,7 @@ def take(path: Path, who: dict[str, Any], seconds: float, *, again: bool = False
             if file is not None and not said:
                 path.unlink()  # as it was: no lock
             return {"held": False, "by": said}
+        who = {**who, "file": str(path)}
         boot, now = clock()
         file.write(json.dumps({**who, "boot_of_host": boot, "until": now + seconds}))
         file.truncate()
@@ -113,11 +124,15 @@ def main(argv: list[str]) -> None:
     """Do what the command line says, and print the answer."""
     top = argparse.ArgumentParser(prog="hold_lock.py", description="Hold a lock for some seconds.")
     top.add_argument("command", choices=["take", "look", "renew", "release"])
-    top.add_argument("file", type=Path, metavar="FILE")
-    top.add_argument("who", type=json.loads, metavar="JSON", help="the holder, with its token")
+    top.add_argument("place", metavar="FOLDER", help="where the files of locks are")
+    top.add_argument("folder", metavar="PROTECTED", help="the folder that is changed")
+    top.add_argument(
+        "who", type=json.loads, metavar="JSON", help="the holder, with its token, and its file if it has it"
+    )
     top.add_argument("seconds", type=float, metavar="SECONDS")
     options = top.parse_args(argv)
-    path = options.file.expanduser()
+    # A holder keeps its file: the call may have removed a symbolic link on the way to the folder.
+    path = Path(options.who["file"]) if "file" in options.who else lock_file(options.place, options.folder)
     try:
         if options.command == "release":
             answer = release(path, options.who)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdtune.errors import DrawingFailed
+from sdtune.errors import BadInput, DrawingFailed
 from sdtune.inference import pool
 from sdtune.inference.worker import Worker
 from standalone import run_state
@@ -116,3 +116,10 @@ def test_a_truncated_answer_does_not_count(generate):
     work, by = generate(2, {"a": ["time.sleep(0.3)"], "b": [truncated]})
     assert by == dict.fromkeys(range(2), "a")
     assert "exit code 0" in work.lost["b"]
+
+
+def test_a_host_whose_shell_hangs_is_named_before_anything_is_drawn(monkeypatch):
+    monkeypatch.setattr(pool, "CHECK_SECONDS", 0.5)
+    plan = SimpleNamespace(cores=[], fingerprint="")
+    with pytest.raises(BadInput, match=r"^b: it does not answer within 0\.5 s; log in there"):
+        pool.worker_commands([], plan, {"b": "10.0.0.2"}, reach=lambda *_: ["sleep", "1000"])

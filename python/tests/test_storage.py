@@ -53,10 +53,36 @@ def test_a_folder_that_cannot_be_written_to(monkeypatch, tmp_path):
     ("settings", "told"),
     [
         ({}, []),
-        ({"allowusers": "admin root"}, ["lets in only admin root (AllowUsers"]),
+        (
+            {"allowusers": "admin root"},
+            ["lets in only admin root (AllowUsers in /etc/ssh/sshd_config), not runner; add"],
+        ),
+        ({"allowusers": "runner@10.0.0.*"}, []),
+        (
+            {"allowusers": "runner@10.1.*"},
+            ["lets in only runner@10.1.* (AllowUsers in /etc/ssh/sshd_config), not runner from"],
+        ),
+        ({"allowusers": "*@10.0.0.0/24 x"}, []),
+        ({"allowusers": "*@10.0.0.*,!10.0.0.7"}, ["lets in only *@10.0.0.*,!10.0.0.7 (AllowUsers"]),
+        ({"allowusers": "*@*,!10.0.0.0/29"}, ["lets in only"]),
+        ({"allowusers": "runner@*.LAN"}, []),
+        ({"allowusers": "runner@*,!*.lan"}, ["lets in only"]),
+        ({"allowusers": "r?nner"}, []),
+        ({"allowusers": "[r]unner"}, ["lets in only"]),  # no pattern of sshd
+        ({"allowusers": "* !runner"}, []),  # ! is for hosts: sshd looks for a user of that name
+        ({"denyusers": "runner@192.0.2.1 admin"}, []),
+        ({"denyusers": "runner@10.*,!10.0.0.7"}, []),
+        ({"denygroups": "us*s"}, ["turns runner away (DenyGroups"]),
+        ({"authenticationmethods": "any"}, []),
+        ({"authenticationmethods": "publickey,password publickey"}, []),
+        (
+            {"authenticationmethods": "publickey,password"},
+            ["asks for more than a key (AuthenticationMethods publickey,p"],
+        ),
+        ({"authorizedkeysfile": "none"}, ["reads no file of keys (AuthorizedKeysFile"]),
         ({"allowusers": "run* root"}, []),
         ({"allowgroups": "wheel"}, ["lets in only wheel (AllowGroups"]),
-        ({"denyusers": "runner@10.*"}, ["turns runner away (DenyUsers"]),
+        ({"denyusers": "runner@10.*"}, ["turns runner from n7.lan away (DenyUsers"]),
         ({"authorizedkeysfile": "/etc/ssh/keys/%u"}, ["reads keys from /etc/ssh/keys/runner (AuthorizedKeysFile"]),
         ({"authorizedkeysfile": "%h/.ssh/authorized_keys /etc/ssh/keys/%u"}, []),
         ({"pubkeyauthentication": "no", "forcecommand": "none"}, ["accepts no keys"]),
@@ -64,9 +90,38 @@ def test_a_folder_that_cannot_be_written_to(monkeypatch, tmp_path):
     ],
 )
 def test_what_the_configuration_of_sshd_says(settings, told):
-    found = list(login.daemon_obstacles(settings, "runner", "/home/runner", ["runner", "users"]))
+    found = list(login.daemon_obstacles(settings, "runner", "/home/runner", ["runner", "users"], "n7.lan", "10.0.0.7"))
     assert len(found) == len(told)
     assert all(text in line for text, line in zip(told, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("entry", "pam", "told"),
+    [
+        ("r:*:19000:0:99999:7:::", True, ""),
+        ("r:*:19000:0:99999:7::20001:", True, ""),
+        ("r:*:19000:0:99999:7::20000:", True, "the account r has expired"),
+        ("r:*:19000:0:99999:7::20000:", False, "the account r has expired"),
+        ("r:!x:19000::::::", True, ""),  # PAM lets a key in
+        ("r:!x:19000::::::", False, "the account r is locked"),
+        ("r:*:0:0:99999:7:::", True, "the password of r has expired"),
+        ("r:*:19000:0:90:7:::", True, "the password of r has expired"),
+        ("r:*:19000:0:90:7:::", False, ""),
+    ],
+)
+def test_an_account_that_is_closed(entry, pam, told):
+    found = list(login.account_obstacles(entry.split(":"), "r", 20000, pam=pam))
+    assert [line.partition(" there")[0] for line in found] == ([told] if told else [])
+
+
+def test_a_host_without_passwords_of_its_own():
+    assert list(login.account_obstacles([], "r", 20000, pam=True)) == []
+
+
+def test_a_host_that_lets_nobody_in(tmp_path):
+    (tmp_path / "nologin").touch()
+    (found,) = login.closed_host((str(tmp_path / "nologin"), str(tmp_path / "other")))
+    assert found.startswith(f"only root may log in there while {tmp_path}/nologin exists")
 
 
 def test_a_home_that_sshd_mistrusts(tmp_path, monkeypatch):

@@ -27,6 +27,8 @@ from sdtune.settings import GenerationJob
 from standalone import run_state
 
 PROGRAM = str(Path(__file__).parents[2] / "generate_images.py")
+CHECK_SECONDS = 300.0
+"""A host gets so long to say that it can draw; it imports torch and reads the job."""
 OVERDUE_FACTOR, OVERDUE_SECONDS = 2.0, 10.0
 """A batch is overdue after this many times the longest time of a batch, and at least after these seconds."""
 
@@ -193,7 +195,14 @@ def worker_commands(
 
 def _check(name: str, command: Sequence[str]) -> dict[str, Any]:
     """Run ``generate_images.py --check`` on a host; returns what it prints."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BadInput(
+            f"{name}: it does not answer within {CHECK_SECONDS:g} s; log in there, and see what its shell waits for"
+        ) from None
     if done.returncode:
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "the check printed nothing")
         raise BadInput(f"{name}: {last.removeprefix('error: ')}")
