@@ -111,7 +111,7 @@ SURPRISE = KeyError("surprise")
             "rank 0 on node1: error: no",
         ),
         # the ranks end with what started them
-        ({"exit_code": 137, "ended": [1, 0]}, "mpirun was killed by signal 9"),
+        ({"exit_code": 137, "ended": [1, 0], "launcher_lines": ["Killed"]}, "mpirun was killed by signal 9"),
         # what the supervisor decided stands
         (
             {"exit_code": None, "decision": "node2 has not been heard of for 8 s", "culprit": 1, "ended": [0]},

@@ -1,7 +1,6 @@
 """Which rank failed first, and why: pure functions of what was recorded during an attempt."""
 
 import re
-import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +12,8 @@ BAD_INPUT = 2
 _SHOWN = 15  # lines of a rank's output that are shown when it recorded no error
 _SHOWN_OF_LAUNCHER = 30
 _STOOD_STILL = 5.0  # seconds; a supervisor looks several times in one
+# as dash and bash say it of a program that they have started
+_KILLED_LAUNCHER = re.compile(r"(?:\S*mpirun: line \d+: +\d+ )?Killed(?: +mpiexec\.hydra.*)?")
 # where a rank is that waits for others
 _WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
 
@@ -67,13 +68,9 @@ class Evidence:
         return not (self.rank_lines or self.errors or self.ended or self.killed)
 
     @property
-    def launcher_signal(self) -> int | None:
-        """The signal that ended mpirun, not one of which it reports that it ended a rank; srun's code is its ranks'."""
-        code = self.exit_code
-        if code is None or self.killed or self.errors or self.launcher != "mpirun":
-            return None
-        number = -code if code < 0 else code - 128  # of a shell script that started it
-        return number if number in {*signal.Signals} else None
+    def launcher_was_killed(self) -> bool:
+        """Whether the shell that Intel's mpirun is says that its ``mpiexec.hydra`` was killed, not a rank."""
+        return any(map(_KILLED_LAUNCHER.fullmatch, self.launcher_lines)) and not self.killed
 
     @property
     def unheard(self) -> list[int]:
@@ -183,7 +180,7 @@ def first_cause(evidence: Evidence) -> int | None:
     causes = [rank for rank, error in sorted(evidence.errors.items()) if not error.is_consequence]
     if evidence.ended_by_agent and evidence.stood_still >= _STOOD_STILL:
         return next(iter(causes or evidence.ended_by_agent))
-    if evidence.launcher_signal is not None and not causes and not evidence.out_of_memory:
+    if evidence.launcher_was_killed and not causes:
         return None  # the ranks end with it
     if evidence.unheard:
         return evidence.unheard[0]
@@ -234,8 +231,8 @@ def _describe_launcher(evidence: Evidence) -> str:
         return f"srun starts no rank: {from_srun[0].removeprefix('srun: error: ')}"
     if evidence.no_rank_started and (said := _said(evidence.launcher_lines)):
         return said
-    if (number := evidence.launcher_signal) is not None:
-        return f"{evidence.launcher} was killed by signal {number}"
+    if evidence.launcher_was_killed:
+        return f"{evidence.launcher} was killed by signal 9"
     return f"{evidence.launcher} ended with code {evidence.exit_code}"
 
 
