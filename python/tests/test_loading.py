@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from sdtune.errors import BadInput
-from sdtune.models.loading import load_network, refusing
+from sdtune.inference.tiny_autoencoder import check_tiny, load_tiny
+from sdtune.models.folder import refusing
+from sdtune.models.loading import load_network
 from sdtune.models.pipelines import load_pipeline, load_text_encoder
 from sdtune.models.registry import family_of
 from standalone.model_folder import layout_of
@@ -116,3 +119,32 @@ def test_a_panic_of_a_library_becomes_one_line(tmp_path):
         raise KeyboardInterrupt
     with pytest.raises(BadInput, match="weights in unet/ that cannot be loaded"):
         load_network(type("Fake", (), {}), tmp_path, "unet")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(**widths).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def tiny_problem(folder, channels=4):
+    with pytest.raises(BadInput) as refused:
+        check_tiny(str(folder), channels)
+    assert str(refused.value).startswith("tiny_autoencoder: ")
+    return str(refused.value)
+
+
+def test_the_decoder_for_previews_is_judged_as_the_networks_of_a_model_are(tiny, untrained_model):
+    check_tiny(str(tiny), 4)
+    load_tiny(str(tiny))
+    assert "whose network cannot compute" in tiny_problem(tiny, channels=16)
+    assert "holds 'AutoencoderKL', not an AutoencoderTiny" in tiny_problem(untrained_model / "vae")
+    change(tiny, ".", lambda name, _: name if name.startswith("encoder") else None)
+    assert "that lack decoder." in tiny_problem(tiny)
+    with pytest.raises(BadInput, match=r"tiny_autoencoder: .* has weights in tiny/ that lack decoder\."):
+        load_tiny(str(tiny))
+    (tiny / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "is a pointer of Git LFS" in tiny_problem(tiny)
+    (tiny / "config.json").write_text("[]")
+    assert "holds no object" in tiny_problem(tiny)

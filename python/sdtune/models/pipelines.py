@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from sdtune.files import write_atomically
-from sdtune.models.loading import load_network, refusing
+from sdtune.models.folder import refusing
+from sdtune.models.loading import load_network
 from standalone.model_folder import layout_of
 
 if TYPE_CHECKING:
