@@ -9,11 +9,14 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from sdtune.errors import BadInput
+from sdtune.inference.plan import make_plan
+from sdtune.inference.prompts import read_tokenizer
 from sdtune.inference.tiny_autoencoder import check_tiny, load_tiny
 from sdtune.models.folder import refusing
 from sdtune.models.loading import load_network
 from sdtune.models.pipelines import load_pipeline, load_text_encoder
-from sdtune.models.registry import family_of
+from sdtune.models.registry import check_folder, family_of
+from sdtune.settings import GenerationJob
 from standalone.model_folder import layout_of
 
 FILES = {"text_encoder": "model", "text_encoder_2": "model"}
@@ -148,3 +151,46 @@ def test_the_decoder_for_previews_is_judged_as_the_networks_of_a_model_are(tiny,
     assert "is a pointer of Git LFS" in tiny_problem(tiny)
     (tiny / "config.json").write_text("[]")
     assert "holds no object" in tiny_problem(tiny)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("unet/config.json", None, "has no unet/config.json"),
+        ("unet/config.json", "[]", "unet/config.json that is no JSON object"),
+        ("text_encoder/config.json", "[]", "text_encoder/config.json that is no JSON object"),
+        ("model_index.json", "", "holds a model_index.json that cannot be read"),
+        ("model_index.json", "[]", "holds a model_index.json that is no JSON object"),
+        ("tokenizer/tokenizer.json", "{}", "a tokenizer in tokenizer/ that cannot be used"),
+        ("tokenizer/tokenizer.json", "[]", "tokenizer/tokenizer.json that is no JSON object"),
+        ("tokenizer/tokenizer_config.json", '{"model_max_length": "x"}', "says model_max_length: 'x'"),
+        ("unet/diffusion_pytorch_model.safetensors", "version https://git-lfs", "is a pointer of Git LFS"),
+    ],
+)
+def test_a_folder_to_draw_from_is_judged_as_one_to_train_with(model, tmp_path, file, content, said):
+    (model / file).unlink()
+    if content is not None:
+        (model / file).write_text(content)
+    size = {"height": 64, "width": 64}
+    with pytest.raises(BadInput) as refused:
+        make_plan(GenerationJob(run_dir=str(tmp_path), source="model", model=str(model), prompts=["a"], **size))
+    assert str(refused.value).startswith(f"model: {model} ")
+    assert said in str(refused.value)
+    with pytest.raises(BadInput) as refused:
+        check_folder(model, "source", "train once more")
+    assert str(refused.value).startswith(f"source: {model} ")
+    assert "fetch" not in str(refused.value)
+
+
+def test_a_model_for_another_task_and_a_folder_that_is_missing_draw_nothing(model, tmp_path):
+    edit(model, "unet/config.json", in_channels=9)
+    for folder, said in ((model, "is an inpainting model"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(BadInput, match=said):
+            make_plan(GenerationJob(run_dir=str(tmp_path), source="model", model=str(folder), prompts=["a"]))
+
+
+def test_a_tokenizer_that_is_damaged_after_its_export_is_one_line(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
+    with pytest.raises(BadInput, match="holds a tokenizer in tokenizer/ that cannot be used"):
+        read_tokenizer(tmp_path)

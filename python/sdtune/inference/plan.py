@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdtune.errors import BadInput
 from sdtune.host import memory
@@ -24,6 +24,9 @@ from sdtune.models.folder import read_config
 from sdtune.settings import GenerationJob
 from sdtune.sizes import sizes
 from standalone.model_folder import side_problem, size_multiple
+
+if TYPE_CHECKING:
+    from sdtune.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,12 @@ def _warn_of_scheduler(job: GenerationJob, unet: Mapping[str, Any]) -> list[str]
     ]
 
 
+def _check_folder(folder: Path, setting: str, remedy: str) -> "Family":
+    from sdtune.models.registry import check_folder  # torch takes seconds to import
+
+    return check_folder(folder, setting, remedy)
+
+
 def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
     """Check the job against the run and this host, and cut the work into batches. Loads no network.
 
@@ -202,16 +211,16 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
         weight = _lora_weight(job, exported, adapted=False)
     elif job.source == "model":
-        from sdtune.models.registry import family_of  # torch takes seconds to import
-
         if job.model is None:
             raise BadInput("model: the source model needs the folder of the base model")
         exported, folder = None, Path(job.model)
+        family = _check_folder(folder, "model", "fetch the model again")
         placeholder, vectors, weight = "", 0, _lora_weight(job, None, adapted=False)
         resolution = job.height or int(run.facts()["resolution"])
-        size, model_sha256 = read_size(folder), family_of(folder).fingerprint(folder)
+        size, model_sha256 = read_size(folder), family.fingerprint(folder)
     else:
         exported, concept = None, read_concept(run)
+        _check_folder(run.pipeline, "source", "train again, or take another source")
         placeholder, vectors = concept.placeholder, concept.num_vectors
         resolution, weight = int(run.facts()["resolution"]), _lora_weight(job, None, concept.adapted)
         if weight not in (None, 1.0):

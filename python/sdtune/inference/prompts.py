@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sdtune.errors import BadInput, shown
 from sdtune.methods.placeholder import TextLimit
-from sdtune.models.folder import read_config
+from sdtune.models.folder import read_config, refusing
 from sdtune.settings import GenerationJob
 
 if TYPE_CHECKING:
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 def read_tokenizer(pipeline: Path) -> "Tokenizer":
-    """The first tokenizer of a pipeline; all of its tokenizers read the same words."""
+    """The first tokenizer of a pipeline; all of its tokenizers read the same words.
+
+    Raises:
+        BadInput: its file cannot be read.
+    """
     from tokenizers import Tokenizer
 
     file = pipeline / "tokenizer" / "tokenizer.json"
     if file.is_file():
-        return Tokenizer.from_file(str(file))
+        with refusing(pipeline, "holds a tokenizer in tokenizer/ that cannot be used", "source"):
+            return Tokenizer.from_file(str(file))
     from transformers import CLIPTokenizerFast  # takes seconds to import; base models on a hub often have other files
 
     tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(pipeline, subfolder="tokenizer").backend_tokenizer
