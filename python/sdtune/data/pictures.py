@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sdtune.data.caption_files import is_caption_file
-from sdtune.errors import BadInput, shown
+from sdtune.errors import BadInput
 from sdtune.sizes import sizes
+from sdtune.text import named
+from standalone import picture_files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _SQUEEZED = 1.5
@@ -42,7 +42,7 @@ def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{setting}: the picture folder {folder} does not exist")
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not is_caption_file(p))
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not picture_files.is_caption(p.name))
     if not files:
         raise BadInput(f"{setting}: the picture folder {folder} is empty; put pictures in it")
     return files
@@ -54,10 +54,8 @@ def picture_problems(pictures: Iterable[Path]) -> list[str]:
 
 
 def _problem(path: Path) -> str:
-    if not path.name.isprintable():
-        return f"the name {shown(path.name)} in {path.parent} holds a line break; rename the file"
-    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"{path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder"
+    if wrong := picture_files.problem(path):
+        return f"{named(path)} {wrong}"
     try:
         with Image.open(path) as image:
             if problem := _too_large(image):

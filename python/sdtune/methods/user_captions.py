@@ -8,6 +8,7 @@ from sdtune.data.pictures import list_pictures
 from sdtune.errors import BadInput
 from sdtune.methods.placeholder import TextLimit
 from sdtune.settings import Job
+from sdtune.text import is_blank
 
 Problem = Callable[[str], str | None]
 """What is wrong with a caption, or None."""
@@ -51,7 +52,7 @@ def caption_problems(job: Job, tokenizers: Mapping[str, Any], needs: Problem = l
         raise BadInput(
             f"data.instance_prompt: {data.path} holds captions beside its pictures too; leave one of the two out"
         )
-    if not data.instance_prompt.strip():
+    if is_blank(data.instance_prompt):
         raise BadInput("data.instance_prompt: it is empty; write for example: a photo of sks toy")
     if wrong := problem(data.instance_prompt):
         raise BadInput(f"data.instance_prompt: {wrong}")
