@@ -98,14 +98,12 @@ def hide_modules(*names: str) -> None:
 
 def _check(job: Job, warnings_file: str | None) -> None:
     """Check a job and its inputs; print the warnings, and write them as JSON where a file is named."""
-    from sdtune.data.pictures import list_pictures, picture_warnings
+    from sdtune.data.picture_warnings import picture_warnings
+    from sdtune.data.pictures import list_pictures
     from sdtune.training.checks import check_job
 
-    data = job.data
     warnings = check_job(job)
-    warnings += picture_warnings(
-        list_pictures(data.path), data.resolution, data.center_crop, buckets=data.aspect_ratio_buckets
-    )
+    warnings += picture_warnings(list_pictures(job.data.path), job.data)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     if warnings_file:
