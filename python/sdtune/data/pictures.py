@@ -97,18 +97,18 @@ def _unreadable(path: Path, error: BaseException) -> str:
 def _hidden_color(image: Image.Image, path: Path) -> int | tuple[int, ...] | None:
     """The color that a PNG declares transparent, as its pixels have it; None if there is none, or it has a palette.
 
-    Pillow gives it in the bits of the file, and the pixels in 8 bits, but for grey ones of 16 bits.
+    Pillow gives it in the bits of the file, and the pixels in 8 bits, but for grey ones of 16 bits and of one.
     """
     color = image.info.get("transparency")
     if image.format != "PNG" or image.mode == "P" or not isinstance(color, int | tuple):
         return None
-    if image.mode in _GREY_16:
+    if image.mode in (*_GREY_16, "1"):
         return color
     with path.open("rb") as file:
         bits = file.read(25)[24]  # of IHDR, which comes first
 
     def scaled(level: int) -> int:
-        return level >> 8 if bits == 16 else level * 255 // (2**bits - 1) if bits in (1, 2, 4) else level
+        return level >> 8 if bits == 16 else level * 255 // (2**bits - 1) if bits in (2, 4) else level
 
     return tuple(map(scaled, color)) if isinstance(color, tuple) else scaled(color)
 
