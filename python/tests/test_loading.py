@@ -31,7 +31,7 @@ def change(model, part, call):
 
 def edit(model, file, **values):
     path = model / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
 
 
 def problem(model):
@@ -81,6 +81,13 @@ def test_more_than_a_configuration_needs_is_refused_where_it_would_be_left_out(m
         ("scheduler/scheduler_config.json", {"beta_end": 5.0}, "does not go from 1 towards 0"),
         ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, "does not go from 1 towards 0"),
         ("scheduler/scheduler_config.json", {"timestep_spacing": "x"}, "makes no noise schedule ("),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "of 2 betas (trained_betas), and 1000 time"),
+        ("tokenizer/tokenizer_config.json", {"eos_token": "<zzz>"}, "with the token '<zzz>' of number"),
+        ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "names 'T5Tokenizer' as the class of"),
+        ("tokenizer/tokenizer_config.json", {"tokenizer_class": None}, "names None as the class of tokenizer/"),
+        ("tokenizer/tokenizer_config.json", {"added_tokens_decoder": {"99999": {"content": "<x>"}}}, "tokenizer/"),
+        ("tokenizer/special_tokens_map.json", {"eos_token": "<zzz>"}, "with the token '<zzz>' of number"),
+        ("tokenizer/added_tokens.json", {"<x>": 99999}, "with the token '<x>' of number"),
     ],
 )
 def test_a_configuration_that_makes_nothing_names_its_file_and_key(model, file, values, message):

@@ -168,6 +168,11 @@ def load_network(cls: Any, model: Path, part: str, setting: str = "model.path", 
 def schedule_problem(scheduler: Any) -> str:
     """What is wrong with the noise schedule of a model, after the words "the model folder X"; empty if nothing is."""
     betas, kept = scheduler.betas, scheduler.alphas_cumprod
+    if len(kept) != (steps := scheduler.config.num_train_timesteps):
+        return (
+            f"has a noise schedule in scheduler/scheduler_config.json of {len(kept)} betas (trained_betas), and "
+            f"{steps} timesteps (num_train_timesteps)"
+        )
     if bool(((betas >= 0) & (betas <= 1)).all()) and bool(kept[0] > kept[-1]):  # not for NaN
         return ""
     return (
