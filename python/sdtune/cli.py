@@ -101,9 +101,10 @@ def _check(job: Job, warnings_file: str | None) -> None:
     from sdtune.data.picture_warnings import picture_warnings
     from sdtune.data.pictures import list_pictures
     from sdtune.training.checks import check_job
+    from sdtune.training.class_pictures import class_picture_warnings
 
     warnings = check_job(job)
-    warnings += picture_warnings(list_pictures(job.data.path), job.data)
+    warnings += picture_warnings(list_pictures(job.data.path), job.data) + class_picture_warnings(job)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     if warnings_file:
