@@ -23,3 +23,8 @@ def is_blank(text: str) -> bool:
 def named(path: Path | str) -> str:
     """A path as a message names it: quoted where it holds what would break a line."""
     return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def tokens_in(text: str) -> list[str]:
+    """The words of a text that are written as new tokens are, like <this>."""
+    return re.findall(r"<[^<>\s]+>", text)

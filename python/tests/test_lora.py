@@ -15,6 +15,7 @@ from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import LoraFile, check_base_model, load_diffusers, save_diffusers
+from sdtune.methods.user_captions import literal_warnings
 from sdtune.settings import Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics
@@ -208,6 +209,13 @@ def test_captions_follow_the_rules_of_all_texts(folder, name, content, said):
     assert len(problems) == 1
     assert said.format(folder=folder) in problems[0]
     assert problems[0].isprintable()
+
+
+def test_placeholders_that_stand_for_nothing_are_warned_of():
+    found = literal_warnings(["a photo of {}", "a <cat>", "a <cat> on <s>", "a < b > c"], {"<s>"})
+    assert "the caption 'a photo of {}' holds {}, which stands for nothing" in found[0]
+    assert "the caption 'a <cat>' and 1 more hold <cat>," in found[1]
+    assert len(found) == 2
 
 
 def test_what_is_named_like_a_caption_and_is_no_file_is_said(folder):

@@ -1,6 +1,5 @@
 """Whether a model knows the words of prompts, and reads them to their end. Needs no torch, if a pipeline is our own."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ from sdtune.errors import BadInput, shown
 from sdtune.methods.placeholder import TextLimit
 from sdtune.models.folder import read_config, refusing
 from sdtune.settings import GenerationJob
+from sdtune.text import tokens_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,7 +39,7 @@ def added_tokens(pipeline: Path) -> set[str]:
 def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
     """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
     for text in (*job.prompts, job.negative_prompt):
-        for word in re.findall(r"<[^<>\s]+>", text):
+        for word in tokens_in(text):
             if word not in known:
                 raise BadInput(
                     f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
