@@ -25,9 +25,11 @@ from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 from sdtune.settings import Job, training_job
 
-# The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
+# The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info"; of what
+# is no level, each library would complain on every import.
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-    os.environ.setdefault(_name, "error")
+    if os.environ.get(_name) not in ("detail", "debug", "info", "warning", "error", "critical"):
+        os.environ[_name] = "error"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Models are local folders: no library has to ask a hub, or to wait for one that the cluster cannot reach.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
