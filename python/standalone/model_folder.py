@@ -377,6 +377,9 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
         raise ModelError(f"holds a {name} that cannot be read ({shown(str(error))}); fetch the model again") from None
     if not isinstance(found, dict):
         raise ModelError(f"holds a {name} that is no JSON object; fetch the model again")
+    for key, value in found.items():
+        if isinstance(value, float) and math.isnan(value):  # infinity is a value of some noise schedules
+            raise ModelError(f"says {key}: nan in {name}, which is no number; fetch the model again")
     return found
 
 

@@ -72,6 +72,7 @@ def test_more_than_a_configuration_needs_is_refused_where_it_would_be_left_out(m
     ("file", "values", "message"),
     [
         ("unet/config.json", {"act_fn": "x"}, "unet/config.json with act_fn: 'x' that makes no network"),
+        ("unet/config.json", {"norm_eps": float("nan")}, "says norm_eps: nan in unet/config.json, which is no number"),
         ("unet/config.json", {"freq_shift": "x"}, "unet/config.json with freq_shift: 'x' whose network cannot compute"),
         ("vae/config.json", {"norm_num_groups": 7}, "vae/config.json that makes no network (ValueError: "),
         ("text_encoder/config.json", {"hidden_act": "x"}, "text_encoder/config.json with hidden_act: 'x'"),
@@ -79,7 +80,7 @@ def test_more_than_a_configuration_needs_is_refused_where_it_would_be_left_out(m
         ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "makes no noise schedule (NotImplementedError"),
         ("scheduler/scheduler_config.json", {"beta_start": "x"}, "makes no noise schedule ("),
         ("scheduler/scheduler_config.json", {"beta_end": 5.0}, "does not go from 1 towards 0"),
-        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, "does not go from 1 towards 0"),
+        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, "says beta_start: nan in scheduler/"),
         ("scheduler/scheduler_config.json", {"timestep_spacing": "x"}, "makes no noise schedule ("),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "of 2 betas (trained_betas), and 1000 time"),
         ("tokenizer/tokenizer_config.json", {"eos_token": "<zzz>"}, "with the token '<zzz>' of number"),
