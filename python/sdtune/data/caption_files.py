@@ -119,7 +119,7 @@ def find_captions(
     else:
         found = _from_text_files(files, pictures, problems)
     for picture in pictures:
-        text, where = found.get(picture.name, ("", ""))
+        text, where = found.get(picture.name, (None, ""))
         if picture.name not in found:
             problems.append(f"{named(picture)} has no caption")
         elif text is None:
@@ -128,7 +128,7 @@ def find_captions(
             problems.append(f"{where}: the caption {wrong}; type it again")
         elif is_blank(text):
             problems.append(f"{where}: the caption of {picture.name} is empty")
-        elif wrong := problem(text):
+        elif wrong := problem(text) or "":
             problems.append(f"{where}: {wrong}")
     return [found.get(picture.name, ("", ""))[0] or "" for picture in pictures], problems
 
