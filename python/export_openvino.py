@@ -18,7 +18,7 @@ def _openvino(text: str) -> OpenVINOArgs:
     """The section ``openvino`` from its JSON."""
     try:
         return build(OpenVINOArgs, json.loads(text), "openvino")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"--openvino is not valid JSON: {error}") from None
 
 

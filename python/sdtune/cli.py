@@ -25,9 +25,11 @@ from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 from sdtune.settings import Job, training_job
 
-# The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info".
+# The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info"; of what
+# is no level, each library would complain on every import.
 for _name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-    os.environ.setdefault(_name, "error")
+    if os.environ.get(_name) not in ("detail", "debug", "info", "warning", "error", "critical"):
+        os.environ[_name] = "error"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Models are local folders: no library has to ask a hub, or to wait for one that the cluster cannot reach.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -98,14 +100,13 @@ def hide_modules(*names: str) -> None:
 
 def _check(job: Job, warnings_file: str | None) -> None:
     """Check a job and its inputs; print the warnings, and write them as JSON where a file is named."""
-    from sdtune.data.pictures import list_pictures, picture_warnings
+    from sdtune.data.picture_warnings import picture_warnings
+    from sdtune.data.pictures import list_pictures
     from sdtune.training.checks import check_job
+    from sdtune.training.class_pictures import class_picture_warnings
 
-    data = job.data
     warnings = check_job(job)
-    warnings += picture_warnings(
-        list_pictures(data.path), data.resolution, data.center_crop, buckets=data.aspect_ratio_buckets
-    )
+    warnings += picture_warnings(list_pictures(job.data.path), job.data) + class_picture_warnings(job)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     if warnings_file:

@@ -377,6 +377,9 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
         raise ModelError(f"holds a {name} that cannot be read ({shown(str(error))}); fetch the model again") from None
     if not isinstance(found, dict):
         raise ModelError(f"holds a {name} that is no JSON object; fetch the model again")
+    for key, value in found.items():
+        if isinstance(value, float) and math.isnan(value):  # infinity is a value of some noise schedules
+            raise ModelError(f"says {key}: nan in {name}, which is no number; fetch the model again")
     return found
 
 
@@ -503,7 +506,10 @@ def _check_tokenizers(model: Path, layout: Layout, configs: Configs) -> Iterator
             )
         yield from _check_merges(model, f"{tokenizer}/merges.txt") if "merges.txt" in has else ()
         if (model / tokenizer / "tokenizer_config.json").is_file():
-            reads = _read_json(model / tokenizer / "tokenizer_config.json", model).get("model_max_length", 1)
+            config = _read_json(model / tokenizer / "tokenizer_config.json", model)
+            reads, name = config.get("model_max_length", 1), config.get("tokenizer_class", _TOKENIZERS[0])
+            if name not in _TOKENIZERS:
+                yield f"names {shown(name)} as the class of {tokenizer}/, which is not {' or '.join(_TOKENIZERS)}"
             if type(reads) not in (int, float) or not reads >= 1:
                 yield f"says model_max_length: {shown(reads)} in {tokenizer}/, which is no positive number"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the files that training reads."""
-CAPTIONS = ("metadata.jsonl", ".txt")
-"""Ends of the names of files that hold captions, for the methods that use them."""
+METADATA = "metadata.jsonl"
+"""The file that holds the captions of all pictures."""
 _STARTS = ((b"\xff\xd8\xff", 0), (b"\x89PNG\r\n\x1a\n", 0), (b"WEBP", 8), (b"BM", 0))
 # {first bytes: what the file is}
 _OTHERS = {
@@ -41,33 +41,38 @@ def wrong_content(start: bytes) -> str:
     return "is no picture by its content; replace or remove it"
 
 
+def is_caption(name: str) -> bool:
+    """Whether a file of a picture folder holds captions, for the methods that use them, by its name."""
+    return name == METADATA or Path(name).suffix.lower() == ".txt"
+
+
+def problem(path: Path) -> str:
+    """What is wrong with an entry of a picture folder; what to do. Empty for a picture or a file of captions."""
+    if not path.name.isprintable():
+        return "has a name with a line break, another control character, or bytes that are no UTF-8; rename it"
+    if path.is_dir():
+        return "is a folder; put the pictures themselves there"
+    if not path.is_file():
+        return "is no file, or a link to nothing; remove it"
+    if is_caption(path.name):
+        return ""
+    if path.suffix.lower() not in SUFFIXES:
+        return f"is no picture; remove it, or give pictures as {', '.join(SUFFIXES)}"
+    try:
+        with path.open("rb") as file:
+            return wrong_content(file.read(64))
+    except OSError as error:
+        return f"cannot be read ({error.strerror}); change its permissions"
+
+
 def problems(folder: Path) -> Iterator[tuple[str, str]]:
     """``(name, what is wrong; what to do)`` of each entry that is no picture and no caption, in the order of names.
 
     Names are quoted where they hold what would break a line. Hidden files count as not there.
     """
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        name = path.name if path.name.isprintable() else ascii(path.name)
-        if not path.name.isprintable():
-            yield name, "has a name with a line break or another control character; rename it"
-        elif path.is_dir():
-            yield name, "is a folder; put the pictures themselves there"
-        elif not path.is_file():
-            yield name, "is no file, or a link to nothing; remove it"
-        elif path.name.lower().endswith(CAPTIONS):
-            continue
-        elif path.suffix.lower() not in SUFFIXES:
-            yield name, f"is no picture; remove it, or give pictures as {', '.join(SUFFIXES)}"
-        else:
-            try:
-                with path.open("rb") as file:
-                    wrong = wrong_content(file.read(64))
-            except OSError as error:
-                wrong = f"cannot be read ({error.strerror}); change its permissions"
-            if wrong:
-                yield name, wrong
+        if not path.name.startswith(".") and (wrong := problem(path)):
+            yield path.name if path.name.isprintable() else ascii(path.name), wrong
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The inputs of hostile.py: what users have, or type wrongly."""
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -215,6 +216,13 @@ def _pictures(work: Path) -> Iterator[Input]:
     yield folder("animated WebP", image(frames[0], "1.webp", save_all=True, append_images=frames[1:]), "warned")
     yield folder("animated PNG", image(frames[0], "1.png", save_all=True, append_images=frames[1:]), "warned")
     yield folder("GIF", image(frames[0], "1.gif"), "refused")
+    logo = Image.new("RGBA", (96, 96), (0, 0, 0, 0))
+    logo.paste((0, 0, 0, 255), (20, 20, 60, 60))
+    yield folder("a black logo on white", image(logo), "used")
+    yield folder("a black logo on black", image(logo), "warned", background="black")
+    views = {"format": "MPO", "save_all": True, "append_images": [noise(96, 96, 2)]}
+    yield folder("MPO of a telephone", image(noise(96, 96, 1), "1.jpg", **views), "used")
+    yield folder("20 x 15 in buckets", image(noise(20, 15)), "warned", aspect_ratio_buckets=True)
     yield folder("1 x 4000", image(noise(1, 4000)), "warned")
     yield folder("40 x 30", image(noise(40, 30)), "warned")
     yield folder("400 x 100", image(noise(400, 100)), "warned")
@@ -239,6 +247,10 @@ def _picture_files(work: Path) -> Iterator[Input]:
     yield folder("text named png", raw("1.png", b"hello"), "refused")
     yield folder("HTML named jpg", raw("1.jpg", b"<!doctype html>"), "refused")
     yield folder("LFS pointer", raw("1.jpg", b"version https://git-lfs.github.com/spec/v1\n"), "refused")
+    for kind, name in (("TIFF", "1.png"), ("GIF", "1.png"), ("EPS", "1.jpg")):
+        yield folder(f"{kind} named {name}", image(noise(96, 96, 1), name, format=kind), "refused")
+    yield folder("a FIFO named 0.txt", lambda path: os.mkfifo(path / "0.txt"), "refused")
+    yield folder("METADATA.JSONL", raw("METADATA.JSONL", b"{}"), "refused")
     yield folder("notes.txt", raw("notes.txt", b"x"), "refused")
     yield folder("hidden file", raw(".DS_Store", b"x"), "used")
     yield folder("Thumbs.db", raw("Thumbs.db", b"x"), "refused")
@@ -322,6 +334,8 @@ def _models(work: Path) -> Iterator[Input]:
         ("text_encoder/config.json", "intermediate_size", [1, "x"]),
         (scheduler, "beta_schedule", ["x", 5]), (scheduler, "beta_start", ["x", float("nan")]),
         (scheduler, "beta_end", [5.0]), (scheduler, "num_train_timesteps", [0, 10**12, "x"]),
+        (scheduler, "trained_betas", [[0.1, 0.2]]), (tokens, "eos_token", ["<zzz>"]),
+        (tokens, "tokenizer_class", ["Nonsense", "T5Tokenizer", 5, None]),
         (scheduler, "timestep_spacing", ["x"]), (tokens, "model_max_length", ["x", -5, None]),
     ):  # fmt: skip
         for value in values:
@@ -373,7 +387,8 @@ def _tensors(work: Path) -> Iterator[Input]:
     for name, content in (
         ("tokenizer.json", b"{}"), ("tokenizer.json", b'{"model": 5}'), ("tokenizer.json", b"x"),
         ("merges.txt", b"\xff\xfe"), ("merges.txt", b"a b\nc\n"), ("tokenizer_config.json", b"[]"),
-        ("vocab.json", b"[]"),
+        ("vocab.json", b"[]"), ("added_tokens.json", b'{"<x>": 99999}'),
+        ("special_tokens_map.json", b'{"eos_token": "<zzz>"}'),
     ):  # fmt: skip
         yield model(f"{name} holds {content!r}".replace("\\", ""), raw(f"tokenizer/{name}", content))
 
@@ -401,12 +416,31 @@ def _model_files(work: Path) -> Iterator[Input]:
         yield Input(group="models", name=name, expected="refused", values=job(work, model={"path": str(path)}))
 
 
+def _captions(work: Path) -> Iterator[Input]:
+    for number, (name, file, content, expected) in enumerate((
+        ("UTF-16 without a byte order mark", "0.txt", "a toy".encode("utf-16-le"), "refused"),
+        ("UTF-16", "0.txt", "a toy".encode("utf-16"), "refused"), ("Latin-1", "0.txt", b"f\xfcr", "refused"),
+        ("a zero byte", "0.txt", b"a\0toy", "refused"), ("spaces of no width", "0.txt", "\u200b".encode(), "refused"),
+        ("half a character", "metadata.jsonl", b'{"file_name": "0.png", "text": "\\ud800"}', "refused"),
+        ("a name with a newline", "metadata.jsonl", b'{"file_name": "a\\nb", "text": "x"}', "refused"),
+        ("a template", "0.txt", b"a photo of {}", "warned"), ("an unknown token", "0.txt", b"a <cat>", "warned"),
+        ("a good caption", "0.txt", b"a toy", "used"),
+    )):  # fmt: skip
+        path = work / f"captions-{number}"
+        path.mkdir()
+        noise(96, 96).save(path / "0.png")
+        (path / file).write_bytes(content)
+        values = job(work, method="lora", data={"path": str(path)})
+        del values["data"]["placeholder_token"]
+        yield Input(group="captions", name=name, expected=expected, values=values)
+
+
 def job_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]:
     """Inputs of ``textual_inversion.py``."""
     yield Input(group="control", name="a good job", expected="used", values=job(work))
     for inputs in (_settings(work), _job_files(), _words(work)):
         yield from inputs
-    for some in (_pictures, _picture_files, _models, _weights, _tensors, _model_files):
+    for some in (_pictures, _picture_files, _captions, _models, _weights, _tensors, _model_files):
         yield from some(work)
     for rate, steps in ((1000.0, 3), (500.0, 30)):
         values = job(work, training={"learning_rate": rate, "max_train_steps": steps})
@@ -441,6 +475,12 @@ def generation_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]
         ("height 8192", "refused", {"height": 8192 * 16, "width": 8192 * 16}),
         ("a prompt with a zero byte", "refused", {"prompts": ["a\0 <dicoo>"]}),
         ("a run that is not there", "refused", {"run_dir": str(work / "none")}),
+        ("a VAE as the small decoder", "refused", {"tiny_autoencoder": str(MODEL / "vae")}),
+        ("a UNet as the small decoder", "refused", {"tiny_autoencoder": str(MODEL / "unet")}),
+        ("a base model", "used", {"source": "model", "model": str(MODEL), "prompts": ["a toy"]}),
+        ("a base model that is not there", "refused", {"source": "model", "model": str(work / "none")}),
+        ("a base model that is a file", "refused", {"source": "model", "model": str(MODEL / "model_index.json")}),
+        ("a base model that is a folder of pictures", "refused", {"source": "model", "model": str(work)}),
     ):
         yield Input(group="generation", name=name, expected=expected, values=good | change)
 

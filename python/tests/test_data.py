@@ -1,14 +1,16 @@
 """Pictures and samples."""
 
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from sdtune.data.pictures import list_pictures, load_picture, picture_problems, picture_warnings
+from sdtune.data.picture_warnings import picture_warnings
+from sdtune.data.pictures import list_pictures, load_picture, picture_problems
 from sdtune.data.samples import Sampler, sample_numbers
 from sdtune.data.thumbnails import save_thumbnails
 from sdtune.errors import BadInput
@@ -32,7 +34,7 @@ def test_folders_that_are_no_pictures(tmp_path):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-200])
     halves(64, 64).save(tmp_path / "good.jpg")
     broken, cut, notes = picture_problems(list_pictures(tmp_path))
-    assert "broken.jpg cannot be read as a picture" in broken
+    assert "broken.jpg is no picture by its content" in broken
     assert "cut.jpg cannot be read as a picture" in cut
     assert "notes.md is no picture" in notes
 
@@ -76,6 +78,29 @@ def shade(path, **options):
     return float((load_picture(path, (8, 8), False, **options)[:, 4, 4].mean() + 1) * 127.5)
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    ("color_type", "bits", "hidden", "row"),
+    [
+        (0, 16, struct.pack(">H", 40000), struct.pack(">H", 40000) * 8),
+        (2, 16, struct.pack(">HHH", 40000, 999, 6), struct.pack(">HHH", 40000, 999, 6) * 8),
+        (0, 8, struct.pack(">H", 200), b"\xc8" * 8),
+        (0, 4, struct.pack(">H", 7), b"\x77" * 4),
+        (0, 1, struct.pack(">H", 1), b"\xff"),
+    ],
+)
+def test_a_color_of_a_png_that_stands_for_nothing_shows_the_background(tmp_path, color_type, bits, hidden, row):
+    """Whatever number of bits it is written with."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, color_type, 0, 0, 0))
+    data = header + chunk(b"tRNS", hidden) + chunk(b"IDAT", zlib.compress((b"\0" + row) * 8)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert picture_problems([tmp_path / "x.png"]) == []
+    assert shade(tmp_path / "x.png", background="black") == 0
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_parts_show_the_background(tmp_path, mode):
     """And not the colors that are hidden there."""
@@ -96,18 +121,54 @@ def test_16_bits_are_scaled(tmp_path):
     assert shade(tmp_path / "x.png") == pytest.approx(128, abs=1)
 
 
+def args(folder, **values):
+    return DataArgs(path=str(folder), **{"resolution": 64, **values})
+
+
 def test_what_is_warned_of(tmp_path):
     """Each by the name of its file; a picture that fits by nothing."""
     for name, image in {"fits.png": halves(64, 64), "same.png": halves(64, 64), "small.png": halves(40, 30)}.items():
         image.save(tmp_path / name)
     halves(300, 100).save(tmp_path / "wide.png")
     halves(65, 65).save(tmp_path / "moves.webp", save_all=True, append_images=[halves(65, 65).rotate(90)])
-    found = picture_warnings(list_pictures(tmp_path), 64, False)
+    found = picture_warnings(list_pictures(tmp_path), args(tmp_path))
     assert [line.split(",")[0].split(" ")[0] for line in found] == ["moves.webp", "same.png", "small.png", "wide.png"]
     assert "shows the same as fits.png" in found[1]
     assert "is enlarged to 64 x 64" in found[2]
     assert "distorts it 3.0 times" in found[3]
-    assert "center_crop cuts 67 % off" in picture_warnings([tmp_path / "wide.png"], 64, True)[0]
+    assert "center_crop cuts 67 % off" in picture_warnings([tmp_path / "wide.png"], args(tmp_path, center_crop=True))[0]
+
+
+def test_pictures_in_buckets_are_warned_of_as_well(tmp_path):
+    halves(20, 15).save(tmp_path / "0.png")
+    halves(400, 10).save(tmp_path / "1.png")
+    found = picture_warnings(list_pictures(tmp_path), args(tmp_path, aspect_ratio_buckets=True, resolution=128))
+    assert "0.png, 20 x 15 pixels, is enlarged to 128 x 128" in found[0]
+    assert "of 1.png, 400 x 10 pixels, aspect_ratio_buckets cuts 90 % off" in found[1]
+
+
+def test_a_logo_of_the_color_of_its_background_is_empty(tmp_path):
+    logo = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    logo.paste((0, 0, 0, 255), (20, 20, 40, 40))
+    logo.save(tmp_path / "0.png")
+    assert picture_warnings(list_pictures(tmp_path), args(tmp_path)) == []
+    [warning] = picture_warnings(list_pictures(tmp_path), args(tmp_path, background="black"))
+    assert "is of one color, #000000" in warning
+
+
+def test_a_telephones_picture_with_two_views_is_no_animation(tmp_path):
+    halves(64, 64).save(tmp_path / "0.jpg", format="MPO", save_all=True, append_images=[halves(64, 64)])
+    assert picture_warnings(list_pictures(tmp_path), args(tmp_path)) == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [("TIFF", "0.png"), ("GIF", "0.png"), ("EPS", "0.jpg")])
+def test_a_picture_of_another_format_is_refused_by_its_content(tmp_path, kind, name):
+    """And no decoder sees it, such as Ghostscript."""
+    halves(8, 8).save(tmp_path / name, format=kind)
+    [problem] = picture_problems([tmp_path / name])
+    assert problem.startswith(f"{tmp_path / name} is ")
+    with pytest.raises(UnidentifiedImageError):
+        load_picture(tmp_path / name, (8, 8), False)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +197,17 @@ def test_an_empty_picture_is_warned_of(tmp_path):
     hidden.putalpha(0)
     hidden.save(tmp_path / "1.png")
     halves(64, 64).save(tmp_path / "2.png")
-    found = [line for line in picture_warnings(list_pictures(tmp_path), 64, False) if "one color" in line]
+    found = [line for line in picture_warnings(list_pictures(tmp_path), args(tmp_path)) if "one color" in line]
     assert [line.split(",")[0] for line in found] == ["0.png is of one color", "1.png is of one color"]
 
 
-def test_a_name_with_a_line_break_is_named_on_one_line(tmp_path):
-    halves(8, 8).save(tmp_path / "a\nb.png")
+@pytest.mark.parametrize("name", [b"a\nb.png", b"\xff.png"])
+def test_a_name_that_cannot_be_printed_is_named_on_one_line(tmp_path, name):
+    with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:  # noqa: PTH123 - bytes
+        halves(8, 8).save(file, format="PNG")
     [problem] = picture_problems(list_pictures(tmp_path))
-    assert "\n" not in problem
+    assert problem.isprintable()
+    assert "rename it" in problem
 
 
 def test_the_report_shows_what_the_model_sees(tmp_path):

@@ -11,6 +11,7 @@ from sdtune.host import environment
 from tests.conftest import PYTHON
 
 FOREIGN = ["SLURM_JOBID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "ACCELERATE_USE_DEEPSPEED", "PYTHONHOME"]
+FOREIGN += ["PYTHONOPTIMIZE", "USE_TORCH", "USE_TF", "DIFFUSERS_SLOW_IMPORT", "TORCH_LOGS"]
 OWN = ["ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_FILE", "PMI_RANK", "HOME", "ONEDNN_MAX_CPU_ISA", "LS_COLORS"]
 PROGRAM = """
 import json, os, sys
@@ -48,6 +49,24 @@ def test_a_program_among_others(tmp_path, preload):
     assert not {"PYTHONPATH", "SLURM_JOBID", "ACCELERATE_USE_DEEPSPEED"} & set(found)
     assert ("LD_PRELOAD" in found) == preload
     assert found["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_python_that_drops_docstrings_and_logs_that_no_library_has(tmp_path):
+    """transformers reads its docstrings while it is imported."""
+    variables = {"PYTHONOPTIMIZE": "2", "TORCH_LOGS": "zzz", "TRANSFORMERS_VERBOSITY": "zzz", "USE_TORCH": "0"}
+    path, found = run(tmp_path, True, variables)
+    assert str(PYTHON) in path
+    assert not {"PYTHONOPTIMIZE", "TORCH_LOGS", "USE_TORCH"} & set(found)
+    assert found["TRANSFORMERS_VERBOSITY"] == "error"
+
+
+def test_a_current_folder_that_was_removed_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"cd {gone} && rmdir {gone} && exec {sys.executable} {PYTHON}/textual_inversion.py --help"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: the current folder has been removed; change to")
 
 
 def test_a_shell_that_has_read_env_sh(tmp_path):

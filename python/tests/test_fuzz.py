@@ -19,12 +19,13 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizerFast
 
 from sdtune.data.captions import caption_templates
-from sdtune.data.pictures import load_picture, picture_problems, picture_warnings
+from sdtune.data.picture_warnings import picture_warnings
+from sdtune.data.pictures import load_picture, picture_problems
 from sdtune.errors import BadInput
 from sdtune.files import read_text
 from sdtune.methods.formats import load_embeddings
 from sdtune.methods.placeholder import TextLimit, add_placeholder
-from sdtune.settings import GenerationJob, Job, build, read_yaml
+from sdtune.settings import DataArgs, GenerationJob, Job, build, read_yaml
 from sdtune.settings.ansible import role_settings, variable_default
 from sdtune.settings.fields import sections_of, settings_of
 from sdtune.settings.problems import setting_rules
@@ -226,7 +227,7 @@ def test_pictures(tmp_path_factory, content):
     path.write_bytes(content)
     list(picture_files.problems(folder))
     if not picture_problems([path]):
-        picture_warnings([path], 16, False)
+        picture_warnings([path], DataArgs(path=str(folder), resolution=16))
         pixels = load_picture(path, (16, 16), False)
         assert bool(((pixels >= -1) & (pixels <= 1)).all())
 

@@ -1,6 +1,7 @@
 """Whole LoRA runs on the untrained pipeline: what they learn, exactness, files, captions, refusals."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,10 +10,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sdtune.data.caption_files import find_captions
+from sdtune.data.pictures import picture_problems
 from sdtune.errors import BadInput
 from sdtune.launch.run_folder import Run
 from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import LoraFile, check_base_model, load_diffusers, save_diffusers
+from sdtune.methods.user_captions import literal_warnings
 from sdtune.settings import Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.metrics import read_metrics
@@ -181,6 +184,52 @@ def test_all_problems_of_captions_are_found_at_once(folder, files, problems):
         assert any(problem in line for line in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("0.txt", "a toy".encode("utf-16-le"), "0.txt holds zero bytes"),
+        ("0.txt", "a toy".encode("utf-16"), "0.txt is encoded in UTF-16"),
+        ("0.txt", "f\u00fcr".encode("latin-1"), "0.txt is not encoded in UTF-8 (byte 0xfc in line 1)"),
+        ("0.txt", b"a\1toy", "0.txt: the caption 'a\\x01toy' holds the character '\\x01'"),
+        ("0.txt", "\u200b\ufeff ".encode(), "0.txt: the caption of 0.png is empty"),
+        ("0.TXT", b"another", "0.txt and {folder}/0.TXT are both captions of 0.png"),
+        ("a\nb.txt", b"a toy", "a\\nb.txt' has no picture of its name"),
+        ("metadata.jsonl", b'{"file_name": "0.png", "text": "\\ud800"}', "line 1: the caption '\\ud800' holds"),
+        ("metadata.jsonl", b'{"file_name": "a\\nb", "text": "x"}', "line 1 names 'a\\nb', which is not there"),
+        ("metadata.jsonl", '{"file_name": "0.png"}'.encode("utf-16"), "metadata.jsonl is encoded in UTF-16"),
+    ],
+)
+def test_captions_follow_the_rules_of_all_texts(folder, name, content, said):
+    for picture in ("1.png", "2.png"):
+        (folder / picture).unlink()
+    if name != "metadata.jsonl":
+        (folder / "0.txt").write_text("a toy")
+    (folder / name).write_bytes(content)
+    problems = [p for p in find_captions(folder, [folder / "0.png"])[1] if "0.png has no caption" not in p]
+    assert len(problems) == 1
+    assert said.format(folder=folder) in problems[0]
+    assert problems[0].isprintable()
+
+
+def test_placeholders_that_stand_for_nothing_are_warned_of():
+    found = literal_warnings(["a photo of {}", "a <cat>", "a <cat> on <s>", "a < b > c"], {"<s>"})
+    assert "the caption 'a photo of {}' holds {}, which stands for nothing" in found[0]
+    assert "the caption 'a <cat>' and 1 more hold <cat>," in found[1]
+    assert len(found) == 2
+
+
+def test_what_is_named_like_a_caption_and_is_no_file_is_said(folder):
+    (folder / "0.txt").symlink_to("/nowhere")
+    (folder / "1.txt").mkdir()
+    os.mkfifo(folder / "2.txt")
+    problems = find_captions(folder, sorted(folder.glob("*.png")))[1]
+    assert [line.split("/")[-1].split(";")[0] for line in problems] == [
+        "0.txt is no file, or a link to nothing", "1.txt is a folder", "2.txt is no file, or a link to nothing"
+    ]  # fmt: skip
+    (folder / "METADATA.JSONL").write_text("{}")
+    assert "METADATA.JSONL is no picture" in picture_problems([folder / "METADATA.JSONL"])[0]
+
+
 def test_pictures_and_captions_are_checked_in_one_report(lora_job, folder):
     (folder / "0.png").write_bytes(b"no picture")
     (folder / "1.txt").write_text("a toy " * 40, encoding="utf-8")
@@ -189,7 +238,7 @@ def test_pictures_and_captions_are_checked_in_one_report(lora_job, folder):
     with pytest.raises(BadInput) as refused:
         check_job(lora_job(data={"path": str(folder), "instance_prompt": None}))
     said = str(refused.value)
-    assert said.startswith(f"data.path: {folder}/0.png cannot be read as a picture")
+    assert said.startswith(f"data.path: {folder}/0.png is no picture by its content")
     assert f"; {folder}/0.png has no caption" in said
     assert f"; {folder}/1.txt: the caption has 82 tokens, and the text encoder takes 32: 'a toy" in said
     assert "2." not in said  # one caption for both pictures of its name

@@ -1,6 +1,7 @@
 """Prior preservation: class pictures are drawn once, by the worker pool or by the ranks, and count in the loss."""
 
 import json
+import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from sdtune.inference.class_pictures import class_files
 from sdtune.models.latent_diffusion import LatentDiffusionNetworks
 from sdtune.training import class_pictures
 from sdtune.training.checks import check_job
+from sdtune.training.class_pictures import class_picture_warnings
 from sdtune.training.trainer import train
 from tests.conftest import CLASS_PROMPT, learned_adapters, run_ranks, write_job
 
@@ -104,9 +106,22 @@ def test_every_host_gets_the_pictures_of_the_first_that_has_them(tmp_path, monke
             {"preservation": True, "class_prompt": "a toy", "class_path": "pictures"},
             r"prior.class_path: .* holds 3 pictures, and 100 are asked for .*; add pictures, or ask for at most 3",
         ),
+        (
+            {"preservation": True, "class_prompt": "a toy", "class_path": "data/../data"},
+            r"prior.class_path: .* is the folder of the training pictures too \(data.path\)",
+        ),
     ],
 )
-def test_what_is_wrong_with_prior_preservation_is_named(lora_job, pictures, prior, message):
-    prior = {key: str(pictures) if value == "pictures" else value for key, value in prior.items()}
+def test_what_is_wrong_with_prior_preservation_is_named(lora_job, pictures, tmp_path, prior, message):
+    places = {"pictures": str(shutil.copytree(pictures, tmp_path / "pictures")), "data/../data": f"{pictures}/."}
+    prior = {key: places.get(value, value) for key, value in prior.items()}
     with pytest.raises(BadInput, match=message):
         check_job(lora_job(prior=prior))
+
+
+def test_class_pictures_are_warned_of_like_the_others(lora_job, tmp_path):
+    Image.new("RGB", (5, 5)).save(tmp_path / "0.png")
+    prior = {"preservation": True, "class_prompt": "a toy", "class_path": str(tmp_path), "num_class_images": 1}
+    found = class_picture_warnings(lora_job(prior=prior))
+    assert found[0].startswith("prior.class_path: 0.png, 5 x 5 pixels, is enlarged")
+    assert "is of one color" in found[1]

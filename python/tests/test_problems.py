@@ -47,6 +47,13 @@ def test_odd_values_are_named_or_taken(odd):
             assert taken is None or right, (name, taken)
 
 
+def test_paths_on_the_hosts_are_absolute():
+    paths = [(role, name) for role, name, setting in SETTINGS if setting.variable.type == "path"]
+    assert len(paths) == 3
+    for role, name in paths:
+        assert "is relative" in setting_problems({**DEFAULTS[role], name: "photos/toys"}, role)[name]
+
+
 @pytest.mark.parametrize("odd", ["inf", "nan"])
 def test_no_number_is_infinite(odd):
     numbers = [(role, name) for role, name, setting in SETTINGS if setting.kind in (int, float)]

@@ -229,6 +229,7 @@ def test_formatting():
     assert [seconds(x) for x in (0.0012, 0.24, 3.456, 42.83, 300, 9000)] == [
         "1.2 ms", "240 ms", "3.46 s", "42.8 s", "5 min", "2 h 30 min"
     ]  # fmt: skip
+    assert [seconds(x) for x in (float("nan"), float("inf"))] == ["\N{EN DASH}"] * 2
     assert [size(x) for x in (512, 51200, 152e6, 2.7e11)] == ["512 B", "51.2 kB", "152 MB", "270 GB"]
     assert [share(x) for x in (0, 0.004, 0.5, 1.25)] == ["0 %", "0.4 %", "50 %", "125 %"]
     assert spread_out(range(0, 101), 5) == [0, 25, 50, 75, 100]

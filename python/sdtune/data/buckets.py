@@ -3,8 +3,7 @@
 import math
 from pathlib import Path
 
-from PIL import Image
-
+from sdtune.data.pictures import open_file
 from sdtune.settings.data import BUCKET_STEP, DataArgs
 
 
@@ -30,7 +29,7 @@ def bucket_of(width: int, height: int, most_pixels: int) -> tuple[int, int]:
 
 def size_of(picture: Path) -> tuple[int, int]:
     """Width and height of a picture that stands upright, from its header."""
-    with Image.open(picture) as opened:
+    with open_file(picture) as opened:
         orientation = opened.getexif().get(0x0112, 1)
         width, height = opened.size
     return (height, width) if orientation >= 5 else (width, height)  # 5 to 8 lie on their side

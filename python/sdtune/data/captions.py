@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput, shown
 from sdtune.files import read_text
+from sdtune.text import text_problem
 
 _ARTICLES = ("a", "the", "my", "one")
 _OBJECT_PHRASES = (
@@ -43,6 +44,8 @@ def caption_templates(learnable_property: str, templates_file: str | Path | None
         if not lines:
             raise BadInput(f"data.templates_file: {path} is empty; write one template per line, each with one {{}}")
         for line in lines:
+            if wrong := text_problem(line):
+                raise BadInput(f"data.templates_file: {path}: {wrong}; type the line again")
             if line.count("{}") != 1 or line.count("{") != 1 or line.count("}") != 1:
                 raise BadInput(f"data.templates_file: {path}: {shown(line)} needs exactly one {{}} and no other brace")
         return lines

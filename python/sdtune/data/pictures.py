@@ -1,28 +1,22 @@
-"""Training pictures: listing a folder, decoding a file, and what to warn of."""
+"""Training pictures: listing a folder, and decoding a file."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sdtune.data.caption_files import is_caption_file
-from sdtune.errors import BadInput, shown
+from sdtune.errors import BadInput
 from sdtune.sizes import sizes
+from sdtune.text import named
+from standalone import picture_files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Those of :data:`standalone.picture_files.SUFFIXES`; no other decoder sees a file, whatever its name is."""
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-_SQUEEZED = 1.5
-"""Aspect ratio from which on resizing to a square is reported."""
-_CROPPED = 2.0
-"""Aspect ratio from which on cropping to a square is reported."""
-
-
 _MOST_BYTES = 1_000_000_000
 """What reading one picture may take: 125 megapixels, or 62 with transparent parts."""
 
@@ -42,7 +36,7 @@ def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{setting}: the picture folder {folder} does not exist")
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not is_caption_file(p))
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not picture_files.is_caption(p.name))
     if not files:
         raise BadInput(f"{setting}: the picture folder {folder} is empty; put pictures in it")
     return files
@@ -53,13 +47,16 @@ def picture_problems(pictures: Iterable[Path]) -> list[str]:
     return [problem for path in pictures if (problem := _problem(path))]
 
 
+def open_file(path: Path) -> Image.Image:
+    """Open a file with the decoder of one of the formats that are used, and of no other."""
+    return Image.open(path, formats=_FORMATS)
+
+
 def _problem(path: Path) -> str:
-    if not path.name.isprintable():
-        return f"the name {shown(path.name)} in {path.parent} holds a line break; rename the file"
-    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"{path} is no picture ({', '.join(IMAGE_SUFFIXES)}); move it out of the folder"
+    if wrong := picture_files.problem(path):
+        return f"{named(path)} {wrong}"
     try:
-        with Image.open(path) as image:
+        with open_file(path) as image:
             if problem := _too_large(image):
                 return f"{path} {problem}"
             image.load()  # verify() does not find truncated files
@@ -97,6 +94,25 @@ def _unreadable(path: Path, error: BaseException) -> str:
     return f"{path} cannot be read as a picture ({why}); replace or remove it"
 
 
+def _hidden_color(image: Image.Image, path: Path) -> int | tuple[int, ...] | None:
+    """The color that a PNG declares transparent, as its pixels have it; None if there is none, or it has a palette.
+
+    Pillow gives it in the bits of the file, and the pixels in 8 bits, but for grey ones of 16 bits and of one.
+    """
+    color = image.info.get("transparency")
+    if image.format != "PNG" or image.mode == "P" or not isinstance(color, int | tuple):
+        return None
+    if image.mode in (*_GREY_16, "1"):
+        return color
+    with path.open("rb") as file:
+        bits = file.read(25)[24]  # of IHDR, which comes first
+
+    def scaled(level: int) -> int:
+        return level >> 8 if bits == 16 else level * 255 // (2**bits - 1) if bits in (2, 4) else level
+
+    return tuple(map(scaled, color)) if isinstance(color, tuple) else scaled(color)
+
+
 def open_picture(path: Path, background: str = "white") -> Image.Image:
     """Read a picture as RGB: rotated according to its EXIF orientation, 16 bits scaled to 8, and opaque.
 
@@ -104,11 +120,17 @@ def open_picture(path: Path, background: str = "white") -> Image.Image:
         path: the file.
         background: color behind transparent parts; Pillow's own conversion would show the colors hidden there.
     """
-    with Image.open(path) as opened:
+    with open_file(path) as opened:
+        hidden = _hidden_color(opened, path)
         image = ImageOps.exif_transpose(opened)
     if image.mode in _GREY_16:  # convert() would clip to 255, which is almost black in 16 bits
         grey = np.asarray(image).astype(np.uint32).clip(0, 65_535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        if hidden is not None:
+            image.putalpha(Image.fromarray(np.where(grey == hidden, 0, 255).astype(np.uint8)))
+    elif hidden is not None:
+        image = image.convert("L") if image.mode == "1" else image  # one bit has no place for it
+        image.info["transparency"] = hidden
     if _is_transparent(image):
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, background)
@@ -161,59 +183,3 @@ def load_picture(path: Path, size: tuple[int, int], center_crop: bool, backgroun
     """
     image = fit_picture(open_picture(path, background), size, center_crop)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
-
-
-def picture_warnings(
-    pictures: Sequence[Path], resolution: int, center_crop: bool, *, buckets: bool = False
-) -> list[str]:
-    """What a user should know of pictures that can be used: animations, sizes that do not fit, duplicates.
-
-    Args:
-        pictures: files without problems.
-        resolution: of the training, in pixels.
-        center_crop: of the training.
-        buckets: the training gives each picture a size with its proportions.
-    """
-    found: list[str] = []
-    seen: dict[str, str] = {}
-    for path in pictures:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-        if frames > 1:
-            found.append(f"{path.name} is an animation of {frames} frames; only the first one is used")
-        upright = open_picture(path)
-        found += [] if buckets else _size_warnings(path.name, upright.size, resolution, center_crop)
-        extrema = cast(tuple[tuple[int, int], ...], upright.getextrema())  # of each band, since it has several
-        if all(low == high for low, high in extrema):
-            color = "#" + "".join(f"{low:02x}" for low, _ in extrema)
-            found.append(f"{path.name} is of one color, {color}: it is empty, or wholly transparent; remove it")
-        digest = _digest(upright)
-        if digest in seen:
-            found.append(f"{path.name} shows the same as {seen[digest]}, which so counts twice; remove one")
-        seen.setdefault(digest, path.name)
-    return found
-
-
-def _digest(image: Image.Image) -> str:
-    """A hash of the pixels, taken in strips: all at once they would be in memory twice."""
-    digest = hashlib.sha256(repr(image.size).encode())
-    for top in range(0, image.height, 256):
-        digest.update(image.crop((0, top, image.width, min(top + 256, image.height))).tobytes())
-    return digest.hexdigest()
-
-
-def _size_warnings(name: str, size: tuple[int, int], resolution: int, center_crop: bool) -> Iterator[str]:
-    (width, height), ratio = size, max(size) / min(size)
-    if center_crop and ratio >= _CROPPED:
-        yield f"of {name}, {width} x {height} pixels, center_crop cuts {100 - 100 / ratio:.0f} % off"
-    elif not center_crop and ratio >= _SQUEEZED:
-        yield (
-            f"{name}, {width} x {height} pixels, is squeezed to a square, which distorts it {ratio:.1f} times; crop "
-            f"it, or set center_crop"
-        )
-    used = (min(size),) * 2 if center_crop else size
-    if min(used) < resolution:
-        yield (
-            f"{name}, {width} x {height} pixels, is enlarged to {resolution} x {resolution}; use a larger picture, or "
-            f"a lower resolution"
-        )

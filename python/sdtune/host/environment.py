@@ -34,11 +34,28 @@ def foreign(names: Iterable[str]) -> list[str]:
     return [name for name in names if not decides(name).startswith("!")]
 
 
+def _need_folder() -> None:
+    """End with one line where the current folder has been removed: every library asks for it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("error: the current folder has been removed; change to another one, as by: cd ~", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _keep_docstrings() -> None:
+    """Start this program again without PYTHONOPTIMIZE, if there is one: transformers reads its own docstrings."""
+    if os.environ.pop("PYTHONOPTIMIZE", "") and sys.flags.optimize:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def isolate() -> None:
     """Remove foreign variables, and from the module search path what they and the user's own site have put there.
 
     To be called before anything else is imported. A PYTHONPATH that names the folder of this code stays.
     """
+    _need_folder()
+    _keep_docstrings()
     own = {"", str(CODE)}
     listed = {str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
     user = os.environ.get("PYTHONUSERBASE") or str(Path("~/.local").expanduser())

@@ -31,6 +31,7 @@ from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.placeholder import token_names
 from sdtune.methods.registry import example_prompts
 from sdtune.models.pipelines import load_pipeline, load_tokenizer
+from sdtune.models.registry import check_folder
 from sdtune.settings import Job
 from sdtune.sizes import sizes
 from standalone.model_folder import layout_of, side_problem, size_multiple
@@ -60,6 +61,7 @@ def check(job: Job) -> None:
     run.require_learned()
     if run.lora.is_file() and job.openvino.lora_weight != 1.0:
         check_weight_can_change(run)
+    check_folder(run.pipeline, "run_dir", "train again")
     multiple = size_multiple(run.pipeline)
     for name, side in (("height", shape.height), ("width", shape.width)):
         if problem := side_problem(f"openvino.{name}", side, multiple):

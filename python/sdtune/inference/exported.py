@@ -109,7 +109,7 @@ def read_facts(run: Run) -> ExportFacts:
         shape = values.pop("shape")
         size = PipelineSize(**values.pop("size"))
         facts = ExportFacts(**values, size=size, shape=StaticShape(**shape) if shape else None)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise BadInput(f"{run.openvino} does not say what it was made from ({_FACTS}); export the run again") from None
     # a host that only generates images has no learned parameters to compare; the primary copied this folder to it
     here = run.learned.is_file() or run.lora.is_file()

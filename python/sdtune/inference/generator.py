@@ -1,14 +1,12 @@
 """A loaded pipeline, PyTorch or OpenVINO, that generates images as a job asks for."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
 from PIL import Image
 
-from sdtune.errors import BadInput
 from sdtune.inference.evaluations import Cache, Evaluations
+from sdtune.inference.tiny_autoencoder import load_tiny
 from sdtune.models.pipelines import draw
 
 SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -86,17 +84,3 @@ class ImageGenerator:
         decoded = self._tiny.decode(output.float() / self._tiny.config.scaling_factor).sample
         images: list[Image.Image] = self._pipeline.image_processor.postprocess(decoded, output_type="pil")
         return images
-
-
-def load_tiny(folder: str) -> AutoencoderTiny:
-    """Load the small decoder for previews.
-
-    Raises:
-        BadInput: the folder holds none.
-    """
-    if not (Path(folder) / "config.json").is_file() or not any(Path(folder).glob("*.safetensors")):
-        raise BadInput(
-            f"tiny_autoencoder: {folder} holds no AutoencoderTiny (config.json and a .safetensors file); "
-            f"name a folder that does, or leave the setting out"
-        )
-    return AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval()

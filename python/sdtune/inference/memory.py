@@ -1,11 +1,11 @@
 """How much memory generation needs, predicted from a pipeline's configuration before any of it is loaded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdtune.models.folder import refusing
 from sdtune.settings import Job
-from standalone.model_folder import layout_of, read_header
+from standalone.model_folder import layout_of, read_config, read_header
 
 # Live activations, as multiples of one full-resolution feature map. Low estimates, not measurements: what they refuse
 # cannot fit, and what they accept may still be too much.
@@ -33,12 +33,17 @@ def _parameters(folder: Path) -> int:
 
 
 def read_size(model: Path) -> PipelineSize:
-    """The size of a pipeline in diffusers layout, from its configuration and the headers of its weights."""
-    unet = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))
-    vae = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
+    """The size of a pipeline in diffusers layout, from its configuration and the headers of its weights.
+
+    Raises:
+        BadInput: a file cannot be read.
+    """
+    with refusing(model, "cannot be read"):
+        unet, vae = (read_config(model, part) for part in ("unet", "vae"))
+        parameters = sum(_parameters(model / name) for name in layout_of(model).weights)
     channels = vae["block_out_channels"]
     return PipelineSize(
-        parameters=sum(_parameters(model / name) for name in layout_of(model).weights),
+        parameters=parameters,
         unet_channels=unet["block_out_channels"][0],
         decoder_channels=channels[min(1, len(channels) - 1)],  # the output of the last upsampling
         factor=2 ** (len(channels) - 1),

@@ -6,10 +6,10 @@ can change the last bits of an image. So the same images come out however many p
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdtune.errors import BadInput
 from sdtune.host import memory
@@ -20,9 +20,13 @@ from sdtune.inference.exported import ExportFacts, StaticShape, digest_folder, r
 from sdtune.inference.memory import PipelineSize, predict_bytes, read_size
 from sdtune.inference.prompts import added_tokens, check_tokens, cut_off
 from sdtune.launch.run_folder import Run
+from sdtune.models.folder import read_config
 from sdtune.settings import GenerationJob
 from sdtune.sizes import sizes
 from standalone.model_folder import side_problem, size_multiple
+
+if TYPE_CHECKING:
+    from sdtune.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,11 @@ def _check_precision(job: GenerationJob) -> None:
         raise BadInput("precision: this CPU has no bf16 instructions (AVX-512 or AMX); take f32")
 
 
-def _check_tiny_autoencoder(job: GenerationJob) -> None:
-    if job.tiny_autoencoder and not (Path(job.tiny_autoencoder) / "config.json").is_file():
-        raise BadInput(f"tiny_autoencoder: {job.tiny_autoencoder} holds no AutoencoderTiny (config.json)")
+def _check_tiny_autoencoder(job: GenerationJob, unet: Mapping[str, Any]) -> None:
+    if job.tiny_autoencoder:
+        from sdtune.inference.tiny_autoencoder import check_tiny  # torch takes seconds to import
+
+        check_tiny(job.tiny_autoencoder, unet.get("in_channels", 4))
 
 
 def _check_cache(job: GenerationJob, exported: ExportFacts | None) -> None:
@@ -173,14 +179,19 @@ def _check_cache(job: GenerationJob, exported: ExportFacts | None) -> None:
         )
 
 
-def _warn_of_scheduler(job: GenerationJob, folder: Path) -> list[str]:
-    unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+def _warn_of_scheduler(job: GenerationJob, unet: Mapping[str, Any]) -> list[str]:
     if job.denoising.scheduler != "lcm" or unet.get("time_cond_proj_dim"):
         return []
     return [
         "scheduler lcm is for models that were distilled for it; this UNet has no embedding of the guidance scale, so "
         "unless such weights were merged into it the pictures will be poor"
     ]
+
+
+def _check_folder(folder: Path, setting: str, remedy: str) -> "Family":
+    from sdtune.models.registry import check_folder  # torch takes seconds to import
+
+    return check_folder(folder, setting, remedy)
 
 
 def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
@@ -200,16 +211,16 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
         size, model_sha256, folder = exported.size, exported.model_sha256, run.openvino
         weight = _lora_weight(job, exported, adapted=False)
     elif job.source == "model":
-        from sdtune.models.registry import family_of  # torch takes seconds to import
-
         if job.model is None:
             raise BadInput("model: the source model needs the folder of the base model")
         exported, folder = None, Path(job.model)
+        family = _check_folder(folder, "model", "fetch the model again")
         placeholder, vectors, weight = "", 0, _lora_weight(job, None, adapted=False)
         resolution = job.height or int(run.facts()["resolution"])
-        size, model_sha256 = read_size(folder), family_of(folder).fingerprint(folder)
+        size, model_sha256 = read_size(folder), family.fingerprint(folder)
     else:
         exported, concept = None, read_concept(run)
+        _check_folder(run.pipeline, "source", "train again, or take another source")
         placeholder, vectors = concept.placeholder, concept.num_vectors
         resolution, weight = int(run.facts()["resolution"]), _lora_weight(job, None, concept.adapted)
         if weight not in (None, 1.0):
@@ -220,8 +231,9 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
     shape = _shape(job, exported, resolution, exported.step if exported else size_multiple(folder))
     _check_precision(job)
     _check_cache(job, exported)
-    _check_tiny_autoencoder(job)
-    warnings += _warn_of_scheduler(job, folder)
+    unet = read_config(folder / "unet" / "config.json")
+    _check_tiny_autoencoder(job, unet)
+    warnings += _warn_of_scheduler(job, unet)
     requests = list(dict.fromkeys(Request(prompt, seed) for prompt in job.prompts for seed in job.seeds))
     batches = make_batches(requests, shape)
     cores = split_cores(job.processes)[: len(batches)]

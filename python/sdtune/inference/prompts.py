@@ -1,25 +1,30 @@
 """Whether a model knows the words of prompts, and reads them to their end. Needs no torch, if a pipeline is our own."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdtune.errors import BadInput, shown
 from sdtune.methods.placeholder import TextLimit
-from sdtune.models.folder import read_config
+from sdtune.models.folder import read_config, refusing
 from sdtune.settings import GenerationJob
+from sdtune.text import tokens_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 def read_tokenizer(pipeline: Path) -> "Tokenizer":
-    """The first tokenizer of a pipeline; all of its tokenizers read the same words."""
+    """The first tokenizer of a pipeline; all of its tokenizers read the same words.
+
+    Raises:
+        BadInput: its file cannot be read.
+    """
     from tokenizers import Tokenizer
 
     file = pipeline / "tokenizer" / "tokenizer.json"
     if file.is_file():
-        return Tokenizer.from_file(str(file))
+        with refusing(pipeline, "holds a tokenizer in tokenizer/ that cannot be used", "source"):
+            return Tokenizer.from_file(str(file))
     from transformers import CLIPTokenizerFast  # takes seconds to import; base models on a hub often have other files
 
     tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(pipeline, subfolder="tokenizer").backend_tokenizer
@@ -34,7 +39,7 @@ def added_tokens(pipeline: Path) -> set[str]:
 def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
     """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
     for text in (*job.prompts, job.negative_prompt):
-        for word in re.findall(r"<[^<>\s]+>", text):
+        for word in tokens_in(text):
             if word not in known:
                 raise BadInput(
                     f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "

@@ -14,7 +14,7 @@ from sdtune.methods.adapters import NetworkAdapters
 from sdtune.methods.baking import bake
 from sdtune.methods.lora_files import load_diffusers
 from sdtune.methods.method import Method
-from sdtune.methods.user_captions import caption_problems, prompt_warnings, user_captions
+from sdtune.methods.user_captions import caption_problems, literal_warnings, prompt_warnings, user_captions
 from sdtune.models.family import Family, Networks
 from sdtune.settings import Job
 
@@ -37,13 +37,16 @@ class Lora(Method):
     @classmethod
     def check(cls, job: Job, family: Family) -> list[str]:
         """See :meth:`Method.check`: that there are captions, rank and targets."""
-        if not user_captions(job):
+        captions = user_captions(job)
+        if not captions:
             raise BadInput(
                 f"data.instance_prompt: neither is it set nor has a picture in {job.data.path} a caption; set it, for "
                 f"example to: a photo of sks toy; or write NAME.txt beside each picture, or metadata.jsonl"
             )
         NetworkAdapters.check(job, family)
-        return prompt_warnings(job, family.load_tokenizers(Path(job.model.path)))
+        tokenizers = family.load_tokenizers(Path(job.model.path))
+        known = {token for tokenizer in tokenizers.values() for token in tokenizer.get_vocab()}
+        return literal_warnings(captions, known) + prompt_warnings(job, tokenizers)
 
     @classmethod
     def caption_problems(cls, job: Job, family: Family) -> list[str]:

@@ -1,13 +1,14 @@
 """The user's own captions: one for all pictures, or one beside each picture; checked against the text encoders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sdtune.data.caption_files import find_captions
 from sdtune.data.pictures import list_pictures
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
 from sdtune.methods.placeholder import TextLimit
 from sdtune.settings import Job
+from sdtune.text import is_blank, tokens_in
 
 Problem = Callable[[str], str | None]
 """What is wrong with a caption, or None."""
@@ -51,11 +52,31 @@ def caption_problems(job: Job, tokenizers: Mapping[str, Any], needs: Problem = l
         raise BadInput(
             f"data.instance_prompt: {data.path} holds captions beside its pictures too; leave one of the two out"
         )
-    if not data.instance_prompt.strip():
+    if is_blank(data.instance_prompt):
         raise BadInput("data.instance_prompt: it is empty; write for example: a photo of sks toy")
     if wrong := problem(data.instance_prompt):
         raise BadInput(f"data.instance_prompt: {wrong}")
     return []
+
+
+def literal_warnings(captions: Collection[str], known: Collection[str]) -> list[str]:
+    """Warnings of what looks like a placeholder in captions and stands for nothing: the model would learn its letters.
+
+    Args:
+        captions: of the user.
+        known: tokens that the tokenizers have, and those that are learned.
+    """
+    unknown: dict[str, list[str]] = {}
+    for caption in dict.fromkeys(captions):
+        for word in dict.fromkeys([*(["{}"] if "{}" in caption else []), *tokens_in(caption)]):
+            if word not in known:
+                unknown.setdefault(word, []).append(caption)
+    return [
+        f"the caption {shown(holding[0])}{f' and {len(holding) - 1} more' if holding[1:] else ''} hold"
+        f"{'' if holding[1:] else 's'} {word}, which stands for nothing with this method and model, so that its "
+        f"characters are learned; write words (a new token is learned by textual_inversion and pivotal)"
+        for word, holding in unknown.items()
+    ]
 
 
 def prompt_warnings(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:

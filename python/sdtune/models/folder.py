@@ -2,23 +2,52 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdtune.errors import BadInput
+from sdtune.errors import BadInput, shown
+from standalone.model_folder import ModelError
 
 
-def read_config(path: Path) -> dict[str, Any]:
+@contextmanager
+def refusing(model: Path, what: str, setting: str = "model.path") -> Iterator[None]:
+    """Turn whatever a library raises on a file of a model folder into one line.
+
+    Args:
+        model: the folder.
+        what: what is wrong, such as "holds a tokenizer in tokenizer/ that cannot be read".
+        setting: that names the folder.
+
+    Raises:
+        BadInput: with the reason.
+    """
+    try:
+        yield
+    except (BadInput, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except ModelError as error:
+        raise BadInput(f"{setting}: {model} {error}") from None
+    except BaseException as error:  # noqa: BLE001 - libraries in Rust panic with an exception of their own
+        why = " ".join(str(error).split()) or "no reason given"
+        raise BadInput(
+            f"{setting}: {model} {what} ({type(error).__name__}: {shown(why, 200)}); fetch the model again"
+        ) from None
+
+
+def read_config(path: Path, setting: str = "model.path") -> dict[str, Any]:
     """Read a JSON file of a model folder.
 
     Raises:
-        BadInput: the file is missing or not valid JSON.
+        BadInput: the file is missing or holds no JSON object; the message begins with ``setting``.
     """
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"model.path: {path} cannot be read ({error}); fetch the model again") from None
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no object")  # noqa: TRY004, TRY301 - as json does
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{setting}: {path} cannot be read ({error}); fetch the model again") from None
     return config
 
 

@@ -17,12 +17,20 @@ from sdtune.host.memory import release_free_memory
 from sdtune.models.denoising import denoising_losses
 from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEncoder
 from sdtune.models.fast_unet import load_unet, resolve_convolution
-from sdtune.models.folder import model_fingerprint, read_config
+from sdtune.models.folder import model_fingerprint, read_config, refusing
 from sdtune.models.geometry import read_geometry
-from sdtune.models.loading import load_network, network_problem, refusing, schedule_problem
-from sdtune.models.pipelines import draw, load_text_encoder, load_tokenizer, text_config, text_encoder_class
+from sdtune.models.loading import load_network, network_problem, schedule_problem
+from sdtune.models.pipelines import (
+    draw,
+    load_text_encoder,
+    load_tokenizer,
+    text_config,
+    text_encoder_class,
+    tokenizer_problem,
+)
 from sdtune.models.weights import cache_folder, load_converted, map_tensors
 from sdtune.settings import Job
+from standalone.model_folder import layout_of
 
 Conditioning = Mapping[str, torch.Tensor]
 """What text encoders make of n captions: tensors [n, ...], by the names of a pipeline's arguments."""
@@ -234,8 +242,9 @@ class LatentDiffusion(Family):
             return network(torch.empty(1, 3, side, side))
 
         for name in self.names_in_files:
-            text_config(model, name)
-            yield network_problem(model, name, partial(_text_encoder_of, model, name), read)
+            yield tokenizer_problem(model, name)
+            stem = layout_of(model).weights[name]
+            yield network_problem(model, name, partial(_text_encoder_of, model, name), read, stem=stem)
         yield network_problem(model, "unet", UNet2DConditionModel.from_config, denoise)
         yield network_problem(model, "vae", AutoencoderKL.from_config, autoencode)
 

@@ -4,8 +4,7 @@ The libraries give a tensor that a file lacks random numbers, and say so in a lo
 nowhere else, so that none is used with numbers that nobody has trained.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,11 @@ import torch
 from torch import nn
 
 from sdtune.errors import BadInput, shown
-from sdtune.models.folder import read_config
-from standalone.model_folder import ModelError, find_weights, layout_of, read_header, without_prefix
+from sdtune.models.folder import read_config, refusing
+from standalone.model_folder import ModelError, find_weights, read_header, without_prefix
 
 _IGNORED = ("position_ids",)
 """Ends of the names of buffers that older versions of transformers saved."""
-
-
-@contextmanager
-def refusing(model: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library raises on a file of a model folder into one line.
-
-    Args:
-        model: the folder.
-        what: what is wrong, such as "holds a tokenizer in tokenizer/ that cannot be read".
-
-    Raises:
-        BadInput: with the reason.
-    """
-    try:
-        yield
-    except (BadInput, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 - libraries in Rust panic with an exception of their own
-        why = " ".join(str(error).split()) or "no reason given"
-        raise BadInput(
-            f"model.path: {model} {what} ({type(error).__name__}: {shown(why, 200)}); fetch the model again"
-        ) from None
 
 
 def _listed(names: Collection[str]) -> str:
@@ -79,11 +56,11 @@ def tensor_problem(part: str, wanted: Mapping[str, Any], found: Mapping[str, Any
     return ""
 
 
-def _shapes_of_files(model: Path, part: str, network: nn.Module) -> dict[str, torch.Size]:
+def _shapes_of_files(model: Path, part: str, stem: str, network: nn.Module) -> dict[str, torch.Size]:
     """{name: shape} of the tensors of a part, from the headers of its files, under the names that the library uses."""
     tensors = {
         name: torch.empty(facts.shape, device="meta")
-        for path in find_weights(model, part, layout_of(model).weights[part]).files
+        for path in find_weights(model, part, stem).files
         for name, facts in read_header(path).items()
     }
     rename = getattr(network, "_fix_state_dict_keys_on_load", None)  # diffusers': names of its first versions
@@ -104,7 +81,13 @@ def _guilty(config: Mapping[str, Any], attempt: Callable[[dict[str, Any]], objec
 
 
 def network_problem(
-    model: Path, part: str, make: Callable[[dict[str, Any]], nn.Module], call: Callable[[Any], object]
+    model: Path,
+    part: str,
+    make: Callable[[dict[str, Any]], nn.Module],
+    call: Callable[[Any], object],
+    *,
+    stem: str = "diffusion_pytorch_model",
+    setting: str = "model.path",
 ) -> str:
     """What is wrong with a network of a model folder, after the words "the model folder X"; empty if nothing is.
 
@@ -115,20 +98,22 @@ def network_problem(
         part: the network's subfolder.
         make: makes the network of a configuration.
         call: lets the network compute one small sample.
+        stem: first part of the names of its weight files.
+        setting: that names the folder, for errors.
 
     Raises:
         BadInput: the configuration makes no network, or one that cannot compute.
     """
-    config = read_config(model / part / "config.json")
+    config = read_config(model / part / "config.json", setting)
     with torch.device("meta"), torch.no_grad():
         try:
             network = make(config)
         except Exception:  # noqa: BLE001 - raised again below, with the key
             key = _guilty(config, make)
-            with refusing(model, f"holds a {part}/config.json{key} that makes no network"):
+            with refusing(model, f"holds a {part}/config.json{key} that makes no network", setting):
                 network = make(config)
     try:
-        found = _shapes_of_files(model, part, network)
+        found = _shapes_of_files(model, part, stem, network)
     except ModelError as error:
         return str(error)
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -146,36 +131,35 @@ def network_problem(
             call(network)
         except Exception:  # noqa: BLE001 - as above
             key = _guilty(config, lambda other: call(make(other)))
-            with refusing(model, f"holds a {part}/config.json{key} whose network cannot compute"):
+            with refusing(model, f"holds a {part}/config.json{key} whose network cannot compute", setting):
                 call(network)
     return ""
 
 
-def load_network(cls: Any, model: Path, part: str, **options: Any) -> Any:
+def load_network(cls: Any, model: Path, part: str, setting: str = "model.path", **options: Any) -> Any:
     """Load a network by its library's ``from_pretrained``, with all of its weights.
 
     Args:
         cls: its class.
         model: folder of the pipeline.
         part: its subfolder.
+        setting: that names the folder, for errors.
         options: of ``from_pretrained``.
 
     Raises:
         BadInput: weights are missing, have other shapes, or are not finite; the message names the file.
     """
-    with refusing(model, f"has weights in {part}/ that cannot be loaded"):
+    with refusing(model, f"has weights in {part}/ that cannot be loaded", setting):
         network, info = cls.from_pretrained(
             model, subfolder=part, use_safetensors=True, output_loading_info=True, **options
         )
     lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     if lacking:
-        raise BadInput(
-            f"model.path: {model} has weights in {part}/ that lack {_listed(lacking)}; fetch the model again"
-        )
+        raise BadInput(f"{setting}: {model} has weights in {part}/ that lack {_listed(lacking)}; fetch the model again")
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BadInput(
-                f"model.path: {model} has weights in {part}/ that are not finite, such as {name}: the model itself is "
+                f"{setting}: {model} has weights in {part}/ that are not finite, such as {name}: the model itself is "
                 f"damaged, or was saved after a training that had diverged; fetch it again"
             )
     return network
@@ -184,6 +168,11 @@ def load_network(cls: Any, model: Path, part: str, **options: Any) -> Any:
 def schedule_problem(scheduler: Any) -> str:
     """What is wrong with the noise schedule of a model, after the words "the model folder X"; empty if nothing is."""
     betas, kept = scheduler.betas, scheduler.alphas_cumprod
+    if len(kept) != (steps := scheduler.config.num_train_timesteps):
+        return (
+            f"has a noise schedule in scheduler/scheduler_config.json of {len(kept)} betas (trained_betas), and "
+            f"{steps} timesteps (num_train_timesteps)"
+        )
     if bool(((betas >= 0) & (betas <= 1)).all()) and bool(kept[0] > kept[-1]):  # not for NaN
         return ""
     return (

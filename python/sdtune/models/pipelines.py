@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from sdtune.errors import shown
 from sdtune.files import write_atomically
-from sdtune.models.loading import load_network, refusing
+from sdtune.models.folder import refusing
+from sdtune.models.loading import load_network
 from standalone.model_folder import layout_of
 
 if TYPE_CHECKING:
@@ -53,6 +55,22 @@ def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
         tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=folder)
         tokenizer("a")
     return tokenizer
+
+
+def tokenizer_problem(model: Path, part: str) -> str:
+    """What is wrong with the tokens of a text encoder, after the words "the model folder X"; empty if nothing is.
+
+    A token that was added to the tokenizer, as by ``added_tokens.json`` or as its end of a text, has an id too.
+    """
+    tokenizer, size = load_tokenizer(model, part), text_config(model, part).vocab_size
+    outside = {token: number for token, number in tokenizer.get_vocab().items() if number >= size}
+    if not outside:
+        return ""
+    token = min(outside, key=lambda name: outside[name])
+    return (
+        f"has a tokenizer in {layout_of(model).tokenizers[part]}/ with the token {shown(token)} of number "
+        f"{outside[token]}, and a text encoder of {size} tokens in {part}/ (vocab_size)"
+    )
 
 
 def text_encoder_class(model: Path, part: str) -> Any:

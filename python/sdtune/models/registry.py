@@ -1,13 +1,14 @@
 """All model families. A model's family follows from the pipeline class in its ``model_index.json``."""
 
+import re
 from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.models.family import Family
-from sdtune.models.folder import read_config
+from sdtune.models.folder import read_config, refusing
 from sdtune.models.sd import StableDiffusion
 from sdtune.models.sdxl import StableDiffusionXL
-from standalone.model_folder import ModelError, layout_of
+from standalone.model_folder import layout_of
 
 FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
 
@@ -21,9 +22,30 @@ def family_of(model: str | Path) -> Family:
     model = Path(model)
     if not model.is_dir():
         raise BadInput(f"model.path: the model folder {model} does not exist")
-    try:
+    with refusing(model, "cannot be read"):
         layout_of(model)
-    except ModelError as error:
-        raise BadInput(f"model.path: {model} {error}") from None
     name = read_config(model / "model_index.json").get("_class_name")
     return next(family for family in FAMILIES if name in family.pipeline_classes)
+
+
+def check_folder(model: Path, setting: str, remedy: str) -> Family:
+    """Check a model folder that images are drawn with, as one to train with is checked.
+
+    Args:
+        model: the folder.
+        setting: that names it, for errors.
+        remedy: what to do about a damaged file.
+
+    Returns:
+        Its family.
+
+    Raises:
+        BadInput: names everything that is wrong, with the remedy.
+    """
+    try:
+        family = family_of(model)
+        family.check(model, {})
+    except BadInput as error:
+        said = str(error).replace("model.path: ", f"{setting}: ")
+        raise BadInput(re.sub(r"fetch (the model|it) again", remedy, said)) from None
+    return family

@@ -1,5 +1,7 @@
 """Numbers as text, with a useful number of digits and their units."""
 
+import math
+
 NOTHING = "\N{EN DASH}"
 
 
@@ -15,6 +17,8 @@ def share(value: float) -> str:
 
 def seconds(value: float) -> str:
     """A duration, in a unit from milliseconds to hours."""
+    if not math.isfinite(value):  # of a file that somebody changed
+        return NOTHING
     if value < 0.9995:
         return f"{1000 * value:.1f} ms" if value < 0.00995 else f"{1000 * value:.0f} ms"
     if value < 120:

@@ -8,7 +8,6 @@ import ast
 import dataclasses
 import inspect
 import math
-import re
 import textwrap
 import types
 import typing
@@ -17,14 +16,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from sdtune.errors import BadInput, shown
 from sdtune.settings.bounds import Bound, Ge, Gt, PathText
+from sdtune.text import text_problem
 
 MISSING = dataclasses.MISSING
 SAME = object()
 """Stands for the default of the field itself."""
 LARGEST = 2**63 - 1
 """Largest whole number of any setting: what torch and NumPy hold."""
-# control characters other than tab and line break, other line breaks, and halves of characters, which no file can hold
-_NO_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -179,8 +177,8 @@ class Setting:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):
                 return f"{item} is no finite number"
-            if isinstance(item, str) and (wrong := _NO_TEXT.search(item)):
-                return f"{shown(item)} holds the character {wrong[0]!r}, which is no text"
+            if isinstance(item, str) and (wrong := text_problem(item)):
+                return wrong
             if isinstance(item, int) and not -LARGEST <= item <= LARGEST:
                 return f"{shown(item, 24)} is too large; whole numbers go up to 2^63-1"
         broken = next((bound for bound in self.bounds if not bound.allows(value)), None)

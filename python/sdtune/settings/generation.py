@@ -8,6 +8,7 @@ from sdtune.settings.bounds import GUIDANCE, SIDE, WEIGHT, Between, Each, Ge, Le
 from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
 from sdtune.settings.quality import MOST_STEPS, QUALITIES, Denoising, QualityName, SchedulerName
+from sdtune.text import is_blank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class GenerationJob(Settings):
         super().__post_init__()
         if not self.prompts:
             raise BadInput(f"prompts is empty; give at least one, such as: a photo of a {PLACEHOLDER}")
-        if not all(prompt.strip() for prompt in self.prompts):
+        if any(is_blank(prompt) for prompt in self.prompts):
             raise BadInput("prompts holds an empty prompt; leave it out")
         if not self.seeds:
             raise BadInput("seeds is empty; give at least one number")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from sdtune.errors import BadInput, shown
@@ -31,6 +32,8 @@ def _problem(name: str, value: Any, setting: Setting) -> str:
     except BadInput as error:
         return str(error)
     complaint = setting.complaint(value)
+    if not complaint and value and setting.variable.type == "path" and not PurePath(value).is_absolute():
+        complaint = f"{shown(value)} is relative, and hosts have no folder that it begins at; write it from / on"
     return f"{name}: {complaint}" if complaint else ""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from sdtune.data.picture_warnings import picture_warnings
 from sdtune.data.pictures import list_pictures, picture_problems
 from sdtune.errors import BadInput, refuse
 from sdtune.files import hold_lock
@@ -27,10 +28,15 @@ def check_class_pictures(job: Job) -> None:
     """Check the user's folder of class pictures.
 
     Raises:
-        BadInput: it holds fewer than the job asks for, or one that cannot be read.
+        BadInput: it holds fewer than the job asks for, or one that cannot be read, or is that of the training pictures.
     """
     if job.prior.class_path is None:
         return
+    if Path(job.prior.class_path).resolve() == Path(job.data.path).resolve():
+        raise BadInput(
+            f"prior.class_path: {job.prior.class_path} is the folder of the training pictures too (data.path), so "
+            f"nothing would keep the model as it was; take pictures of other things of the same class"
+        )
     pictures, asked = list_pictures(job.prior.class_path, "prior.class_path"), job.prior.num_class_images
     if len(pictures) < asked:
         raise BadInput(
@@ -38,6 +44,14 @@ def check_class_pictures(job: Job) -> None:
             f"(prior.num_class_images); add pictures, or ask for at most {len(pictures)}"
         )
     refuse("prior.class_path", picture_problems(pictures))
+
+
+def class_picture_warnings(job: Job) -> list[str]:
+    """What a user should know of class pictures of his own, which can be used."""
+    if job.prior.class_path is None:
+        return []
+    pictures = list_pictures(job.prior.class_path)[: job.prior.num_class_images]
+    return [f"prior.class_path: {warning}" for warning in picture_warnings(pictures, job.data)]
 
 
 def class_pictures(job: Job, networks: Networks, accelerator: Accelerator) -> list[Path]:
