@@ -91,6 +91,17 @@ def test_rules_of_an_inventory_and_its_runs():
     assert not any(rule["holds"] for rule in rules)
 
 
+def test_zero_is_a_value_or_none_but_never_both():
+    """A number that may be 0 says auto for no value: 0 is then taken as the 0 that was asked for."""
+    optional = [(name, s) for _, name, s in SETTINGS if s.optional and s.kind in (int, float)]
+    with_zero = [(name, s) for name, s in optional if not s.complaint(s.kind(0))]
+    assert [name for name, _ in with_zero] == ["image_generation_lora_weight"]
+    for name, setting in optional:
+        value = typed("0", setting)
+        assert (value == 0 and type(value) is setting.kind) if (name, setting) in with_zero else value is None
+        assert typed(variable_default(setting), setting) is None
+
+
 def test_a_section_of_a_job():
     assert role_values(
         {"openvino_export_height": "128", "openvino_export_width": 0, "other": 1}, "openvino_export"

@@ -136,7 +136,7 @@ def test_a_generation_needs_prompts():
         ({"scheduler": "magic"}, "scheduler: 'magic' is not one of pndm, ddim, dpmsolver++"),
         ({"height": 100}, "height: 100 is not a multiple of 8"),
         ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is not an interval within 0 and 1"),
-        ({"guidance_stop": 1.5}, "guidance_stop: 1.5 is not between 0 and 1"),
+        ({"guidance_stop": 1.5}, "guidance_stop: 1.5 is more than 1"),
         ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
         ({"processes": -1}, "processes: -1 is negative"),
         ({"scheduler": "lcm", "num_inference_steps": 60}, "60 is more than the scheduler lcm has, which is 50"),

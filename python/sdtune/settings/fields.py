@@ -21,6 +21,8 @@ from sdtune.settings.bounds import Bound, Ge, Gt, PathText
 MISSING = dataclasses.MISSING
 SAME = object()
 """Stands for the default of the field itself."""
+ZERO_COUNTS = "auto"
+"""What an inventory writes for no value, where 0 is one."""
 LARGEST = 2**63 - 1
 """Largest whole number of any setting: what torch and NumPy hold."""
 # control characters other than tab and line break, other line breaks, and halves of characters, which no file can hold
@@ -157,6 +159,13 @@ class Setting:
     def is_for(self, method: str) -> bool:
         """Whether a method uses it."""
         return self.only_for is None or method in self.only_for.methods
+
+    @property
+    def unset(self) -> Any:
+        """What an inventory writes for None: 0 where it is no value of its own, as of a number of steps, else auto."""
+        if self.kind not in (int, float):
+            return ""
+        return ZERO_COUNTS if self.optional and not self.complaint(self.kind(0)) else 0
 
     def misplaced(self, value: Any, method: str) -> str:
         """What is wrong with a value that a method does not use; empty if it is the default, or is used."""
