@@ -59,19 +59,23 @@ def job_data(values: Mapping[str, Any], kind: str = "training") -> dict[str, Any
 
     Returns:
         The same mapping in the order of the declarations. Text for a number or a Boolean is converted; what stands for
-        no value becomes None for optional settings. A wrong value is left unchanged: the program that reads the file
-        refuses it by name.
+        no value becomes None for optional settings; settings that the job's method does not use have their defaults
+        (:func:`.setting_rules` says which of those are refused). A wrong value is left unchanged: the program that
+        reads the file refuses it by name.
     """
-    return _section_data(values, JOBS[kind])
+    return _section_data(values, JOBS[kind], str(values.get("method", "")))
 
 
-def _section_data(values: Mapping[str, Any], cls: type[Settings]) -> dict[str, Any]:
+def _section_data(values: Mapping[str, Any], cls: type[Settings], method: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for setting in settings_of(cls):
         if setting.name not in values:
             continue
         value = values[setting.name]
-        data[setting.name] = _section_data(value, setting.nested) if setting.nested else typed(value, setting)
+        if setting.nested:
+            data[setting.name] = _section_data(value, setting.nested, method)
+        else:
+            data[setting.name] = typed(value, setting) if setting.is_for(method) else setting.default
     return data
 
 
@@ -135,6 +139,15 @@ def _scalar(value: Any) -> str:
     return yaml.safe_dump(value).splitlines()[0]
 
 
+def _default(name: str, setting: Setting, indent: str = "") -> list[str]:
+    """``name: default``; a list that is too long for a line has one for each item."""
+    default = variable_default(setting)
+    line = f"{indent}{name}: {_scalar(default)}"
+    if not isinstance(default, list) or len(line) <= WIDTH:
+        return [line]
+    return [f"{indent}{name}:", *(f"{indent}  - {_scalar(item)}" for item in default)]
+
+
 def role_defaults(role: str) -> list[str]:
     """Lines of ``defaults/main.yml``: each variable below its meaning, under the title of its section."""
     lines: list[str] = []
@@ -147,7 +160,7 @@ def role_defaults(role: str) -> list[str]:
         choices = setting.variable.choices + setting.choices
         if choices:
             lines.append(f"# One of {', '.join(choices)}.")
-        lines.append(f"{name}: {_scalar(variable_default(setting))}")
+        lines += _default(name, setting)
     return lines
 
 
@@ -171,7 +184,7 @@ def role_options(role: str) -> list[str]:
         lines += [f"{indent}{name}:", f"{indent}  type: {setting.variable.type or declared}"]
         if kind is list:
             lines.append(f"{indent}  elements: {_TYPES[typing.get_args(setting.kind)[0]]}")
-        lines.append(f"{indent}  default: {_scalar(variable_default(setting))}")
+        lines += _default("default", setting, f"{indent}  ")
         if choices:
             lines += [f"{indent}  choices:", *(f"{indent}    - {_scalar(choice)}" for choice in choices)]
         lines += _item("description", variable_meaning(setting), f"{indent}  ")

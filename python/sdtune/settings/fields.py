@@ -157,8 +157,8 @@ class Setting:
         return next((m for m in self.markers if isinstance(m, OnlyFor)), None)
 
     def is_for(self, method: str) -> bool:
-        """Whether a method uses it."""
-        return self.only_for is None or method in self.only_for.methods
+        """Whether a method uses it; where no method is named, any does."""
+        return self.only_for is None or not method or method in self.only_for.methods
 
     @property
     def unset(self) -> Any:

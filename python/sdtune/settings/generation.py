@@ -27,7 +27,10 @@ class GenerationJob(Settings):
     prompts: Annotated[
         list[str],
         Variable(
-            default=[f"a photo of a {{{{ training_placeholder_token | default('{PLACEHOLDER}') }}}}"],
+            default=[
+                "{{ training_instance_prompt"
+                f" | default('a photo of a ' ~ training_placeholder_token | default('{PLACEHOLDER}'), true) }}}}"
+            ],
             value="_image_generation_prompts",
         ),
     ] = field(default_factory=list)
