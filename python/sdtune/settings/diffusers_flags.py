@@ -72,9 +72,7 @@ OTHER_FLAGS: Mapping[str, OtherFlag] = {
     "allow_tf32": OtherFlag(switch=True, why=_NO_GPU),
     "enable_xformers_memory_efficient_attention": OtherFlag(switch=True, why=_NO_GPU),
 }
-OTHER_DEFAULTS = {
-    "lora": {"rank": "4", "train_batch_size": "4", "learning_rate": "5e-4", "max_train_steps": "1 epoch"}
-}
+OTHER_DEFAULTS = {"lora": {"rank": "4", "train_batch_size": "4", "learning_rate": "5e-4", "max_train_steps": "1 epoch"}}
 """{program: {flag: default in diffusers' script}}, where ours differs and changes what is learned."""
 
 
