@@ -354,7 +354,7 @@ text_encoder_use_attention_mask validation_images class_labels_conditioning rank
 
 
 def test_each_flag_of_diffusers_script_is_a_setting_or_is_answered():
-    """All flags of train_dreambooth_lora.py: none is unknown, and none is passed over without a word."""
+    """All flags of train_dreambooth_lora.py: none is unknown, and none is passed over silently."""
     assert {flag for flag in OF_SCRIPT.split() if flag not in job_flags("lora")} <= set(OTHER_FLAGS)
     assert not set(OTHER_FLAGS) & {*job_flags("lora"), *job_flags("textual_inversion")}
     for flag, other in OTHER_FLAGS.items():

@@ -22,7 +22,7 @@ class OtherFlag:
     switch: bool = False
     """Whether it takes no value."""
     same_as: str | None = None
-    """The value that asks for what is done here anyway; it is taken without a word."""
+    """The value that asks for what is done here anyway; it is taken without a warning."""
 
 
 _NO_GPU = "it is for GPUs"
