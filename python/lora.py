@@ -5,7 +5,8 @@
     python lora.py --pretrained_model_name_or_path toyworld/model --instance_data_dir toyworld/concept \
         --instance_prompt "a photo of a toy" --output_dir runs/toy --resolution 64 --max_train_steps 100
 
-The flags are those of diffusers' train_dreambooth_lora.py. A job file contains the same settings in YAML.
+The flags are those of diffusers' train_dreambooth_lora.py; those without a use here are refused or warned of.
+A job file contains the same settings in YAML.
 """
 
 from sdtune import cli

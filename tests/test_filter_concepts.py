@@ -38,6 +38,8 @@ def test_each_folder_becomes_a_run(concepts):
 
 def test_lora_learns_no_token():
     assert concept_runs([], ["mug"], "lora") == [{"run_name": "mug", "training_concept": "mug"}]
+    of_one = {"run_name": "mug", "training_method": "lora"}
+    assert concept_runs([of_one], ["mug"]) == [{**of_one, "training_concept": "mug"}]
 
 
 def test_without_a_folder_the_runs_are_those_that_are_listed():

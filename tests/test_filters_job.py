@@ -44,6 +44,16 @@ def test_keys_have_the_order_of_their_declaration():
     assert list(data["training"]) == ["world_size", "learning_rate"]
 
 
+def test_what_the_method_does_not_use_has_its_default():
+    given = {"data": {"placeholder_token": "<dicoo>", "resolution": 64}, "lora": {"rank": 4}}
+    assert job_data({"method": "lora", **given}) == {
+        "method": "lora",
+        "data": {"placeholder_token": "<concept>", "resolution": 64},
+        "lora": {"rank": 4},
+    }
+    assert job_data({"method": "textual_inversion", **given})["lora"] == {"rank": 8}
+
+
 def test_lists():
     """Each item by itself."""
     assert job_data({"seeds": ["1", 2], "prompts": ["7"]}, "generation") == {"prompts": ["7"], "seeds": [1, 2]}

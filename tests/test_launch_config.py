@@ -81,8 +81,12 @@ def test_the_files_of_a_run(playbook, provisioned):
     assert "-e run_name=..." in message
     assert "-e training_overwrite=true" in message
     assert (run / "job.yaml").read_text() == before
-    done = configure(playbook, training_overwrite=True, training_mixed_precision="bf16")
+    lora = {"training_method": "lora", "training_instance_prompt": "a photo of sks toy"}
+    done = configure(playbook, training_overwrite=True, training_mixed_precision="bf16", **lora)
     assert done.returncode == 0, done.stdout
+    job = yaml.safe_load((run / "job.yaml").read_text())
+    assert (job["method"], job["data"]["placeholder_token"]) == ("lora", "<concept>"), "the inventory's is passed over"
+    assert job["validation"]["prompt"] == "a photo of sks toy"
     assert precision(run) == "bf16"
     assert "in bf16" not in " ".join(done.stdout.split()), "what is asked for by name is no news"
 

@@ -31,8 +31,10 @@ def concept_runs(runs: Sequence[Any], concepts: Iterable[str], method: str = "te
     names = list(concepts)
     made = []
     for name in names:
-        token = {} if method == "lora" else {"training_placeholder_token": f"<{name}>"}
-        made.append({"run_name": name, "training_concept": name, **token, **own.get(name, {})})
+        differs = own.get(name, {})
+        learns_token = differs.get("training_method", method) != "lora"
+        token = {"training_placeholder_token": f"<{name}>"} if learns_token else {}
+        made.append({"run_name": name, "training_concept": name, **token, **differs})
     return made + [run for run in runs if not isinstance(run, Mapping) or run.get("run_name") not in names]
 
 

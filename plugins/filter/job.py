@@ -1,9 +1,12 @@
 """Filters for job files: what ``python/sdtune/settings`` makes of the values of Ansible's variables, and of prompts."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from ansible.parsing.dataloader import DataLoader
+from ansible.utils.vars import load_extra_vars
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
 from sdtune.errors import BadInput
@@ -31,6 +34,11 @@ def text_problem(path: str) -> str:
     return ""
 
 
+def typed_with_e(names: Iterable[str]) -> list[str]:
+    """Those of the variables that ``-e`` sets."""
+    return sorted(set(names) & set(load_extra_vars(DataLoader())))  # ansible-core has read them already, and kept them
+
+
 class FilterModule:
     """What Ansible looks for in a filter plugin."""
 
@@ -43,4 +51,5 @@ class FilterModule:
             "setting_rules": setting_rules,
             "setting_variables": setting_variables,
             "text_problem": text_problem,
+            "typed_with_e": typed_with_e,
         }

@@ -9,6 +9,7 @@ from sdtune.host import environment
 
 environment.isolate()  # first: what is imported below could come from another environment
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -24,6 +25,7 @@ from sdtune.launch import hydra
 from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 from sdtune.settings import Job, training_job
+from sdtune.settings.flags import errors_name_flags
 
 # The libraries' remarks on what they load would hide our messages. A user who wants them sets these to "info"; of what
 # is no level, each library would complain on every import.
@@ -124,10 +126,14 @@ def train(description: str, method: str) -> None:
     job, flags = training_job(None, description, method)
     if job.method == "textual_inversion":
         hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
+    if os.environ.get("PMI_RANK", "0") == "0":  # one of the ranks is enough
+        for warning in flags.passed_over:
+            print(f"warning: {warning}", flush=True)
     follow_mode(Path(job.run_dir))
-    if flags.check:
-        _check(job, flags.warnings)
-        return
-    from sdtune.training import trainer  # after the flags: importing torch takes seconds
+    with contextlib.nullcontext() if flags.job else errors_name_flags(method):
+        if flags.check:
+            _check(job, flags.warnings)
+            return
+        from sdtune.training import trainer  # after the flags: importing torch takes seconds
 
-    trainer.train(job)
+        trainer.train(job)

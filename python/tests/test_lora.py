@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 
 from sdtune.data.caption_files import find_captions
 from sdtune.data.pictures import picture_problems
@@ -91,6 +92,9 @@ def test_other_tools_read_what_a_run_writes(lora_job, untrained_model):
         assert plain.get_list_adapters().keys() == {"unet", "text_encoder"}
         torch.testing.assert_close(latents(plain), ours, rtol=1e-3, atol=1e-3)
         plain.unload_lora_weights()
+    with safe_open(run.folder / "t.safetensors", framework="pt") as file:
+        alphas = {file.get_tensor(key).item() for key in file.keys() if key.endswith(".alpha")}  # noqa: SIM118
+        assert alphas == {float(file.metadata()["ss_network_alpha"])}
     half = run.folder / "half"
     bake(load_diffusers(run.lora), run.pipeline, half, -1.0)  # weight 0
     torch.testing.assert_close(latents(StableDiffusionPipeline.from_pretrained(half)), base, rtol=1e-3, atol=1e-3)

@@ -101,7 +101,13 @@ def test_every_host_gets_the_pictures_of_the_first_that_has_them(tmp_path, monke
     ("prior", "message"),
     [
         ({"preservation": True}, "prior.class_prompt: prior preservation needs the caption of the class pictures"),
-        ({"class_prompt": "a toy"}, "prior.preservation: it is off, but there are a class prompt or class pictures"),
+        ({"class_prompt": "a toy"}, "prior.class_prompt: it is of no use without prior preservation; switch prior"),
+        ({"num_class_images": 3}, "prior.num_class_images: it is of no use without prior preservation"),
+        ({"loss_weight": 0.5}, "prior.loss_weight: it is of no use without prior preservation"),
+        (
+            {"preservation": True, "class_prompt": "toy " * 40},
+            "prior.class_prompt: the caption has 42 tokens, and the text encoder takes 32: .*; shorten it",
+        ),
         (
             {"preservation": True, "class_prompt": "a toy", "class_path": "pictures"},
             r"prior.class_path: .* holds 3 pictures, and 100 are asked for .*; add pictures, or ask for at most 3",

@@ -98,6 +98,17 @@ def test_rules_of_an_inventory_and_its_runs():
     assert not any(rule["holds"] for rule in rules)
 
 
+def test_zero_is_a_value_or_none_but_never_both():
+    """A number that may be 0 says auto for no value: 0 is then taken as the 0 that was asked for."""
+    optional = [(name, s) for _, name, s in SETTINGS if s.optional and s.kind in (int, float)]
+    with_zero = [(name, s) for name, s in optional if not s.complaint(s.kind(0))]
+    assert [name for name, _ in with_zero] == ["image_generation_lora_weight"]
+    for name, setting in optional:
+        value = typed("0", setting)
+        assert (value == 0 and type(value) is setting.kind) if (name, setting) in with_zero else value is None
+        assert typed(variable_default(setting), setting) is None
+
+
 def test_a_section_of_a_job():
     assert role_values(
         {"openvino_export_height": "128", "openvino_export_width": 0, "other": 1}, "openvino_export"
@@ -108,17 +119,47 @@ def test_a_section_of_a_job():
 
 
 def test_settings_of_another_method_are_named():
-    """Also those that a run of a sweep has from the inventory."""
     ours = {**DEFAULTS["training"], "training_placeholder_token": "<dicoo>", "training_lora_rank": 4}
     assert list(setting_problems(ours, "training")) == ["training_lora_rank"]
     assert setting_problems({**ours, "training_method": "pivotal"}, "training") == {}
-    [rule] = setting_rules(
-        {**ours, "training_lora_rank": 8}, "training", [{"run_name": "b", "training_method": "lora"}]
-    )
-    assert rule["wrong"].startswith(
-        "run 'b': training_placeholder_token: '<dicoo>' is of no use to the method lora, it is a setting of "
-    )
-    assert "whose default is '<concept>'" in rule["remedy"]
+
+
+def wrong(values, runs=(), typed_names=(), role="training"):
+    return [rule["wrong"].partition(" is of no use")[0] for rule in setting_rules(values, role, runs, typed_names)]
+
+
+def test_an_inventory_may_serve_all_methods():
+    """Where -e or a run chooses the method, what the inventory has for others is passed over; where it does, refused.
+
+    What stands beside the choice, or nearer to the call, is always judged.
+    """
+    token = {**DEFAULTS["training"], "training_placeholder_token": "<dicoo>"}
+    lora = {**token, "training_method": "lora"}
+    assert wrong(lora) == ["training_placeholder_token: '<dicoo>'"]
+    assert wrong(lora, typed_names=["training_method", "training_lora_rank"]) == []
+    typed_too = ["training_method", "training_placeholder_token"]
+    assert wrong(lora, typed_names=typed_too) == ["training_placeholder_token: '<dicoo>'"]
+    assert wrong(lora, typed_names=["training_placeholder_token"]) == ["training_placeholder_token: '<dicoo>'"]
+
+    runs = [{"run_name": name, "training_method": name} for name in ("textual_inversion", "lora", "pivotal")]
+    adapted = {**token, "training_lora_rank": 16, "training_prior_preservation": True}
+    assert wrong(adapted, runs) == [
+        "run 'lora': training_prior_class_prompt: prior preservation needs the caption of the class pictures; set it, "
+        "for example to: a photo of a toy"
+    ]
+    assert wrong(token | {"training_lora_rank": 16}, runs) == []
+    runs[1]["training_num_vectors"] = 2
+    assert wrong(token | {"training_lora_rank": 16}, runs) == ["run 'lora': training_num_vectors: 2"]
+    assert wrong(token | {"training_lora_rank": 16}, runs[1:], ["training_lora_rank"])[1:] == []
+    assert wrong(token, [{"run_name": "a", "training_lora_rank": 9}]) == ["run 'a': training_lora_rank: 9"]
+
+
+def test_an_export_is_judged_by_the_method_too():
+    ours = {**DEFAULTS["openvino_export"], "training_method": "textual_inversion", "openvino_export_lora_weight": 0.5}
+    assert wrong(ours, role="openvino_export") == ["openvino_export_lora_weight: 0.5"]
+    assert wrong(ours, [{"training_method": "lora"}], role="openvino_export") == []
+    assert wrong(ours, typed_names=["training_method"], role="openvino_export") == []
+    assert role_values(ours, "openvino_export")["lora_weight"] == 1.0
 
 
 def test_prior_preservation_without_a_class_prompt_is_named():

@@ -25,8 +25,9 @@ from sdtune.settings import (
 from sdtune.settings.__main__ import BEGIN, END, replace_block, update
 from sdtune.settings.ansible import JOBS, job_data, job_variables, role_defaults, role_options
 from sdtune.settings.bounds import Between, Ge, Gt, Multiple, Pattern
+from sdtune.settings.diffusers_flags import OTHER_DEFAULTS, OTHER_FLAGS
 from sdtune.settings.fields import Settings, sections_of, settings_of
-from sdtune.settings.flags import job_flags
+from sdtune.settings.flags import errors_name_flags, job_flags
 from sdtune.settings.load import convert
 from tests.conftest import REPOSITORY
 
@@ -136,7 +137,7 @@ def test_a_generation_needs_prompts():
         ({"scheduler": "magic"}, "scheduler: 'magic' is not one of pndm, ddim, dpmsolver++"),
         ({"height": 100}, "height: 100 is not a multiple of 8"),
         ({"guidance_start": 0.5, "guidance_stop": 0.5}, "0.5 to 0.5 is not an interval within 0 and 1"),
-        ({"guidance_stop": 1.5}, "guidance_stop: 1.5 is not between 0 and 1"),
+        ({"guidance_stop": 1.5}, "guidance_stop: 1.5 is more than 1"),
         ({"precision": "int8"}, "'int8' is not one of f32, bf16"),
         ({"processes": -1}, "processes: -1 is negative"),
         ({"scheduler": "lcm", "num_inference_steps": 60}, "60 is more than the scheduler lcm has, which is 50"),
@@ -331,6 +332,61 @@ def test_every_flag_has_its_meaning_and_default(capsys, method, rate):
         assert setting.meaning.replace("``", "")[:40] in after, flag
         assert "Default: " in after, flag
     assert re.search(rf"--learning_rate X Learning rate of AdamW[^.]*\..{{0,99}}Default: {rate}\.", text)
+
+
+OF_LORA = [
+    "--pretrained_model_name_or_path", "/m", "--instance_data_dir", "/d", "--instance_prompt", "a photo of sks dog",
+    "--output_dir", "/r", "--max_train_steps", "5",
+]  # fmt: skip
+
+
+OF_SCRIPT = """
+pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir instance_prompt
+class_prompt validation_prompt num_validation_images validation_epochs with_prior_preservation prior_loss_weight
+num_class_images output_dir seed resolution center_crop train_text_encoder train_batch_size sample_batch_size
+num_train_epochs max_train_steps checkpointing_steps checkpoints_total_limit resume_from_checkpoint
+gradient_accumulation_steps gradient_checkpointing learning_rate scale_lr lr_scheduler lr_warmup_steps lr_num_cycles
+lr_power dataloader_num_workers use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+push_to_hub hub_token hub_model_id logging_dir allow_tf32 report_to mixed_precision prior_generation_precision
+local_rank enable_xformers_memory_efficient_attention pre_compute_text_embeddings tokenizer_max_length
+text_encoder_use_attention_mask validation_images class_labels_conditioning rank
+"""
+
+
+def test_each_flag_of_diffusers_script_is_a_setting_or_is_answered():
+    """All flags of train_dreambooth_lora.py: none is unknown, and none is passed over silently."""
+    assert {flag for flag in OF_SCRIPT.split() if flag not in job_flags("lora")} <= set(OTHER_FLAGS)
+    assert not set(OTHER_FLAGS) & {*job_flags("lora"), *job_flags("textual_inversion")}
+    for flag, other in OTHER_FLAGS.items():
+        argv = [*OF_LORA, f"--{flag}", *([] if other.switch else ["7"])]
+        if other.refused:
+            with pytest.raises(BadInput, match=f"^--{flag}: "):
+                training_job(argv, "", "lora")
+        else:
+            assert training_job(argv, "", "lora")[1].passed_over[0].startswith(f"--{flag} has no effect: ")
+    assert training_job([*OF_LORA, "--lr_power", "1"], "", "lora")[1].passed_over[1:] == []
+
+
+def test_defaults_that_differ_from_diffusers_script_are_told_where_they_count():
+    [told] = training_job(OF_LORA, "", "lora")[1].passed_over
+    assert told.endswith("(its own): --rank (4), --train_batch_size (4), --learning_rate (5e-4)")
+    for flag, theirs in OTHER_DEFAULTS["lora"].items():
+        assert str(job_flags("lora")[flag].default) != theirs
+    ours = ["--rank", "4", "--train_batch_size", "1", "--learning_rate", "1e-4"]
+    assert training_job([*OF_LORA, *ours], "", "lora")[1].passed_over == []
+
+
+def test_errors_name_the_flags_that_were_typed():
+    """Those of settings, and those that come later, from the model and the pictures."""
+    with pytest.raises(BadInput, match=r"^--rank: 0 is less than 1"):
+        training_job([*OF_LORA, "--rank", "0"], "", "lora")
+    with pytest.raises(BadInput, match=r"^--num_class_images: "):
+        training_job([*OF_LORA, "--num_class_images", "0"], "", "lora")
+    later = pytest.raises(BadInput, match=r"^--lora_layers: /m/lora.rank has no projection; lower --rank$")
+    with later, errors_name_flags("lora"):
+        raise BadInput("lora.targets: /m/lora.rank has no projection; lower lora.rank")
+    with pytest.raises(BadInput, match="--job and --push_to_hub exclude each other"):
+        training_job(["--job", "x.yaml", "--push_to_hub"], "", "lora")
 
 
 def test_flags_a_file_and_a_role_make_the_same_job(tmp_path):

@@ -106,11 +106,13 @@ def _lora_weight(job: GenerationJob, exported: ExportFacts | None, adapted: bool
     if job.lora_weight is None or job.lora_weight == has:
         return has
     if has is None:
-        raise BadInput("lora_weight: this run has learned no LoRA; leave it out")
+        which = "the base model has" if job.source == "model" else "this run has learned"
+        raise BadInput(f"lora_weight: {job.lora_weight} weighs nothing, {which} no LoRA; leave it out")
     if exported is not None:
         raise BadInput(
             f"lora_weight: the OpenVINO copy of this run has its LoRA at {has}, not {job.lora_weight}; export again "
-            f"(openvino.lora_weight: {job.lora_weight}), or take the source pipeline"
+            f"(openvino.lora_weight: {job.lora_weight}; Ansible: openvino_export_lora_weight), or take the source "
+            f"pipeline (Ansible: image_generation_source)"
         )
     return job.lora_weight
 

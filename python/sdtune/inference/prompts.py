@@ -43,7 +43,8 @@ def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[
             if word not in known:
                 raise BadInput(
                     f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
-                    f"{placeholder or 'no new word'}"
+                    f"{placeholder or 'no new word, so write prompts like its captions'} "
+                    f"(Ansible: image_generation_prompts)"
                 )
     return [
         f"the prompt {prompt!r} does not hold the learned word {placeholder}"

@@ -69,7 +69,8 @@ def save_diffusers(path: Path, lora: LoraFile) -> None:
 def save_kohya(path: Path, lora: LoraFile) -> None:
     """Write one file in the names of kohya's scripts, which ComfyUI, A1111, Forge and InvokeAI read.
 
-    Its alphas are the rank, and its B are multiplied by alpha / rank instead: OpenVINO GenAI passes over alphas.
+    Its alphas are the rank, also in the metadata, and its B are multiplied by alpha / rank instead: OpenVINO GenAI
+    passes over alphas.
     """
     tensors = {}
     for network, factors in lora.networks.items():
@@ -78,7 +79,7 @@ def save_kohya(path: Path, lora: LoraFile) -> None:
             tensors[f"{name}.lora_down.weight"] = _tensor(a)
             tensors[f"{name}.lora_up.weight"] = _tensor(b * lora.scaling)
             tensors[f"{name}.alpha"] = torch.tensor(float(lora.rank))
-    _write(tensors, path, dict(lora.metadata))
+    _write(tensors, path, {**lora.metadata, "ss_network_alpha": str(float(lora.rank))})
 
 
 def load_diffusers(path: Path) -> LoraFile:

@@ -28,23 +28,30 @@ def user_captions(job: Job) -> list[str]:
 def caption_problems(job: Job, tokenizers: Mapping[str, Any], needs: Problem = lambda _: None) -> list[str]:
     """What is wrong with the captions beside the pictures: missing, empty, too long, or not what the method needs.
 
+    The captions that the settings give to pictures, the instance prompt and the class prompt, follow the same rules.
+
     Args:
-        job: names the picture folder and the instance prompt.
+        job: names the picture folder, the instance prompt and the class prompt.
         tokenizers: of all text encoders.
         needs: what else is wrong with a caption.
 
     Raises:
-        BadInput: the instance prompt is wrong.
+        BadInput: the instance prompt is wrong, or the class prompt is too long.
     """
 
-    def problem(caption: str) -> str | None:
+    def too_long(caption: str) -> str | None:
         for tokenizer in tokenizers.values():
             has, fit = len(tokenizer(caption).input_ids), tokenizer.model_max_length
             if has > fit:
                 return f"the caption has {has} tokens, and the text encoder takes {fit}: {caption[:60]!r}"
-        return needs(caption)
+        return None
+
+    def problem(caption: str) -> str | None:
+        return too_long(caption) or needs(caption)
 
     data = job.data
+    if wrong := too_long(job.prior.class_prompt or ""):
+        raise BadInput(f"prior.class_prompt: {wrong}; shorten it")
     captions, problems = find_captions(data.path, list_pictures(data.path), problem)
     if data.instance_prompt is None:
         return problems
@@ -84,7 +91,6 @@ def prompt_warnings(job: Job, tokenizers: Mapping[str, Any]) -> list[str]:
     asked = {
         "validation.prompt": job.validation.prompt,
         "validation.reference_caption": job.validation.reference_caption,
-        "prior.class_prompt": job.prior.class_prompt,
     }
     texts = {name: text for name, text in asked.items() if text}
     return [

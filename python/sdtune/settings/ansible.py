@@ -1,6 +1,6 @@
 """The settings as Ansible variables: roles' defaults and argument_specs, and the job file from the variables' values.
 
-Ansible variables cannot be None: ``0`` or empty text stands for no value.
+Ansible variables cannot be None: ``0``, ``auto`` or empty text stands for no value (:attr:`.Setting.unset`).
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sdtune.settings.fields import MISSING, SAME, Setting, Settings, sections_of, settings_of
+from sdtune.settings.fields import MISSING, SAME, ZERO_COUNTS, Setting, Settings, sections_of, settings_of
 from sdtune.settings.generation import GenerationJob
 from sdtune.settings.job import Job
 
@@ -45,9 +45,9 @@ def _typed(value: Any, kind: Any) -> Any:
 
 
 def typed(value: Any, setting: Setting) -> Any:
-    """The value of a variable as its setting has it in a job: 0 and empty text are None for an optional one."""
+    """The value of a variable as its setting has it in a job: what stands for no value is None for an optional one."""
     value = _typed(value, setting.kind)
-    return None if setting.optional and value in (0, "") and not isinstance(value, bool) else value
+    return None if setting.optional and value in (setting.unset, "") and not isinstance(value, bool) else value
 
 
 def job_data(values: Mapping[str, Any], kind: str = "training") -> dict[str, Any]:
@@ -58,20 +58,24 @@ def job_data(values: Mapping[str, Any], kind: str = "training") -> dict[str, Any
         kind: a key of :data:`JOBS`.
 
     Returns:
-        The same mapping in the order of the declarations. Text for a number or a Boolean is converted; 0 and empty
-        text become None for optional settings. A wrong value is left unchanged: the program that reads the file
-        refuses it by name.
+        The same mapping in the order of the declarations. Text for a number or a Boolean is converted; what stands for
+        no value becomes None for optional settings; settings that the job's method does not use have their defaults
+        (:func:`.setting_rules` says which of those are refused). A wrong value is left unchanged: the program that
+        reads the file refuses it by name.
     """
-    return _section_data(values, JOBS[kind])
+    return _section_data(values, JOBS[kind], str(values.get("method", "")))
 
 
-def _section_data(values: Mapping[str, Any], cls: type[Settings]) -> dict[str, Any]:
+def _section_data(values: Mapping[str, Any], cls: type[Settings], method: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for setting in settings_of(cls):
         if setting.name not in values:
             continue
         value = values[setting.name]
-        data[setting.name] = _section_data(value, setting.nested) if setting.nested else typed(value, setting)
+        if setting.nested:
+            data[setting.name] = _section_data(value, setting.nested, method)
+        else:
+            data[setting.name] = typed(value, setting) if setting.is_for(method) else setting.default
     return data
 
 
@@ -103,11 +107,6 @@ def role_settings(role: str) -> Iterator[tuple[str, Setting, type[Settings]]]:
                     yield variable_name(setting, cls), setting, cls
 
 
-def _unset(setting: Setting) -> Any:
-    """What an inventory writes for None."""
-    return 0 if setting.kind in (int, float) else ""
-
-
 def variable_default(setting: Setting) -> Any:
     """Default of the variable.
 
@@ -117,12 +116,12 @@ def variable_default(setting: Setting) -> Any:
     default = setting.default if setting.variable.default is SAME else setting.variable.default
     if default is MISSING:
         raise ValueError(f"{setting.key} has no default for its role; give one, or derive it")
-    return _unset(setting) if default is None else default
+    return setting.unset if default is None else default
 
 
 def variable_meaning(setting: Setting) -> str:
     """Meaning of the variable."""
-    meaning = setting.described("0" if setting.kind in (int, float) else "Empty").replace("``", "")
+    meaning = setting.described(str(setting.unset) or "Empty").replace("``", "")
     return f"{meaning} {setting.variable.meaning}".strip()
 
 
@@ -140,6 +139,15 @@ def _scalar(value: Any) -> str:
     return yaml.safe_dump(value).splitlines()[0]
 
 
+def _default(name: str, setting: Setting, indent: str = "") -> list[str]:
+    """``name: default``; a list that is too long for a line has one for each item."""
+    default = variable_default(setting)
+    line = f"{indent}{name}: {_scalar(default)}"
+    if not isinstance(default, list) or len(line) <= WIDTH:
+        return [line]
+    return [f"{indent}{name}:", *(f"{indent}  - {_scalar(item)}" for item in default)]
+
+
 def role_defaults(role: str) -> list[str]:
     """Lines of ``defaults/main.yml``: each variable below its meaning, under the title of its section."""
     lines: list[str] = []
@@ -152,7 +160,7 @@ def role_defaults(role: str) -> list[str]:
         choices = setting.variable.choices + setting.choices
         if choices:
             lines.append(f"# One of {', '.join(choices)}.")
-        lines.append(f"{name}: {_scalar(variable_default(setting))}")
+        lines += _default(name, setting)
     return lines
 
 
@@ -171,10 +179,12 @@ def role_options(role: str) -> list[str]:
     for name, setting, _ in role_settings(role):
         kind = str if setting.choices else typing.get_origin(setting.kind) or setting.kind
         choices = ("",) * (setting.optional and bool(setting.choices)) + setting.variable.choices + setting.choices
-        lines += [f"{indent}{name}:", f"{indent}  type: {setting.variable.type or _TYPES[kind]}"]
+        # :mod:`.problems` checks the value itself
+        declared = "str" if setting.unset == ZERO_COUNTS else _TYPES[kind]
+        lines += [f"{indent}{name}:", f"{indent}  type: {setting.variable.type or declared}"]
         if kind is list:
             lines.append(f"{indent}  elements: {_TYPES[typing.get_args(setting.kind)[0]]}")
-        lines.append(f"{indent}  default: {_scalar(variable_default(setting))}")
+        lines += _default("default", setting, f"{indent}  ")
         if choices:
             lines += [f"{indent}  choices:", *(f"{indent}    - {_scalar(choice)}" for choice in choices)]
         lines += _item("description", variable_meaning(setting), f"{indent}  ")

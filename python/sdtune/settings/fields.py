@@ -21,6 +21,8 @@ from sdtune.text import text_problem
 MISSING = dataclasses.MISSING
 SAME = object()
 """Stands for the default of the field itself."""
+ZERO_COUNTS = "auto"
+"""What an inventory writes for no value, where 0 is one."""
 LARGEST = 2**63 - 1
 """Largest whole number of any setting: what torch and NumPy hold."""
 
@@ -153,8 +155,15 @@ class Setting:
         return next((m for m in self.markers if isinstance(m, OnlyFor)), None)
 
     def is_for(self, method: str) -> bool:
-        """Whether a method uses it."""
-        return self.only_for is None or method in self.only_for.methods
+        """Whether a method uses it; where no method is named, any does."""
+        return self.only_for is None or not method or method in self.only_for.methods
+
+    @property
+    def unset(self) -> Any:
+        """What an inventory writes for None: 0 where it is no value of its own, as of a number of steps, else auto."""
+        if self.kind not in (int, float):
+            return ""
+        return ZERO_COUNTS if self.optional and not self.complaint(self.kind(0)) else 0
 
     def misplaced(self, value: Any, method: str) -> str:
         """What is wrong with a value that a method does not use; empty if it is the default, or is used."""

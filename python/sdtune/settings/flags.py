@@ -1,12 +1,15 @@
 """Flags of the training programs, one for each method: those of diffusers' scripts and our own, with a help text."""
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdtune.errors import BadInput
+from sdtune.settings.diffusers_flags import OTHER_FLAGS, add_other_flags, other_flag_warnings
 from sdtune.settings.fields import MISSING, Setting, sections_of, settings_of
 from sdtune.settings.job import Job
 from sdtune.settings.load import build, read_yaml
@@ -81,13 +84,31 @@ def job_from_flags(flags: argparse.Namespace, method: str) -> Job:
     for flag, value in given.items():
         setting = known[flag]
         (mapping.setdefault(setting.section, {}) if setting.section else mapping)[setting.name] = value
-    return build(Job, mapping)
+    with errors_name_flags(method):
+        return build(Job, mapping)
+
+
+@contextlib.contextmanager
+def errors_name_flags(method: str) -> Iterator[None]:
+    """Let the message of a BadInput name settings by the flags of a method's program, where the user typed flags."""
+    try:
+        yield
+    except BadInput as error:
+        text = str(error)
+        for flag, setting in job_flags(method).items():
+            where = r"(?<![\w./-])" if setting.section else "^"
+            text = re.sub(rf"{where}{re.escape(setting.key)}(?![\w./])", f"--{flag}", text)
+        error.args = (text,)
+        raise
 
 
 def training_job(argv: Sequence[str] | None, description: str, method: str) -> tuple[Job, argparse.Namespace]:
     """Parse the command line of a method's program: ``--job FILE``, or flags; ``--check`` and ``--warnings``.
 
     A job file says itself which method it is for.
+
+    Returns:
+        The job, and the parsed command line; its ``passed_over`` are warnings of flags without an effect.
 
     Raises:
         BadInput: the job file or a flag is wrong, or a flag contradicts --job.
@@ -101,11 +122,15 @@ def training_job(argv: Sequence[str] | None, description: str, method: str) -> t
     parser.add_argument("--check", action="store_true", help="check the job and its inputs, then exit")
     parser.add_argument("--warnings", metavar="FILE", help="with --check: also write the warnings to FILE, as JSON")
     add_job_flags(parser, method)
+    add_other_flags(parser)
     flags = parser.parse_args(argv)
-    if flags.job is None:
-        return job_from_flags(flags, method), flags
     given = _given(flags, method)
-    also = [f"--{flag}" for flag in given if flag not in _AT_START]
+    if flags.job is None:
+        flags.passed_over = other_flag_warnings(flags, method, given)
+        return job_from_flags(flags, method), flags
+    flags.passed_over = []
+    others = [flag for flag in OTHER_FLAGS if getattr(flags, flag) is not None]
+    also = [f"--{flag}" for flag in (*given, *others) if flag not in _AT_START]
     if also:
         raise BadInput(f"--job and {also[0]} exclude each other: change the value in the job file")
     job = read_yaml(flags.job, Job)

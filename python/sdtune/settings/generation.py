@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar, Literal
 
 from sdtune.errors import BadInput
-from sdtune.settings.bounds import GUIDANCE, SIDE, WEIGHT, Between, Each, Ge, Le, Multiple, PathText
+from sdtune.settings.bounds import GUIDANCE, SIDE, WEIGHT, Between, Each, Ge, Gt, Le, Multiple, PathText
 from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
 from sdtune.settings.quality import MOST_STEPS, QUALITIES, Denoising, QualityName, SchedulerName
@@ -28,7 +28,10 @@ class GenerationJob(Settings):
     prompts: Annotated[
         list[str],
         Variable(
-            default=[f"a photo of a {{{{ training_placeholder_token | default('{PLACEHOLDER}') }}}}"],
+            default=[
+                "{{ training_instance_prompt"
+                f" | default('a photo of a ' ~ training_placeholder_token | default('{PLACEHOLDER}'), true) }}}}"
+            ],
             value="_image_generation_prompts",
         ),
     ] = field(default_factory=list)
@@ -47,7 +50,7 @@ class GenerationJob(Settings):
     """Guidance scale; 1 and below is no guidance, which halves the computation."""
     guidance_start: Annotated[float, Between(0, 1)] = 0.0
     """Share of the denoising steps at which guidance begins; a step without guidance costs half (arXiv 2404.07724)."""
-    guidance_stop: Annotated[float | None, Between(0, 1)] = None
+    guidance_stop: Annotated[float | None, Gt(0), Le(1)] = None
     """Share of the denoising steps at which guidance ends. Unset: that of the quality."""
     scheduler: SchedulerName | None = None
     """Scheduler. Unset: that of the quality."""
@@ -70,8 +73,8 @@ class GenerationJob(Settings):
     """Type that the OpenVINO model, or the base model, computes in. With f32, hosts of the same CPU model generate
     identical pictures."""
     lora_weight: Annotated[float | None, WEIGHT] = None
-    """Weight of LoRA adapters, 1 as learned. The OpenVINO model has the weight that it was exported with; another one
-    needs the source pipeline. Unset: that of the export, else 1."""
+    """Weight of LoRA adapters: 1 as learned, 0 not at all. The OpenVINO model has the weight that it was exported with;
+    another one needs the source pipeline. Unset: that of the export, else 1."""
     tiny_autoencoder: HostPath | None = None
     """Folder on the hosts with an AutoencoderTiny in diffusers layout that decodes in place of the VAE, for previews.
     Unset: the VAE."""

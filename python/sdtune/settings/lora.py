@@ -18,7 +18,7 @@ class LoraArgs(Settings):
     prefix: ClassVar[str] = "training_lora_"
 
     rank: Annotated[int, Ge(1), Le(100_000), ADAPTED] = 8
-    """Rank of the learned matrices; less than the width of every projection that they adapt."""
+    """Rank of the learned matrices; at most the width of every projection that they adapt."""
     alpha: Annotated[float | None, Gt(0), Le(1_000_000), Flag("lora_alpha"), ADAPTED] = None
     """The learned product is multiplied by alpha / rank. Unset: the rank, so by 1."""
     targets: Annotated[Literal["attention", "attention+feed_forward"], Flag("lora_layers"), ADAPTED] = "attention"

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from sdtune.errors import BadInput
 from sdtune.settings.bounds import Ge, Le
-from sdtune.settings.fields import Flag, HostPath, Settings
+from sdtune.settings.fields import Flag, HostPath, Settings, settings_of
 from sdtune.settings.lora import ADAPTED
 
 
@@ -36,8 +36,9 @@ class PriorArgs(Settings):
                 "prior.class_prompt: prior preservation needs the caption of the class pictures; set it, for example "
                 "to: a photo of a toy"
             )
-        if not self.preservation and (self.class_prompt or self.class_path):
+        given = [s.name for s in settings_of(PriorArgs) if getattr(self, s.name) != s.default]
+        if not self.preservation and given:
             raise BadInput(
-                "prior.preservation: it is off, but there are a class prompt or class pictures; switch it on, or leave "
-                "them out"
+                f"prior.{given[0]}: it is of no use without prior preservation; switch prior.preservation on, or leave "
+                f"it out"
             )

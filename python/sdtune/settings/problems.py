@@ -1,7 +1,7 @@
 """What is wrong with the values of Ansible's variables, by their declarations, before any host is asked."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -10,6 +10,9 @@ from sdtune.settings.ansible import role_settings, typed, variable_default, vari
 from sdtune.settings.fields import MISSING, Setting, Settings, settings_of
 from sdtune.settings.load import convert
 
+METHOD = "training_method"
+"""The variable that names the method, which says which settings of others are of no use."""
+
 
 def setting_variables(role: str) -> list[str]:
     """Names of the variables that a role declares for jobs."""
@@ -17,8 +20,23 @@ def setting_variables(role: str) -> list[str]:
 
 
 def role_values(values: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """The section of a job that a role declares, from the values of its variables: {name of the setting: value}."""
-    return {setting.name: typed(values[name], setting) for name, setting, _ in role_settings(role) if name in values}
+    """The section of a job that a role declares, from the values of its variables: {name of the setting: value}.
+
+    Settings that the method does not use have their defaults, as in :func:`.job_data`.
+    """
+    used = _without(values, role, values)
+    return {setting.name: typed(used[name], setting) for name, setting, _ in role_settings(role) if name in used}
+
+
+def _without(values: Mapping[str, Any], role: str, names: Collection[str]) -> dict[str, Any]:
+    """``values``, where those of ``names`` that the method does not use have their defaults."""
+    method = str(values.get(METHOD, ""))
+    unused = {
+        name: variable_default(setting)
+        for name, setting, _ in role_settings(role)
+        if name in names and not setting.is_for(method)
+    }
+    return {**values, **unused}
 
 
 def _problem(name: str, value: Any, setting: Setting) -> str:
@@ -70,8 +88,8 @@ def setting_problems(values: Mapping[str, Any], role: str) -> dict[str, str]:
     sections: dict[type[Settings], bool] = {}
     for name, setting, cls in role_settings(role):
         problem = _problem(name, values[name], setting) if name in values else ""
-        if not problem and name in values and "training_method" in values:
-            misplaced = setting.misplaced(typed(values[name], setting), str(values["training_method"]))
+        if not problem and name in values:
+            misplaced = setting.misplaced(typed(values[name], setting), str(values.get(METHOD, "")))
             problem = f"{name}: {misplaced}" if misplaced else ""
         sections[cls] = sections.get(cls, True) and not problem
         if problem:
@@ -82,19 +100,31 @@ def setting_problems(values: Mapping[str, Any], role: str) -> dict[str, str]:
     return found
 
 
-def setting_rules(values: Mapping[str, Any], role: str, runs: Iterable[Any] = ()) -> list[dict[str, Any]]:
+def setting_rules(
+    values: Mapping[str, Any], role: str, runs: Iterable[Any] = (), typed_names: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """The problems as rules of preflight, which do not hold.
 
+    A setting of another method is refused where the inventory, or whoever chooses the method, sets it. Where ``-e`` or
+    a run chooses the method, the inventory's values for other methods are passed over: it may serve all methods.
+
     Args:
-        values: {variable: value} of the inventory.
+        values: {variable: value}, with the method, as the call has them.
         role: name of the role.
         runs: ``training_runs``, whose entries may set variables too.
+        typed_names: those of the variables that ``-e`` sets; it wins over the inventory and the runs.
     """
     defaults = {name: variable_default(setting) for name, setting, _ in role_settings(role)}
-    found = dict.fromkeys(setting_problems(values, role).items(), "")
-    for run in runs if isinstance(runs, list) else []:
-        own = {k: v for k, v in run.items() if k in defaults} if isinstance(run, Mapping) else {}
-        for item in setting_problems({**values, **own}, role).items() if own else ():
+    entries = [run for run in runs if isinstance(run, Mapping)] if isinstance(runs, list) else []
+    chosen_by_runs = any(METHOD in run for run in entries)
+    inventory = set(values) - set(typed_names)
+    unjudged = set(values) if chosen_by_runs else inventory if METHOD in typed_names else set()
+    found = dict.fromkeys(setting_problems(_without(values, role, unjudged), role).items(), "")
+    unjudged &= inventory
+    for run in entries:
+        own = {k: v for k, v in run.items() if k in (*defaults, METHOD) and k not in typed_names}
+        mine = _without({**values, **own}, role, unjudged - set(own))
+        for item in setting_problems(mine, role).items() if own or chosen_by_runs else ():
             found.setdefault(item, f"run {shown(run.get('run_name', ''))}: ")
     return [
         {"holds": False, "wrong": prefix + problem, "remedy": _remedy(name, defaults)}
