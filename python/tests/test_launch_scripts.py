@@ -86,7 +86,7 @@ def launch(tmp_path):
         (run / "job.yaml").write_text("training:\n  max_train_steps: 9\n")
         plan = {
             "hosts": {"here": "127.0.0.1"}, "ranks_per_node": 2, "gradient_accumulation_steps": 1, "stall_timeout": 60,
-            "start_timeout": 60, "host_timeout": 10, "host_wait": 1, "max_restarts": 0, "on_host_loss": "fail",
+            "start_timeout": 60, "host_timeout": 30, "host_wait": 1, "max_restarts": 0, "on_host_loss": "fail",
         }  # fmt: skip
         (run / "supervisor.json").write_text(json.dumps(plan))
         supervise = [sys.executable, "-P", "-m", "sdtune.launch", "run", run]
