@@ -28,6 +28,18 @@ def precision(run):
     return found.pop()
 
 
+def lora_takes_the_place(playbook, run):
+    """Of what is in the run folder, where that is allowed; what the inventory says for other methods is passed over."""
+    lora = {"training_method": "lora", "training_instance_prompt": "a photo of sks toy"}
+    done = configure(playbook, training_overwrite=True, training_mixed_precision="bf16", **lora)
+    assert done.returncode == 0, done.stdout
+    job = yaml.safe_load((run / "job.yaml").read_text())
+    assert (job["method"], job["data"]["placeholder_token"]) == ("lora", "<concept>"), "the inventory's is passed over"
+    assert job["validation"]["prompt"] == "a photo of sks toy"
+    assert precision(run) == "bf16"
+    assert "in bf16" not in " ".join(done.stdout.split()), "what is asked for by name is no news"
+
+
 def test_the_files_of_a_run(playbook, provisioned):
     """They parse, agree with each other, and hold what was asked. A job that is refused, or was finished, stays."""
     run = provisioned / "runs/r"
@@ -81,14 +93,7 @@ def test_the_files_of_a_run(playbook, provisioned):
     assert "-e run_name=..." in message
     assert "-e training_overwrite=true" in message
     assert (run / "job.yaml").read_text() == before
-    lora = {"training_method": "lora", "training_instance_prompt": "a photo of sks toy"}
-    done = configure(playbook, training_overwrite=True, training_mixed_precision="bf16", **lora)
-    assert done.returncode == 0, done.stdout
-    job = yaml.safe_load((run / "job.yaml").read_text())
-    assert (job["method"], job["data"]["placeholder_token"]) == ("lora", "<concept>"), "the inventory's is passed over"
-    assert job["validation"]["prompt"] == "a photo of sks toy"
-    assert precision(run) == "bf16"
-    assert "in bf16" not in " ".join(done.stdout.split()), "what is asked for by name is no news"
+    lora_takes_the_place(playbook, run)
 
 
 def test_the_nodes_of_a_cluster(playbook, provisioned, tmp_path):
