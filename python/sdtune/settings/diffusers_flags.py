@@ -51,8 +51,8 @@ OTHER_FLAGS: Mapping[str, OtherFlag] = {
     "validation_images": OtherFlag(
         refused=True, why="no model that can be trained here draws from pictures; leave it out"
     ),
+    "max_grad_norm": OtherFlag(refused=True, why="gradients are not clipped here; leave it out"),
     # --- passed over with a warning
-    "max_grad_norm": OtherFlag(why="gradients are not clipped"),
     "use_8bit_adam": OtherFlag(switch=True, why="AdamW computes in float32; its state is as small as what is learned"),
     "prior_generation_precision": OtherFlag(why="class pictures are drawn in the type of --mixed_precision"),
     "sample_batch_size": OtherFlag(why="class pictures are drawn one by one, in as many processes as there are"),
