@@ -1,6 +1,7 @@
 """Run playbooks as a user types them, on this machine and in the test's own work_dir."""
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -8,14 +9,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path += [str(REPOSITORY), str(REPOSITORY / "scripts")]  # for plugins.filter and the like
+# For plugins.filter and the like.
+sys.path += [str(REPOSITORY), str(REPOSITORY / "scripts"), str(REPOSITORY / "python")]
 from play import play  # noqa: E402 - the entry point for programs, which the tests use too
 
 COLLECTION = "sdtune.sdtune"
@@ -41,6 +43,29 @@ def free_port() -> int:
             port = random.SystemRandom().randrange(20_000, 29_000)  # below launch_config_port_range
             probe.bind(("", port))
             return port
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """A network namespace with loopback only, for this thread and what it starts.
+
+    What runs claim of a host is valid in one (standalone/host_claims.py): other tests meanwhile do not see a run there.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    clone_newnet = 0x40000000  # <linux/sched.h>
+
+    def entered(result: int) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), "network namespace")
+
+    entered(libc.unshare(clone_newnet))
+    try:
+        subprocess.run(["ip", "link", "set", "dev", "lo", "up"], check=True)
+        yield
+    finally:
+        entered(libc.setns(before, clone_newnet))
+        os.close(before)
 
 
 def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,8 @@ import json
 from hashlib import sha256
 
 import pytest
+from conftest import own_network
+from standalone import host_claims
 
 
 @pytest.fixture
@@ -65,3 +67,20 @@ def test_what_a_finished_run_lacks_is_brought_once(playbook, run, tmp_path):
     assert "this call brings what is missing: report" in words(done)
 
     assert playbook("train.yml", run_name="r").returncode == 2
+
+
+def test_results_are_brought_while_another_run_uses_the_host(playbook, run, tmp_path):
+    """What is finished needs no cores; a run that would begin is refused."""
+    with own_network():
+        claims = host_claims.claim_cores("/runs/night", range(4))
+        try:
+            brought = playbook("train.yml", run_name="r")
+            refused = playbook("train.yml", run_name="another")
+        finally:
+            for claim in claims:
+                claim.close()
+    assert brought.returncode == 0, brought.stdout
+    assert (tmp_path / "artifacts/r/report.html").exists()
+    assert refused.returncode == 2
+    assert "localhost: it is used by run night of user root, on cores 0-3; wait" in " ".join(refused.stdout.split())
+    assert not (run.parent / "another").exists()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import REPOSITORY, playbook_in
+from conftest import REPOSITORY, own_network, playbook_in
 from hub_fake import HubFake
 
 TEST_WORK = REPOSITORY / ".cache/test"
@@ -67,7 +67,7 @@ def demo(project, tmp_path_factory):
     talkative = ("-vvvv", "--vault-password-file", str(password), "--extra-vars", f"@{vault}")
     small = yaml.safe_load((REPOSITORY / "molecule/small.yml").read_text())
     playbook = playbook_in(folder, project.environment)
-    with HubFake(REPOSITORY / "toyworld/model", token=TOKEN) as hub, CommandLines() as lines:
+    with own_network(), HubFake(REPOSITORY / "toyworld/model", token=TOKEN) as hub, CommandLines() as lines:
         settings = small | {
             "artifacts_dir": str(artifacts), "run_name": "demo", "training_validation_prompt": "",
             "base_model_source": "", "base_model_hub_id": "someone/model", "base_model_revision": "v1",
@@ -77,9 +77,9 @@ def demo(project, tmp_path_factory):
             playbook(str(project.folder / f"{name}.yml"), *talkative, **settings) for name in ("provision", "train")
         ]
         runs.append(playbook(str(project.folder / "generate.yml"), **settings))
-    return SimpleNamespace(
-        folder=folder, work=work, artifacts=artifacts, run=work / "runs/demo", runs=runs, lines=lines
-    )
+        yield SimpleNamespace(
+            folder=folder, work=work, artifacts=artifacts, run=work / "runs/demo", runs=runs, lines=lines
+        )
 
 
 def test_all_of_it_works(demo):
