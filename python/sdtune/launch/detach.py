@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.launch import staging, submit
-from standalone import run_state
+from standalone import host_claims, run_state
 
 
 def _manager_lingers(user: str) -> bool:
@@ -28,9 +28,13 @@ def _outliving(command: list[str], unit: str, folder: Path) -> list[str]:
     return ["systemd-run", "--user", *options, "--", *command]
 
 
-def spawn(command: list[str], unit: str, run: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a program that outlives this session, with its output in ``log``; ``unit``: its name for systemd."""
+def spawn(command: list[str], name: str, run: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a program that outlives this session, with its output in ``log``.
+
+    systemd knows it by ``name`` and the run's folder, since one user may have runs of one name in several work_dirs.
+    """
     log.parent.mkdir(exist_ok=True)
+    unit = f"{name}-{host_claims.digest_of(run)}"
     with log.open("wb") as output:
         return subprocess.Popen(
             _outliving(command, unit, run),
