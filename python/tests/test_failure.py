@@ -19,6 +19,14 @@ HYDRA = """
 =   RANK 0 PID 1 RUNNING AT node1
 """
 
+UNANSWERED = [
+    "the job r can run",
+    "[mpiexec@node1] Error: Downstream from host 198.51.100.12 exited abnormally",
+    "[proxy:0:1@node2] send_cmd_downstream (proxy/proxy_pmi_cb.c:33): error writing PMI line",
+    "[proxy:0:1@node2] fn_init (proxy/proxy_pmi_cb.c:238): error sending PMI response",
+    "[mpiexec@node1] wait_proxies_to_terminate (mpiexec/intel/i_mpiexec.c:554): downstream exited with status 3",
+]
+
 
 def evidence(**recorded):
     """Two hosts, one rank each, whose launcher has failed."""
@@ -100,6 +108,24 @@ SURPRISE = KeyError("surprise")
                 "rank 1 on node2 ended before its agent watched it, without an error message",
             )
             for killed in ([], [(0, 9)])
+        ),
+        # Hydra's proxy does not survive that a rank is gone when it answers it; this is what was seen then
+        (
+            {"exit_code": 255, "launcher_lines": UNANSWERED},
+            "rank 1 on node2 ended as soon as mpirun had started it, before it had an agent, as when it is killed",
+        ),
+        (
+            {"exit_code": 255, "launcher_lines": UNANSWERED, "ended": [0], "killed": [(0, 9)]},
+            "rank 1 on node2 ended as soon as mpirun had started it, before it had an agent, as when it is killed",
+        ),
+        (
+            {"exit_code": 255, "launcher_lines": UNANSWERED, "ranks_per_node": 2, "ended": [3, 0]},
+            "rank 2 on node2 ended as soon as mpirun had started it, before it had an agent, as when it is killed",
+        ),
+        (
+            {"exit_code": 255, "launcher_lines": UNANSWERED, "ranks_per_node": 2},
+            "one of ranks 2, 3 on node2 ended as soon as mpirun had started it, before it had an agent, "
+            "as when it is killed",
         ),
         # what sdtune refuses counts, whoever ended first
         (

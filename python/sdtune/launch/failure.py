@@ -14,6 +14,8 @@ _SHOWN_OF_LAUNCHER = 30
 _STOOD_STILL = 5.0  # seconds; a supervisor looks several times in one
 # as dash and bash say it of a program that they have started
 _KILLED_LAUNCHER = re.compile(r"(?:\S*mpirun: line \d+: +\d+ )?Killed(?: +mpiexec\.hydra.*)?")
+# as Hydra's proxy on host N of the run says it when a rank is gone that it answers
+_UNANSWERED = re.compile(r"\[proxy:\d+:(\d+)@[^]]*\].*error (?:writing PMI line|sending PMI response)")
 # where a rank is that waits for others
 _WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
 
@@ -73,17 +75,31 @@ class Evidence:
         return any(map(_KILLED_LAUNCHER.fullmatch, self.launcher_lines)) and not self.killed
 
     @property
+    def unanswered(self) -> set[int]:
+        """Ranks of a host whose Hydra proxy has ended because one of them was gone before it could be answered."""
+        found = filter(None, map(_UNANSWERED.match, self.launcher_lines))
+        numbers = {number for one in found if (number := int(one.group(1))) < len(self.hosts)}
+        return {rank for rank in range(self.world_size) if rank // self.ranks_per_node in numbers}
+
+    @property
     def unheard(self) -> list[int]:
         """Ranks that ended before their agents watched them, for which Hydra has ended the job (:mod:`.hydra`).
 
-        Those come first whose rank.sh printed an error, then those of which Hydra reports a signal; it does not report
-        how each rank on each host ended.
+        Those come first whose rank.sh printed an error, then those that Hydra could not answer, then those of which it
+        reports a signal; it does not report how each rank on each host ended.
         """
-        if self.exit_code is None or self.no_rank_started or self.errors or self.lost_agents:
+        if self.exit_code is None or self.errors or self.lost_agents or (self.no_rank_started and not self.unanswered):
             return []
         killed = [rank for rank, _ in self.killed]
         absent = [rank for rank in range(self.world_size) if rank not in self.ended]
-        return sorted(absent, key=lambda rank: (not _said(self.rank_lines.get(rank, ())), rank not in killed))
+        return sorted(
+            absent,
+            key=lambda rank: (
+                not _said(self.rank_lines.get(rank, ())),
+                rank not in self.unanswered,
+                rank not in killed,
+            ),
+        )
 
     def host_of(self, rank: int) -> str:
         """Name of a rank's host."""
@@ -205,6 +221,8 @@ def describe(evidence: Evidence, rank: int | None) -> str:
         return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
     if rank in evidence.unheard and (said := _said(evidence.rank_lines.get(rank, ()))):
         return f"{evidence.place_of(rank)}: {said}"
+    if rank in evidence.unheard and rank in evidence.unanswered:
+        return _describe_unanswered(evidence, rank)
     number = dict(evidence.killed).get(rank)
     memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
     alike = [one for one in evidence.unheard if dict(evidence.killed).get(one) == number]
@@ -217,6 +235,14 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     if rank in evidence.unheard:
         return f"{evidence.place_of(rank)} ended before its agent watched it, without an error message"
     return f"{evidence.place_of(rank)} ended without an error message"
+
+
+def _describe_unanswered(evidence: Evidence, rank: int) -> str:
+    """How a rank ended that Hydra could not answer; of several on one host it does not tell which."""
+    alike = [one for one in evidence.unheard if evidence.host_of(one) == evidence.host_of(rank)]
+    several = f"one of ranks {', '.join(map(str, sorted(alike)))} on {evidence.host_of(rank)}"
+    place = evidence.place_of(rank) if len(alike) == 1 else several
+    return f"{place} ended as soon as mpirun had started it, before it had an agent, as when it is killed"
 
 
 def _said(lines: Sequence[str]) -> str:
