@@ -296,7 +296,7 @@ class Supervisor:
 
     def _ranks_stopped(self) -> bool:
         """Whether the ranks stopped as requested, which they may do before this process has seen the request."""
-        last = run_state.tail_of(self.run / "metrics.jsonl")[-1:]
+        last = run_state.last_metrics(self.run)[-1:]
         return any(x["kind"] == "stopped" and x["time"] >= self.state.facts["attempt_started"] for x in last)
 
     def _finished(self, token: str) -> bool:
