@@ -140,10 +140,11 @@ LINES = "".join(json.dumps({**LINE, "step": n}) + "\n" for n in range(3))
 # A line with other values under the names that a run writes, and with names missing.
 FOREIGN = st.dictionaries(st.sampled_from(sorted(LINE)), VALUES).map(lambda more: {**LINE, **more})
 FOREIGN |= st.dictionaries(st.sampled_from(sorted(LINE)), VALUES | st.sampled_from(["step", "validation"]))
+FOREIGN = (FOREIGN | VALUES.map(str)).map(lambda value: f"{json.dumps(value, default=repr)}\n".encode())
 
 
 @fuzz
-@given(damaged(LINES.encode()) | st.binary() | (FOREIGN | VALUES.map(str)).map(lambda v: f"{json.dumps(v, default=repr)}\n".encode()))
+@given(damaged(LINES.encode()) | st.binary() | FOREIGN)
 def test_metrics_and_state(tmp_path_factory, content):
     run = tmp_path_factory.getbasetemp() / "run"
     run.mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ SWEEP = "the sweep of left-over processes fails"
         ("echo 123.5", [], {}),
         ("echo 'ssh: connect to host: No route to host' >&2; exit 255", ["b"], {}),
         ("exec sleep 60", ["b"], {}),
-        ("echo 'TimeoutError: processes [7] do not end' >&2; exit 1", [], {"b": "TimeoutError: processes [7] do not end"}),
+        ("echo 'TimeoutError: [7] do not end' >&2; exit 1", [], {"b": "TimeoutError: [7] do not end"}),
         ("exit 127", [], {"b": "it ended with code 127"}),
         ("echo welcome", [], {"b": "it printed 'welcome' instead of seconds"}),
         ("exit 0", [], {"b": "it printed '' instead of seconds"}),

@@ -71,7 +71,7 @@ def test_a_line_of_metrics_that_no_run_wrote_is_passed_over(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (STEP, line)))
     progress = run_state.look(tmp_path)["progress"]
     assert (progress["step"], progress["loss"], progress["step_s"], "validation" in progress) == (7, 0.1, 2.0, False)
-    with pytest.raises(BadInput, match="line 2 of .* is damaged; remove this line"):
+    with pytest.raises(BadInput, match=r"line 2 of .* is damaged; remove this line"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 

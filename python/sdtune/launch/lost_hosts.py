@@ -96,7 +96,7 @@ class Hosts:
 def _look_at(run: Path, plan: Plan, names: Iterable[str], began: float) -> Hosts:
     """Ask hosts, all at once, as one that does not answer takes half a minute."""
 
-    def ask(name: str) -> float | None | SweepFailed:
+    def ask(name: str) -> float | SweepFailed | None:
         try:
             return seconds_up(run, plan, plan.hosts[name])
         except SweepFailed as error:
