@@ -3,6 +3,8 @@
 import re
 
 import pytest
+import yaml
+from conftest import REPOSITORY
 
 from plugins.filter import preflight
 
@@ -110,3 +112,13 @@ def test_answers_of_other_hosts():
     assert preflight.largest_clock_difference(answers) == 12.5
     assert preflight.clock_differences({}, 5) == preflight.peers_unreachable({}) == ""
     assert preflight.largest_clock_difference({"e": {"error": "timed out"}}) == 0
+
+
+def test_the_cause_of_lost_packets_is_told_as_likely_only():
+    """What was seen comes first; why is not known."""
+    rules = yaml.safe_load((REPOSITORY / "roles/preflight/vars/main.yml").read_text())["preflight_host_rules"]
+    (rule,) = (rule for rule in rules if "64 KB" in rule["wrong"])
+    seen, _, cause = rule["wrong"].partition(", most likely ")
+    assert seen == "a few bytes reach {{ _preflight_lost_packets }}, and 64 KB do not"
+    assert "MTU" in cause
+    assert "set one MTU" in rule["remedy"]

@@ -4,10 +4,12 @@ import contextlib
 import getpass
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,10 +18,13 @@ from conftest import REPOSITORY
 
 from plugins import keeper
 from plugins.action import hold_lock
+from plugins.callback import held_lock
 
 SCRIPT = (REPOSITORY / "python/standalone/hold_lock.py").read_text()
 LEASE = 10  # seconds
 PATIENCE = 240  # seconds
+LOCKS = [("preflight", "lock"), ("ssh_mesh", "lock")]
+UNLOCKS = [("ssh_mesh", "unlock"), ("preflight", "unlock")]
 
 
 def call(command, path, token, seconds=60.0, folder="/srv/x"):
@@ -80,6 +85,34 @@ def test_every_path_to_a_folder_is_the_same_lock(tmp_path):
     assert not file.exists()
 
 
+def test_a_folder_below_the_home_of_a_user_is_that_folder(tmp_path):
+    """Also with the home of another user, which the caller's own HOME says nothing of."""
+    user = pwd.getpwuid(os.getuid())
+    assert call("take", tmp_path, "a", folder=f"~{user.pw_name}/.ssh")["held"]
+    assert not call("take", tmp_path, "b", folder=f"{user.pw_dir}/.ssh/")["held"]
+    assert call("take", tmp_path, "b", folder=f"{user.pw_dir}/work")["held"]
+
+
+def result_of(action="hold_lock", **values):
+    """A task's result as a callback gets it."""
+    return SimpleNamespace(task=SimpleNamespace(action=action), result=values)
+
+
+def test_a_call_may_hold_two_locks_on_a_host(monkeypatch):
+    """Each ends the call when it is lost; one that was released does not, and leaves the other in force."""
+    callback, alive = held_lock.CallbackModule(), {1, 2}
+    monkeypatch.setattr(held_lock.keeper, "is_alive", lambda pid, _: pid in alive)
+    for pid, file in ((1, "work"), (2, "key")):
+        callback.v2_runner_on_ok(result_of(results=[{"host": "a", "file": file, "holder": {"keeper": [pid, "1"]}}]))
+    callback.v2_playbook_on_task_start(None, False)
+    callback.v2_runner_on_ok(result_of(results=[{"host": "a", "file": "key"}]))
+    alive.remove(2)
+    callback.v2_playbook_on_task_start(None, False)
+    alive.remove(1)
+    with pytest.raises(SystemExit):
+        callback.v2_playbook_on_task_start(None, False)
+
+
 class Host:
     """A host in place of the time that passes: each renewal takes a second."""
 
@@ -128,7 +161,8 @@ def test_a_call_is_over_when_its_process_is_another():
 class Calls:
     """Calls of ansible-playbook that take the locks of hosts, wait for the file NAME.go, and release them.
 
-    Fake: all hosts are this machine; each has a folder of its own for its lock. The tasks are those of role preflight.
+    Fake: all hosts are this machine; each has a folder of its own for its lock. The tasks are those of role preflight,
+    and of role ssh_mesh, which takes its lock after the other and releases it first.
     """
 
     def __init__(self, folder):
@@ -139,7 +173,7 @@ class Calls:
         """The lock file of a host; None if there is none."""
         return next((self.folder / host).glob(".sdtune-*.lock"), None)
 
-    def start(self, name, hosts, wait=0, folder="/srv/x"):
+    def start(self, name, hosts, wait=0, folder="/srv/x", user="nobody"):
         """Start one; NAME.holds appears when it holds the locks, NAME.later when it has begun another task.
 
         ``hosts``: with their addresses, the primary first.
@@ -149,11 +183,15 @@ class Calls:
             {"ansible.builtin.command": {"argv": argv, "chdir": str(self.folder)}, "run_once": True}
             for argv in (["sh", "-c", until], ["touch", f"{name}.later"])
         ]
-        tasks = [self._task("lock"), *work, self._task("unlock")]
+        before, after = ([self._task(*names) for names in some] for some in (LOCKS, UNLOCKS))
+        tasks = [*before, *work, *after]
         values = yaml.safe_load((REPOSITORY / "roles/preflight/vars/main.yml").read_text())
-        variables = {key: value for key, value in values.items() if key.startswith("_preflight_lock_")} | {
+        values |= yaml.safe_load((REPOSITORY / "roles/ssh_mesh/vars/main.yml").read_text())
+        used = ("preflight_lock_", "_ssh_mesh_locked")
+        variables = {key: value for key, value in values.items() if key.startswith(used)} | {
+            "ssh_mesh_user": user,
             "_preflight_root_is_needed": False,
-            "_preflight_lock_place": f"{self.folder}/{{{{ item }}}}",
+            "preflight_lock_place": f"{self.folder}/{{{{ item }}}}",
             "cluster_addresses": hosts,
             "cluster_primary": next(iter(hosts)),
             "cluster_work_dir": folder,
@@ -176,9 +214,9 @@ class Calls:
         return process
 
     @staticmethod
-    def _task(name):
-        """The task of role preflight, with a short lease."""
-        (task,) = yaml.safe_load((REPOSITORY / f"roles/preflight/tasks/{name}.yml").read_text())
+    def _task(role, name):
+        """The task of a role, with a short lease."""
+        (task,) = yaml.safe_load((REPOSITORY / f"roles/{role}/tasks/{name}.yml").read_text())
         task["hold_lock"]["lease"] = LEASE
         return task
 
@@ -249,3 +287,21 @@ def test_a_call_of_whose_locks_another_took_one_ends_before_its_next_task(calls)
     assert "b: this call holds its lock no longer" in said
     assert not calls.is_there("first.later")
     wait_for(lambda: not calls.lock("a"))
+
+
+def test_of_two_work_dirs_of_one_user_one_call_at_a_time_changes_the_key(calls):
+    """Another user's key is no matter, and a call that waits for the key has released nothing."""
+    first = calls.start("first", {"a": "10.0.0.1"})
+    wait_for(lambda: calls.is_there("first.holds"))
+    refused = calls.start("second", {"a": "10.0.0.1"}, folder="/srv/y")
+    other = calls.start("other", {"a": "10.0.0.1"}, folder="/srv/z", user="daemon")
+    said = refused.communicate(timeout=PATIENCE)[0]
+    assert refused.returncode == 2
+    assert f"a: another ansible-playbook is changing ~nobody/.ssh ({getpass.getuser()}@" in said
+    assert not calls.is_there("second.holds")
+    wait_for(lambda: calls.is_there("other.holds"))
+    waits = calls.start("third", {"a": "10.0.0.1"}, wait=PATIENCE, folder="/srv/y")
+    for name in ("first", "other", "third"):
+        (calls.folder / f"{name}.go").touch()
+    assert [process.wait(timeout=PATIENCE) for process in (first, other, waits)] == [0, 0, 0]
+    assert not calls.lock("a")

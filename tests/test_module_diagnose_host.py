@@ -77,8 +77,30 @@ def test_a_login_that_a_busy_sshd_drops_is_tried_again(script, tmp_path, monkeyp
     dropped = "echo 'kex_exchange_identification: Connection closed by remote host' >&2; exit 255"
     script("ssh", f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) = 3 ] || {{ {dropped}; }}; echo sdtune")
     assert diagnose_host.failed_logins({"a": "10.0.0.1"}) == {}
-    script("ssh", dropped)
-    assert "kex_exchange" in diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "kex_exchange_identification: read: Connection reset by peer\nConnection reset by 10.0.0.1 port 22",
+        "kex_exchange_identification: Connection closed by remote host",
+        "ssh_exchange_identification: read: Connection reset by peer",
+        "Connection closed by 10.0.0.1 port 2222",
+        "Exceeded MaxStartups",
+    ],
+)
+def test_a_login_that_sshd_drops_again_and_again_names_max_startups(script, monkeypatch, said):
+    monkeypatch.setattr(diagnose_host.time, "sleep", lambda _: None)
+    script("ssh", f"echo '{said}' >&2; exit 255")
+    reason = diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"]
+    last = said.splitlines()[-1]
+    assert reason.startswith(f"sshd there dropped 4 connections before it asked who logs in ({last}), most likely")
+    assert "; raise MaxStartups in /etc/ssh/sshd_config there, such as to 100:30:200, and reload sshd" in reason
+
+
+def test_other_failures_of_ssh_are_not_taken_for_a_dropped_login(script):
+    script("ssh", "echo 'Connection timed out' >&2; exit 255")
+    assert diagnose_host.failed_logins({"a": "10.0.0.1"})["a"]["reason"] == "Connection timed out"
 
 
 def test_a_login_shell_that_hangs_is_told_and_everything_is_killed(script, monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ DOCUMENTATION = """
 name: hold_lock
 short_description: Keep other calls of ansible-playbook from changing the same folder of a host
 options:
-  protects: {description: The folder that it protects. It need not exist., type: path, required: true}
+  protects: {description: The folder that it protects - also below ~USER - need not exist., type: path, required: true}
   place: {description: Folder of the host for the files of locks., type: path, required: true}
   python: {description: The host's own Python., type: path, required: true}
   wait: {description: Seconds to wait for another call., type: int, default: 90}
@@ -80,7 +80,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: object = None, task_vars: dict | None = None) -> dict:
         """Take the lock, or release it; the result of the first has the ``holder`` that the second needs.
 
-        Results of both have the ``host``, by which callback held_lock tells locks apart.
+        Results of both have the ``host`` and the ``file`` there, by which callback held_lock tells locks apart.
         """
         result = {**super().run(tmp, task_vars), "changed": False}
         asked = self._task.args
@@ -91,7 +91,7 @@ class ActionModule(ActionBase):
         if asked.get("holder"):
             keeper.end(*asked["holder"]["keeper"])
             self._call("release", asked["holder"])
-            return {**result, "host": self._host}
+            return {**result, "host": self._host, "file": asked["holder"]["file"]}
         own = this_call()
         if not boolean(asked.get("take", True)):
             self._wait("look", own)
@@ -99,7 +99,7 @@ class ActionModule(ActionBase):
         own = self._wait("take", own)
         pid = keeper.start(lambda: self._keep(own))
         holder = {"token": own["token"], "file": own["file"], "keeper": [pid, keeper.started(pid)]}
-        return {**result, "holder": holder, "host": self._host}
+        return {**result, "holder": holder, "host": self._host, "file": own["file"]}
 
     def _wait(self, command: str, own: dict) -> dict:
         """Take the lock, or only look, as soon as no other call holds it; the holder, as the host knows it then."""

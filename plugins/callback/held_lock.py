@@ -20,7 +20,7 @@ DOCUMENTATION = """
 name: held_lock
 type: aggregate
 short_description: End a call that has lost its lock before its next task
-description: [Two calls would change the same hosts otherwise. A call holds a lock on each of its hosts.]
+description: [Two calls would change the same hosts otherwise. A call may hold several locks on each of its hosts.]
 """
 EXIT_CODE = 2  # as of a task that fails
 
@@ -35,7 +35,7 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         """No locks yet."""
         super().__init__()
-        self._keepers: dict[str, tuple[int, str]] = {}
+        self._keepers: dict[tuple[str, str], tuple[int, str]] = {}  # by host and file of the lock
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         """Remember the locks that a task took, or that it released them."""
@@ -44,13 +44,13 @@ class CallbackModule(CallbackBase):
         for one in result.result.get("results", [result.result]):
             if "holder" in one:
                 pid, since = one["holder"]["keeper"]
-                self._keepers[one["host"]] = pid, since
+                self._keepers[one["host"], one["file"]] = pid, since
             elif "host" in one:
-                del self._keepers[one["host"]]
+                del self._keepers[one["host"], one["file"]]
 
     def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
         """End. Ansible takes any exception of a callback for a warning, but this one."""
-        for host, process in self._keepers.items():
+        for (host, _), process in self._keepers.items():
             if not keeper.is_alive(*process):
                 self._display.error(
                     f"{host}: this call holds its lock no longer, so it ends here; type the same again when no other "

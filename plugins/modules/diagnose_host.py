@@ -76,7 +76,10 @@ logins:
 GREETING = "sdtune"
 AT_ONCE = 4  # logins of this host
 PAUSES = (1, 2, 4, 0)  # seconds after a login that was dropped; each host waits up to twice as long
-DROPPED = re.compile(r"kex_exchange_identification|Connection (closed|reset) by .* port|Exceeded MaxStartups")
+# What ssh says when sshd ends a connection before anybody has logged in; the second is of OpenSSH before 8.2.
+DROPPED = re.compile(
+    r"kex_exchange_identification|ssh_exchange_identification|Connection (closed|reset) by .* port|Exceeded MaxStartups"
+)
 LOGIN_SECONDS = 60  # for a login and one command; ssh's own limit is about connecting only
 IMPORT_SECONDS = 600  # on a cold network file system
 HARMLESS = re.compile(r"ERROR: ld\.so: .* ignored\.$")  # of a missing library that /etc/environment preloads
@@ -171,9 +174,13 @@ def log_in(address: str) -> str:
         code, out, err = run(argv, LOGIN_SECONDS, late)
         problem = login_problem(code if code is not None else 255, out, err)
         if code != 255 or not DROPPED.search(err):
-            break
+            return problem
         time.sleep(pause * (1 + random.random()))  # so that hosts do not meet again
-    return problem
+    return (
+        f"sshd there dropped {len(PAUSES)} connections before it asked who logs in ({problem}), most likely since too "
+        f"many hosts log in at once; raise MaxStartups in /etc/ssh/sshd_config there, such as to 100:30:200, and "
+        f"reload sshd"
+    )
 
 
 def failed_logins(addresses: dict[str, str]) -> dict[str, dict[str, str]]:

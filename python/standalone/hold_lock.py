@@ -31,9 +31,10 @@ def clock() -> tuple[str, float]:
 def lock_file(place: str, folder: str) -> Path:
     """The file of the lock on a folder, below ``place``; the folder need not exist yet.
 
-    It is the same for every path to the folder: with a slash at the end, with ``..``, or over a symbolic link.
+    It is the same for every path to the folder: with a slash at the end, with ``..``, below ``~USER``, or over a
+    symbolic link.
     """
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(Path(folder).expanduser()))).hexdigest()
     return Path(place).expanduser() / f".sdtune-{digest[:16]}.lock"
 
 

@@ -112,6 +112,39 @@ def tail_of(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
     return [found for line in lines[1 if start else 0 : -1] if (found := _object(line))]
 
 
+def _measure(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e15  # neither True nor NaN
+
+
+def _loss(value: Any) -> bool:
+    return type(value) is float or _number(value, 0)  # a loss may be NaN
+
+
+_METRICS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "step": {
+        "step": lambda value: _number(value, 1),
+        "loss": _loss,
+        "step_s": _measure,
+        "images_per_s": _measure,
+    },
+    "validation": {"step": lambda value: _number(value, 0), "loss": _loss},
+}
+"""What a line of ``metrics.jsonl`` has to say beside its kind and time, by its kind, and what each value has to be."""
+
+
+def is_metric(line: dict[str, Any]) -> bool:
+    """Whether a line of ``metrics.jsonl`` is one of a run: not damaged, and of no other program."""
+    kind = line.get("kind")
+    if not isinstance(kind, str) or not _measure(line.get("time")):
+        return False
+    return all(holds(line.get(name)) for name, holds in _METRICS.get(kind, {}).items())
+
+
+def last_metrics(run: Path) -> list[dict[str, Any]]:
+    """The last lines of a run's ``metrics.jsonl``, without those that are none of a run."""
+    return [line for line in tail_of(run / "metrics.jsonl") if is_metric(line)]
+
+
 class Unproven(Exception):
     """``finished.json`` does not prove that the run has finished. The message says why."""
 
@@ -227,7 +260,7 @@ def progress(run: Path, since: float) -> dict[str, Any]:
         ``max_steps``, ``checkpoint``; after a step also ``step``, ``loss``, ``step_s``, ``images_per_s`` and ``eta_s``
         (including the time for validations); after a validation ``validation`` with its step and loss.
     """
-    lines = [line for line in tail_of(run / "metrics.jsonl") if line.get("time", 0) >= since]
+    lines = [line for line in last_metrics(run) if line["time"] >= since]
     steps = [line for line in lines if line["kind"] == "step"]
     validations = [line for line in lines if line["kind"] == "validation"]
     max_steps = asked_steps(run)

@@ -66,6 +66,7 @@ def steps_of(world: int, slow: int | None) -> list[dict]:
     lines = [{"kind": "validation", "step": 0, "loss": 0.1, "gap_closed": 0.0}]
     for step in range(1, 41):
         times = {"step_s": 2.0 if step > 1 else 9.0, "forward_s": 0.9, "backward_s": 0.8, "sync_s": 0.2}
+        times |= {"images_per_s": 4.0}
         lines.append({"kind": "step", "step": step, "loss": 0.1 + 0.05 * (step % 3), "sync_bytes": 3072, **times})
         if step % 10 == 0:
             compute = [4.0 if rank == slow else 2.0 + 0.01 * rank for rank in range(world)]

@@ -135,11 +135,16 @@ def test_prompts(text):
     assert tokens <= 30 or limit.lost(text) or not text.isprintable()  # nothing is lost with characters of no width
 
 
-LINES = "".join(json.dumps({"kind": "step", "time": 1.0, "step": n, "loss": 0.1, "step_s": 1}) + "\n" for n in range(3))
+LINE = {"kind": "step", "time": 1.0, "step": 1, "loss": 0.1, "step_s": 1, "images_per_s": 4.0}
+LINES = "".join(json.dumps({**LINE, "step": n}) + "\n" for n in range(3))
+# A line with other values under the names that a run writes, and with names missing.
+FOREIGN = st.dictionaries(st.sampled_from(sorted(LINE)), VALUES).map(lambda more: {**LINE, **more})
+FOREIGN |= st.dictionaries(st.sampled_from(sorted(LINE)), VALUES | st.sampled_from(["step", "validation"]))
+FOREIGN = (FOREIGN | VALUES.map(str)).map(lambda value: f"{json.dumps(value, default=repr)}\n".encode())
 
 
 @fuzz
-@given(damaged(LINES.encode()) | st.binary() | VALUES.map(lambda v: (json.dumps(str(v)) + "\n").encode()))
+@given(damaged(LINES.encode()) | st.binary() | FOREIGN)
 def test_metrics_and_state(tmp_path_factory, content):
     run = tmp_path_factory.getbasetemp() / "run"
     run.mkdir(exist_ok=True)
@@ -147,7 +152,7 @@ def test_metrics_and_state(tmp_path_factory, content):
         (run / name).write_bytes(content)
     for line in refuses(read_metrics, run / "metrics.jsonl") or ():
         assert isinstance(line, dict)
-    run_state.tail_of(run / "metrics.jsonl")
+    run_state.progress(run, 0)
     run_state.asked_steps(run)
     assert isinstance(run_state.read_state(run), dict)
 

@@ -1,7 +1,8 @@
 """Which hosts count as lost: silent for ``host_timeout``, and then not back within ``host_wait`` before a restart.
 
 A host is silent when the agent of one of its ranks sends nothing. Before a restart, a host is back when it answers ssh
-and no process of the last attempt is left there. What happens then is ``on_host_loss``, see
+and no process of the last attempt is left there. One that answers while such processes cannot be ended is not lost: its
+user has to mend it. What happens then is ``on_host_loss``, see
 :meth:`sdtune.launch.supervisor.Supervisor.supervise`.
 """
 
@@ -9,13 +10,16 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sdtune.host.ssh import command_on
+from sdtune.host.ssh import SSH_FAILED, command_on
 from sdtune.launch.agent_server import Connection
 from sdtune.launch.state import Plan
+
+_SWEEP_SECONDS = 30  # for a login, ten seconds of waiting for processes to end, and a slow disk
 
 
 def first_silent(connections: Mapping[int, Connection], now: float, timeout: float) -> tuple[int, float] | None:
@@ -26,10 +30,17 @@ def first_silent(connections: Mapping[int, Connection], now: float, timeout: flo
     return None
 
 
+class SweepFailed(Exception):
+    """A host answers, but processes of the run may be left on it. The message says why."""
+
+
 def seconds_up(run: Path, plan: Plan, address: str) -> float | None:
     """For how long a host has been up, once no process of the run is left on it; None while it does not answer.
 
     The primary, which asks, has been up all the time.
+
+    Raises:
+        SweepFailed: it answers, but does not say that nothing is left.
     """
     if address == next(iter(plan.hosts.values())):
         return math.inf
@@ -38,20 +49,73 @@ def seconds_up(run: Path, plan: Plan, address: str) -> float | None:
         done = subprocess.run(
             command_on(address, command),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             text=True,
-            timeout=30,
+            errors="replace",
+            timeout=_SWEEP_SECONDS,
             check=False,
         )
-        return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
-    except (subprocess.TimeoutExpired, IndexError, ValueError):
+    except subprocess.TimeoutExpired:
         return None
+    if done.returncode == SSH_FAILED:
+        return None
+    if done.returncode != 0:
+        raise SweepFailed(_last_line(done.stderr) or f"it ended with code {done.returncode}")
+    said = _last_line(done.stdout)
+    try:
+        return float(said)
+    except ValueError:
+        raise SweepFailed(f"it printed {said!r} instead of seconds") from None
 
 
-def wait_for_hosts(
-    run: Path, plan: Plan, waiting: Callable[[list[str]], bool], began: float
-) -> tuple[list[str], list[str]]:
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+@dataclass
+class Hosts:
+    """How the hosts of a plan were found before a restart, by their names."""
+
+    lost: list[str] = field(default_factory=list)
+    """Those that do not answer."""
+    unswept: dict[str, str] = field(default_factory=dict)
+    """Why those that answer may still have processes of the last attempt."""
+    rebooted: list[str] = field(default_factory=list)
+    """Those that were rebooted since that began."""
+
+    @property
+    def absent(self) -> list[str]:
+        """Those that cannot be used yet, with the reason of those that answer."""
+        return [*self.lost, *(f"{name} ({self.fault(name)})" for name in self.unswept)]
+
+    def fault(self, name: str) -> str:
+        """What is wrong with a host that answers."""
+        return f"answers, but the sweep of left-over processes fails: {self.unswept[name]}"
+
+
+def _look_at(run: Path, plan: Plan, names: Iterable[str], began: float) -> Hosts:
+    """Ask hosts, all at once, as one that does not answer takes half a minute."""
+
+    def ask(name: str) -> float | SweepFailed | None:
+        try:
+            return seconds_up(run, plan, plan.hosts[name])
+        except SweepFailed as error:
+            return error
+
+    found, names = Hosts(), list(names)
+    with ThreadPoolExecutor(len(names)) as pool:
+        answers = dict(zip(names, pool.map(ask, names), strict=True))
+    for name, answer in answers.items():
+        if isinstance(answer, SweepFailed):
+            found.unswept[name] = str(answer)
+        elif answer is None:
+            found.lost.append(name)
+        elif answer < time.time() - began:
+            found.rebooted.append(name)
+    return found
+
+
+def wait_for_hosts(run: Path, plan: Plan, waiting: Callable[[list[str]], bool], began: float) -> Hosts:
     """Wait until all hosts of the plan are back.
 
     Args:
@@ -59,17 +123,12 @@ def wait_for_hosts(
         plan: its hosts, and how many seconds they get.
         waiting: is told each second which hosts are absent, and returns False to stop waiting.
         began: Unix time at which the attempt began that has ended.
-
-    Returns:
-        Names of the hosts that are lost, and of those that were rebooted since ``began``.
     """
     end = time.monotonic() + plan.host_wait
-    absent, rebooted = list(plan.hosts), list[str]()
+    found, rebooted = Hosts(lost=list(plan.hosts)), list[str]()
     while True:
-        with ThreadPoolExecutor(len(absent)) as pool:  # a host that does not answer takes half a minute
-            up = dict(zip(absent, pool.map(lambda name: seconds_up(run, plan, plan.hosts[name]), absent), strict=True))
-        rebooted += [name for name, seconds in up.items() if seconds is not None and seconds < time.time() - began]
-        absent = [name for name, seconds in up.items() if seconds is None]
-        if not absent or time.monotonic() >= end or not waiting(absent):
-            return absent, rebooted
+        found = _look_at(run, plan, [*found.lost, *found.unswept], began)
+        rebooted += found.rebooted
+        if not found.absent or time.monotonic() >= end or not waiting(found.absent):
+            return replace(found, rebooted=rebooted)
         time.sleep(1)

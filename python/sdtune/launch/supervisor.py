@@ -19,7 +19,7 @@ from sdtune.errors import BadInput, DrawingFailed
 from sdtune.launch import class_pictures
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import BAD_INPUT, Outcome
-from sdtune.launch.lost_hosts import wait_for_hosts
+from sdtune.launch.lost_hosts import Hosts, wait_for_hosts
 from sdtune.launch.meeting import digest_of
 from sdtune.launch.shared_hosts import used_by_others
 from sdtune.launch.state import Heartbeat, Plan, StateFile
@@ -123,12 +123,12 @@ class Supervisor:
             if code is not None:
                 return code
             began = self.state.facts["attempt_started"]
-            absent, rebooted = wait_for_hosts(self.run, self.plan, self._goes_on_waiting, began)
-            self._note_reboot(outcome, rebooted)
-            code = self._code_while_waiting(outcome, absent)
+            found = wait_for_hosts(self.run, self.plan, self._goes_on_waiting, began)
+            self._note_reboot(outcome, found.rebooted)
+            code = self._code_while_waiting(outcome, found)
             if code is not None:
                 return code
-            hosts = {name: address for name, address in self.plan.hosts.items() if name not in absent}
+            hosts = {name: address for name, address in self.plan.hosts.items() if name not in found.lost}
             arguments = self._arguments_of_restart(hosts)
             number += 1
             self.state.write(state="running", attempt=number, attempt_started=time.time(), hosts=list(hosts))
@@ -243,14 +243,17 @@ class Supervisor:
             outcome.why += f"; {', '.join(hosts)} {'was' if len(hosts) == 1 else 'were'} rebooted"
             self.state.facts["failures"][-1]["why"] = outcome.why
 
-    def _code_while_waiting(self, outcome: Outcome, absent: list[str]) -> int | None:
+    def _code_while_waiting(self, outcome: Outcome, found: Hosts) -> int | None:
         """The exit code when the run ends after it waited for hosts; None when it goes on."""
         if self.stop_request is not None:
             return self._close(STOPPED, "stopped", reason="on request, while it waited for lost hosts")
         if ended := self._interrupted():
             return self._close(FAILED, "failed", reason=ended)
-        if absent and self.plan.on_host_loss != "continue":
-            return self._close(FAILED, "failed", reason=f"{outcome.why}; {', '.join(absent)} did not come back")
+        wrong = [f"{name} {found.fault(name)}" for name in found.unswept]
+        if found.lost and self.plan.on_host_loss != "continue":
+            wrong.append(f"{', '.join(found.lost)} did not come back")
+        if wrong:
+            return self._close(FAILED, "failed", reason="; ".join([outcome.why, *wrong]))
         return None
 
     def _failure(self, outcome: Outcome, number: int) -> dict[str, Any]:
@@ -296,7 +299,7 @@ class Supervisor:
 
     def _ranks_stopped(self) -> bool:
         """Whether the ranks stopped as requested, which they may do before this process has seen the request."""
-        last = run_state.tail_of(self.run / "metrics.jsonl")[-1:]
+        last = run_state.last_metrics(self.run)[-1:]
         return any(x["kind"] == "stopped" and x["time"] >= self.state.facts["attempt_started"] for x in last)
 
     def _finished(self, token: str) -> bool:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from sdtune.errors import BadInput
 from sdtune.files import write_atomically
+from standalone import run_state
 
 
 class Metrics:
@@ -59,7 +60,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All objects of a file, in order. A last line that a crash left incomplete is ignored.
 
     Raises:
-        BadInput: another line is damaged, as by an editor or a disk; the message has its number.
+        BadInput: another line is damaged, as by an editor or a disk, or of another program; the message has its number.
     """
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -67,7 +68,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             one = json.loads(line) if line else None
         except (ValueError, RecursionError):
             one = False
-        if isinstance(one, dict):
+        if isinstance(one, dict) and run_state.is_metric(one):
             found.append(one)
         elif one is not None:
             raise BadInput(f"line {number} of {path} is damaged; remove this line")
