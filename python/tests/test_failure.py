@@ -19,18 +19,20 @@ HYDRA = """
 =   RANK 0 PID 1 RUNNING AT node1
 """
 
-UNANSWERED = [
+PROXY_ENDED = [
     "the job r can run",
     "[mpiexec@node1] Error: Downstream from host 198.51.100.12 exited abnormally",
-    "[proxy:0:1@node2] send_cmd_downstream (proxy/proxy_pmi_cb.c:33): error writing PMI line",
-    "[proxy:0:1@node2] fn_init (proxy/proxy_pmi_cb.c:238): error sending PMI response",
-    "[mpiexec@node1] wait_proxies_to_terminate (mpiexec/intel/i_mpiexec.c:554): downstream exited with status 3",
+    "[mpiexec@node1] Trying to close other downstreams",
+    "[mpiexec@node1] Error: Downstream from host 198.51.100.11 exited abnormally",
+    "[mpiexec@node1] wait_proxies_to_terminate (mpiexec/intel/i_mpiexec.c:554): downstream exited with status 255",
 ]
+WITH_PROXY = "ended before it had an agent, and mpirun's proxy there too, as when the rank is killed as it starts"
+TWO_HOSTS = {"hosts": ["node1", "node2"], "addresses": ["198.51.100.11", "198.51.100.12"]}
 
 
 def evidence(**recorded):
     """Two hosts, one rank each, whose launcher has failed."""
-    return Evidence(**{"hosts": ["node1", "node2"], "ranks_per_node": 1, "exit_code": 1, **recorded})
+    return Evidence(**{**TWO_HOSTS, "ranks_per_node": 1, "exit_code": 1, **recorded})
 
 
 def error(exception, rank):
@@ -109,23 +111,22 @@ SURPRISE = KeyError("surprise")
             )
             for killed in ([], [(0, 9)])
         ),
-        # Hydra's proxy does not survive that a rank is gone when it answers it; this is what was seen then
+        # Hydra's proxy does not survive that a rank is gone when it answers it
         (
-            {"exit_code": 255, "launcher_lines": UNANSWERED},
-            "rank 1 on node2 ended as soon as mpirun had started it, before it had an agent, as when it is killed",
+            {"exit_code": 255, "launcher_lines": PROXY_ENDED},
+            f"rank 1 on node2 {WITH_PROXY}",
         ),
         (
-            {"exit_code": 255, "launcher_lines": UNANSWERED, "ended": [0], "killed": [(0, 9)]},
-            "rank 1 on node2 ended as soon as mpirun had started it, before it had an agent, as when it is killed",
+            {"exit_code": 255, "launcher_lines": PROXY_ENDED, "ended": [0], "killed": [(0, 9)]},
+            f"rank 1 on node2 {WITH_PROXY}",
         ),
         (
-            {"exit_code": 255, "launcher_lines": UNANSWERED, "ranks_per_node": 2, "ended": [3, 0]},
-            "rank 2 on node2 ended as soon as mpirun had started it, before it had an agent, as when it is killed",
+            {"exit_code": 255, "launcher_lines": PROXY_ENDED, "ranks_per_node": 2, "ended": [3, 0]},
+            f"rank 2 on node2 {WITH_PROXY}",
         ),
         (
-            {"exit_code": 255, "launcher_lines": UNANSWERED, "ranks_per_node": 2},
-            "one of ranks 2, 3 on node2 ended as soon as mpirun had started it, before it had an agent, "
-            "as when it is killed",
+            {"exit_code": 255, "launcher_lines": PROXY_ENDED, "ranks_per_node": 2},
+            f"one of ranks 2, 3 on node2 {WITH_PROXY}",
         ),
         # what sdtune refuses counts, whoever ended first
         (

@@ -205,6 +205,7 @@ class Attempt:
         launcher_lines = list(self.output.launcher)
         return Evidence(
             hosts=[name for name, _ in self.hosts],
+            addresses=[address for _, address in self.hosts],
             ranks_per_node=self.plan.ranks_per_node,
             exit_code=code,
             decision=self.decision,

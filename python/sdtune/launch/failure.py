@@ -14,8 +14,8 @@ _SHOWN_OF_LAUNCHER = 30
 _STOOD_STILL = 5.0  # seconds; a supervisor looks several times in one
 # as dash and bash say it of a program that they have started
 _KILLED_LAUNCHER = re.compile(r"(?:\S*mpirun: line \d+: +\d+ )?Killed(?: +mpiexec\.hydra.*)?")
-# as Hydra's proxy on host N of the run says it when a rank is gone that it answers
-_UNANSWERED = re.compile(r"\[proxy:\d+:(\d+)@[^]]*\].*error (?:writing PMI line|sending PMI response)")
+# as mpiexec.hydra says that its proxy on a host has ended; the first is the cause, and the others follow
+_PROXY_ENDED = re.compile(r"\[mpiexec@[^]]*\] Error: Downstream from host (\S+) exited abnormally")
 # where a rank is that waits for others
 _WAITS = re.compile(r"all_reduce|all_gather|barrier|broadcast|gather_object|wait_for_everyone|rendezvous|in reduce")
 
@@ -26,6 +26,8 @@ class Evidence:
 
     hosts: Sequence[str]
     """Names of the hosts, in the order of their ranks."""
+    addresses: Sequence[str]
+    """Their addresses, by which mpirun calls them."""
     ranks_per_node: int
     """Ranks on each host."""
     exit_code: int | None
@@ -75,20 +77,22 @@ class Evidence:
         return any(map(_KILLED_LAUNCHER.fullmatch, self.launcher_lines)) and not self.killed
 
     @property
-    def unanswered(self) -> set[int]:
-        """Ranks of a host whose Hydra proxy has ended because one of them was gone before it could be answered."""
-        found = filter(None, map(_UNANSWERED.match, self.launcher_lines))
-        numbers = {number for one in found if (number := int(one.group(1))) < len(self.hosts)}
-        return {rank for rank in range(self.world_size) if rank // self.ranks_per_node in numbers}
+    def without_proxy(self) -> set[int]:
+        """Ranks of the first host whose Hydra proxy has ended: it does so when a rank is gone that it answers."""
+        first = next((found.group(1) for line in self.launcher_lines if (found := _PROXY_ENDED.match(line))), None)
+        places = [number for number, names in enumerate(zip(self.hosts, self.addresses, strict=True)) if first in names]
+        return {rank for rank in range(self.world_size) if rank // self.ranks_per_node in places}
 
     @property
     def unheard(self) -> list[int]:
         """Ranks that ended before their agents watched them, for which Hydra has ended the job (:mod:`.hydra`).
 
-        Those come first whose rank.sh printed an error, then those that Hydra could not answer, then those of which it
+        Those come first whose rank.sh printed an error, then those whose proxy ended, then those of which Hydra
         reports a signal; it does not report how each rank on each host ended.
         """
-        if self.exit_code is None or self.errors or self.lost_agents or (self.no_rank_started and not self.unanswered):
+        if self.exit_code is None or self.errors or self.lost_agents:
+            return []
+        if self.no_rank_started and not self.without_proxy:
             return []
         killed = [rank for rank, _ in self.killed]
         absent = [rank for rank in range(self.world_size) if rank not in self.ended]
@@ -96,7 +100,7 @@ class Evidence:
             absent,
             key=lambda rank: (
                 not _said(self.rank_lines.get(rank, ())),
-                rank not in self.unanswered,
+                rank not in self.without_proxy,
                 rank not in killed,
             ),
         )
@@ -221,8 +225,8 @@ def describe(evidence: Evidence, rank: int | None) -> str:
         return f"{evidence.place_of(rank)} was ended by its agent: {evidence.ended_by_agent[rank]}{_pause(evidence)}"
     if rank in evidence.unheard and (said := _said(evidence.rank_lines.get(rank, ()))):
         return f"{evidence.place_of(rank)}: {said}"
-    if rank in evidence.unheard and rank in evidence.unanswered:
-        return _describe_unanswered(evidence, rank)
+    if rank in evidence.unheard and rank in evidence.without_proxy:
+        return _describe_without_proxy(evidence, rank)
     number = dict(evidence.killed).get(rank)
     memory = ", for want of memory: the Linux kernel did it" if rank in evidence.out_of_memory else ""
     alike = [one for one in evidence.unheard if dict(evidence.killed).get(one) == number]
@@ -237,12 +241,14 @@ def describe(evidence: Evidence, rank: int | None) -> str:
     return f"{evidence.place_of(rank)} ended without an error message"
 
 
-def _describe_unanswered(evidence: Evidence, rank: int) -> str:
-    """How a rank ended that Hydra could not answer; of several on one host it does not tell which."""
-    alike = [one for one in evidence.unheard if evidence.host_of(one) == evidence.host_of(rank)]
-    several = f"one of ranks {', '.join(map(str, sorted(alike)))} on {evidence.host_of(rank)}"
-    place = evidence.place_of(rank) if len(alike) == 1 else several
-    return f"{place} ended as soon as mpirun had started it, before it had an agent, as when it is killed"
+def _describe_without_proxy(evidence: Evidence, rank: int) -> str:
+    """How a rank ended with Hydra's proxy on its host, which does not tell which of several it was."""
+    host = evidence.host_of(rank)
+    alike = sorted(one for one in evidence.unheard if evidence.host_of(one) == host)
+    place = evidence.place_of(rank) if len(alike) == 1 else f"one of ranks {', '.join(map(str, alike))} on {host}"
+    return (
+        f"{place} ended before it had an agent, and mpirun's proxy there too, as when the rank is killed as it starts"
+    )
 
 
 def _said(lines: Sequence[str]) -> str:
