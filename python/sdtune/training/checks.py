@@ -1,6 +1,5 @@
 """Checks before a job starts: model, pictures, method, disk, memory, run folder, number of ranks. Changes nothing."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from sdtune.data.pictures import list_pictures, picture_problems
 from sdtune.errors import BadInput, refuse
 from sdtune.files import nearest_folder
 from sdtune.inference.memory import export_bytes, read_size
+from sdtune.launch import variables
 from sdtune.launch.run_folder import Run
 from sdtune.methods.registry import method_of
 from sdtune.models.family import Family
@@ -45,10 +45,7 @@ def _check_disk_space(job: Job, family: Family) -> None:
 
 def launched_world_size() -> int:
     """How many ranks the launcher started, from the variables that Accelerate reads, in its order."""
-    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
-        if os.environ.get(name):
-            return int(os.environ[name])
-    return 1
+    return variables.first(variables.SIZE, 1)
 
 
 def check_world_size(job: Job) -> None:
