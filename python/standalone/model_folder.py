@@ -505,13 +505,13 @@ def _check_tokenizers(model: Path, layout: Layout, configs: Configs) -> Iterator
                 f"they are parts of different models"
             )
         yield from _check_merges(model, f"{tokenizer}/merges.txt") if "merges.txt" in has else ()
-        if (model / tokenizer / "tokenizer_config.json").is_file():
-            config = _read_json(model / tokenizer / "tokenizer_config.json", model)
-            reads, name = config.get("model_max_length", 1), config.get("tokenizer_class", _TOKENIZERS[0])
-            if name not in _TOKENIZERS:
-                yield f"names {shown(name)} as the class of {tokenizer}/, which is not {' or '.join(_TOKENIZERS)}"
-            if type(reads) not in (int, float) or not reads >= 1:
-                yield f"says model_max_length: {shown(reads)} in {tokenizer}/, which is no positive number"
+        # without it a library guesses the token that fills up short captions, which differs between models
+        config = _read_json(model / tokenizer / "tokenizer_config.json", model)
+        reads, name = config.get("model_max_length", 1), config.get("tokenizer_class", _TOKENIZERS[0])
+        if name not in _TOKENIZERS:
+            yield f"names {shown(name)} as the class of {tokenizer}/, which is not {' or '.join(_TOKENIZERS)}"
+        if type(reads) not in (int, float) or not reads >= 1:
+            yield f"says model_max_length: {shown(reads)} in {tokenizer}/, which is no positive number"
 
 
 def _check_merges(model: Path, name: str) -> Iterator[str]:
