@@ -112,6 +112,8 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
     Raises:
         ModelError: it cannot be read, is another kind of file, is cut off or damaged; the message names it.
     """
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is no file; fetch it again")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -369,6 +371,8 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
         ModelError: it is missing, or is no JSON object.
     """
     name = path.relative_to(model)
+    if path.exists() and not path.is_file():  # a FIFO, which nobody writes to, would be read forever
+        raise ModelError(f"holds a {name} that is no file; fetch the model again")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -612,7 +616,7 @@ def used_files(model: str | Path, variant: str = "") -> dict[str, str]:
     layout = layout_of(model)
     found = {"model_index.json": "model_index.json"}
     for part in layout.parts:
-        small = {path for pattern in _SMALL_FILES for path in (model / part).glob(pattern)}
+        small = {path for pattern in _SMALL_FILES for path in (model / part).glob(pattern) if path.is_file()}
         names = [f"{part}/{path.name}" for path in small if ".index." not in path.name or part not in layout.weights]
         if part in layout.weights:
             weights = find_weights(model, part, layout.weights[part], variant)

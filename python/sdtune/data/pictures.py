@@ -35,7 +35,8 @@ def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"{setting}: the picture folder {folder} does not exist")
+        why = "is a file" if folder.exists() else "does not exist"
+        raise BadInput(f"{setting}: the picture folder {folder} {why}")
     files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not picture_files.is_caption(p.name))
     if not files:
         raise BadInput(f"{setting}: the picture folder {folder} is empty; put pictures in it")

@@ -39,7 +39,7 @@ def added_tokens(pipeline: Path) -> set[str]:
 def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
     """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
     for text in (*job.prompts, job.negative_prompt):
-        for word in tokens_in(text):
+        for word in tokens_in(text.replace(placeholder, " ") if placeholder else text):
             if word not in known:
                 raise BadInput(
                     f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
