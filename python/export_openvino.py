@@ -3,12 +3,12 @@
 python export_openvino.py --job runs/demo/job.yaml
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.arguments import Parser
 from sdtune.errors import BadInput
 from sdtune.files import follow_mode
 from sdtune.settings import Job, OpenVINOArgs, build, read_yaml
@@ -24,7 +24,7 @@ def _openvino(text: str) -> OpenVINOArgs:
 
 def main() -> None:
     """Export; print the shape, the peak memory and the similarity to the float32 pipeline's images."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--job", required=True, help="the run's job file (required)")
     parser.add_argument("--openvino", metavar="JSON", help="settings in place of the section openvino of the job file")
     args = parser.parse_args()

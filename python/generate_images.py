@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.arguments import Parser
 from sdtune.files import follow_mode
 from sdtune.host.ssh import Reach, command_on
 from sdtune.inference import pool
@@ -31,8 +32,8 @@ from sdtune.settings import GenerationJob, Job, read_yaml
 from standalone import run_state
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> Parser:
+    parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--job", metavar="FILE", help="generation job file (YAML)")
     what.add_argument(

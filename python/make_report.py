@@ -4,15 +4,15 @@ python make_report.py runs/demo                                     # runs/demo/
 python make_report.py --compare runs/a runs/b runs/c                # runs/comparison.html
 """
 
-import argparse
 from pathlib import Path
 
 from sdtune import cli
+from sdtune.arguments import Parser
 
 
 def main() -> None:
     """Write the page; print its path."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("run", nargs="*", help="folder of a run")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of the runs that are compared")
     parser.add_argument(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
 from sdtune.files import follow_mode
-from sdtune.launch import hydra
+from sdtune.launch import hydra, variables
 from sdtune.launch.processes import raise_descriptor_limit
 from sdtune.launch.rank_error import Reporter
 from sdtune.settings import Job, training_job
@@ -64,7 +64,8 @@ def run(main: Callable[[], None], *, preload: bool = False) -> None:
     except (BadInput, TrainingFailed, DrawingFailed) as error:
         reporter.report(error)
         # under mpirun every rank finds the same mistake in the job: one line for each host is enough
-        if not isinstance(error, BadInput) or os.environ.get("MPI_LOCALRANKID", "0") == "0":
+        one_of_several = reporter.rank is not None and os.environ.get("MPI_LOCALRANKID", "0") != "0"
+        if not isinstance(error, BadInput) or not one_of_several:
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, BadInput) else 1
     except Stopped as stopped:
@@ -126,7 +127,8 @@ def train(description: str, method: str) -> None:
     job, flags = training_job(None, description, method)
     if job.method == "textual_inversion":
         hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
-    if os.environ.get("PMI_RANK", "0") == "0":  # one of the ranks is enough
+    variables.check_rank()
+    if variables.first(variables.RANK, 0) == 0:  # one of the ranks is enough
         for warning in flags.passed_over:
             print(f"warning: {warning}", flush=True)
     follow_mode(Path(job.run_dir))

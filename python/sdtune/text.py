@@ -25,6 +25,11 @@ def named(path: Path | str) -> str:
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
+def why_no_file(path: Path) -> str:
+    """What is wrong with a path that is no file, after the path."""
+    return "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+
+
 def tokens_in(text: str) -> list[str]:
     """The words of a text that are written as new tokens are, like <this>."""
     return re.findall(r"<[^<>\s]+>", text)

@@ -112,6 +112,8 @@ def read_header(path: Path) -> dict[str, TensorFacts]:
     Raises:
         ModelError: it cannot be read, is another kind of file, is cut off or damaged; the message names it.
     """
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is no file; fetch it again")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -369,6 +371,8 @@ def _read_json(path: Path, model: Path) -> dict[str, Any]:
         ModelError: it is missing, or is no JSON object.
     """
     name = path.relative_to(model)
+    if path.exists() and not path.is_file():  # a FIFO, which nobody writes to, would be read forever
+        raise ModelError(f"holds a {name} that is no file; fetch the model again")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -505,13 +509,13 @@ def _check_tokenizers(model: Path, layout: Layout, configs: Configs) -> Iterator
                 f"they are parts of different models"
             )
         yield from _check_merges(model, f"{tokenizer}/merges.txt") if "merges.txt" in has else ()
-        if (model / tokenizer / "tokenizer_config.json").is_file():
-            config = _read_json(model / tokenizer / "tokenizer_config.json", model)
-            reads, name = config.get("model_max_length", 1), config.get("tokenizer_class", _TOKENIZERS[0])
-            if name not in _TOKENIZERS:
-                yield f"names {shown(name)} as the class of {tokenizer}/, which is not {' or '.join(_TOKENIZERS)}"
-            if type(reads) not in (int, float) or not reads >= 1:
-                yield f"says model_max_length: {shown(reads)} in {tokenizer}/, which is no positive number"
+        # without it a library guesses the token that fills up short captions, which differs between models
+        config = _read_json(model / tokenizer / "tokenizer_config.json", model)
+        reads, name = config.get("model_max_length", 1), config.get("tokenizer_class", _TOKENIZERS[0])
+        if name not in _TOKENIZERS:
+            yield f"names {shown(name)} as the class of {tokenizer}/, which is not {' or '.join(_TOKENIZERS)}"
+        if type(reads) not in (int, float) or not reads >= 1:
+            yield f"says model_max_length: {shown(reads)} in {tokenizer}/, which is no positive number"
 
 
 def _check_merges(model: Path, name: str) -> Iterator[str]:
@@ -612,7 +616,7 @@ def used_files(model: str | Path, variant: str = "") -> dict[str, str]:
     layout = layout_of(model)
     found = {"model_index.json": "model_index.json"}
     for part in layout.parts:
-        small = {path for pattern in _SMALL_FILES for path in (model / part).glob(pattern)}
+        small = {path for pattern in _SMALL_FILES for path in (model / part).glob(pattern) if path.is_file()}
         names = [f"{part}/{path.name}" for path in small if ".index." not in path.name or part not in layout.weights]
         if part in layout.weights:
             weights = find_weights(model, part, layout.weights[part], variant)

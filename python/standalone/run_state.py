@@ -679,7 +679,8 @@ def ranks_of(run: Path) -> dict[int, int]:
     return {
         int(process.environment[RANK]): process.pid
         for process in processes_by_run(run.parent).get(run.name, [])
-        if RANK in process.environment and any(x.endswith("textual_inversion.py") for x in process.command[:-1])
+        if re.fullmatch("[0-9]{1,9}", process.environment.get(RANK, ""))
+        and any(x.endswith("textual_inversion.py") for x in process.command[:-1])
     }
 
 

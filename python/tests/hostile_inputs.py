@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def _settings(work: Path) -> Iterator[Input]:
         ("42", 42, "used"), ("true", True, "refused"), ("300 letters", "a" * 300, "refused"), ("", "", "refused"),
         ("a newline", "a\nb", "refused"), ("../x", "../x", "refused"), ("ünïcode", "ünïcode", "refused"),
         ("a space", "a b", "refused"), ("-e", "-e", "refused"), ("a list", ["a"], "refused"),
+        ("a date", date(2024, 1, 31), "used"),
     ):  # fmt: skip
         yield Input(group="run_name", name=name, expected=expected, values=job(work) | {"run_name": value})
     for name, value in (
@@ -106,9 +108,11 @@ def _settings(work: Path) -> Iterator[Input]:
         ("a line separator", "/tmp/a\u2028b"),
         ("empty", ""),
         ("NUL", "/a\0b"),
+        ("among the pictures", str(REPOSITORY / "toyworld/concept/run")),
+        ("the model's folder", str(MODEL)),
     ):
         yield Input(group="run_dir", name=name, expected="refused", values=job(work) | {"run_dir": value})
-    for token in ("two words", "toy", "", " ", "a\tb", "a\0b", "no\u00a0break"):
+    for token in ("two words", "toy", "", " ", "a\tb", "a\0b", "no\u00a0break", "<toy>\u200b"):
         values = job(work, data={"placeholder_token": token})
         yield Input(group="tokens", name=f"placeholder {token!r}", expected="refused", values=values)
     for token in ("{}", "<ö>", "<x|y>"):
@@ -119,6 +123,13 @@ def _settings(work: Path) -> Iterator[Input]:
             group="tokens", name=f"initializer {token!r}", expected="refused",
             values=job(work, data={"initializer_token": token}),
         )  # fmt: skip
+
+
+def _schedules(work: Path) -> Iterator[Input]:
+    for schedule, steps, expected in (("constant", 500, "warned"), ("linear", 500, "warned"), ("linear", 1, "used")):
+        values = {"lr_scheduler": schedule, "lr_warmup_steps": steps}
+        name = f"lr_scheduler: {schedule}, warm-up of {steps} steps of 3"
+        yield Input(group="schedules", name=name, expected=expected, values=job(work, training=values))
 
 
 def _job_files() -> Iterator[Input]:
@@ -406,6 +417,11 @@ def _model_files(work: Path) -> Iterator[Input]:
         b"\xef\xbb\xbf" + (MODEL / "vae/config.json").read_bytes()))  # fmt: skip
     yield model("vocab.json is missing, and tokenizer.json", lambda path: [
         (path / "tokenizer" / n).unlink() for n in ("vocab.json", "tokenizer.json")])  # fmt: skip
+    yield model("no tokenizer_config.json", lambda path: (path / "tokenizer/tokenizer_config.json").unlink())
+    limit = edit("tokenizer/tokenizer_config.json", model_max_length=10**30)
+    yield model("a tokenizer that does not know its limit", limit, "used")
+    for part in ("unet/config.json", UNET):
+        yield model(f"a FIFO as {part}", lambda path, part=part: [(path / part).unlink(), os.mkfifo(path / part)])
     single = work / "single"
     single.mkdir()
     shutil.copy(MODEL / UNET, single / "v1-5-pruned.safetensors")
@@ -438,7 +454,7 @@ def _captions(work: Path) -> Iterator[Input]:
 def job_inputs(work: Path, ask: Callable[..., object]) -> Iterator[Input]:
     """Inputs of ``textual_inversion.py``."""
     yield Input(group="control", name="a good job", expected="used", values=job(work))
-    for inputs in (_settings(work), _job_files(), _words(work)):
+    for inputs in (_settings(work), _schedules(work), _job_files(), _words(work)):
         yield from inputs
     for some in (_pictures, _picture_files, _captions, _models, _weights, _tensors, _model_files):
         yield from some(work)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from sdtune.data.picture_warnings import picture_warnings
-from sdtune.data.pictures import list_pictures, load_picture, picture_problems
+from sdtune.data.pictures import bytes_of_pixel, list_pictures, load_picture, open_file, picture_problems
 from sdtune.data.samples import Sampler, sample_numbers
 from sdtune.data.thumbnails import save_thumbnails
 from sdtune.errors import BadInput
@@ -173,7 +173,15 @@ def test_a_picture_of_another_format_is_refused_by_its_content(tmp_path, kind, n
 
 @pytest.mark.parametrize(
     ("mode", "side", "right"),
-    [("P", 9000, False), ("P", 7500, True), ("RGB", 11_000, True), ("L", 12_000, False), ("RGBA", 9000, False)],
+    [
+        ("P", 9000, False),
+        ("P", 7500, True),
+        ("RGB", 11_000, True),
+        ("L", 12_000, False),
+        ("RGBA", 9000, False),
+        ("I;16", 8000, False),
+        ("I;16", 7800, True),
+    ],
 )
 def test_a_picture_that_takes_too_much_memory_is_refused_by_its_header(tmp_path, monkeypatch, mode, side, right):
     """In the form in which it is put on a background; a small file can hold a huge picture of one color."""
@@ -189,6 +197,16 @@ def test_a_picture_that_takes_too_much_memory_is_refused_by_its_header(tmp_path,
     if not right:
         assert f"has {side} x {side} pixels" in found[0]
         assert "GB of memory; scale it to" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "takes"), [("RGB", "JPEG", 8), ("CMYK", "JPEG", 12), ("RGB", "WEBP", 16), ("LA", "PNG", 16)]
+)
+def test_the_memory_of_a_decoder_counts(tmp_path, mode, kind, takes):
+    """Measured with pictures of a gigabyte: three copies of four bytes for CMYK, four for WebP."""
+    Image.new(mode, (8, 8)).save(tmp_path / "0", format=kind)
+    with open_file(tmp_path / "0") as image:
+        assert bytes_of_pixel(image) == takes
 
 
 def test_an_empty_picture_is_warned_of(tmp_path):

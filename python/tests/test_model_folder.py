@@ -1,6 +1,7 @@
 """What is wrong with a model is seen in its configurations and headers; what is used of it is copied."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -112,6 +113,22 @@ def test_names_that_torch_compile_makes(model, part):
 def test_tokenizers_that_are_damaged(model, file, content, message):
     (model / "tokenizer" / file).write_bytes(content)
     assert message in model_problems(model)[0]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["model_index.json", "unet/config.json", UNET, "tokenizer/tokenizer_config.json", "tokenizer/tokenizer.json"],
+)
+def test_what_would_be_read_forever_is_not_read(model, file):
+    (model / file).unlink()
+    os.mkfifo(model / file)
+    (model / "tokenizer/extra.json").symlink_to("/nowhere")
+    problems = model_problems(model)
+    if file == "tokenizer/tokenizer.json":  # the other form of the tokenizer is there
+        assert problems == []
+        assert not {file, "tokenizer/extra.json"} & set(used_files(model))
+    else:
+        assert file in problems[0]
 
 
 def test_weights_that_are_cut_off(model):

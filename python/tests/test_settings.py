@@ -4,6 +4,7 @@ import argparse
 import re
 import typing
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from typing import Annotated
 
 import pytest
@@ -95,6 +96,8 @@ def test_a_rate_without_a_dot_is_a_number():
 def test_files_that_are_no_jobs(tmp_path):
     with pytest.raises(BadInput, match="does not exist"):
         read_yaml(tmp_path / "none.yaml", Job)
+    with pytest.raises(BadInput, match="is a folder"):
+        read_yaml(tmp_path, Job)
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1", encoding="utf-8")
     with pytest.raises(BadInput, match="is not valid YAML"):
@@ -119,6 +122,21 @@ def test_yaml_is_read_as_people_mean_it(tmp_path, text, message):
     file.write_text(f"{yaml.safe_dump(rest)}{text}\n", encoding="utf-8")
     with pytest.raises(BadInput, match=re.escape(message)):
         read_yaml(file, Job)
+
+
+def test_a_date_is_text(tmp_path):
+    """YAML makes one of 2024-01-31, and Ansible hands it on as such."""
+    for run_name in ("2024-01-31", date(2024, 1, 31)):
+        assert build(Job, {**MINIMAL, "run_name": run_name}).run_name == "2024-01-31"
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({**MINIMAL, "run_name": date(2024, 1, 31)}), encoding="utf-8")
+    assert read_yaml(file, Job).run_name == "2024-01-31"
+
+
+@pytest.mark.parametrize("character", "\u00ad\u200b\u200e\u202e\u2060\ufeff\u00a0\t")
+def test_a_new_word_holds_nothing_that_cannot_be_seen(character):
+    with pytest.raises(BadInput, match=r"placeholder_token: '.*\\.*' has to be one word"):
+        build(Job, {**MINIMAL, "data": {**MINIMAL["data"], "placeholder_token": f"<toy>{character}"}})
 
 
 def test_a_path_is_short_enough_for_the_files_in_it():
@@ -298,7 +316,7 @@ class Example(Settings):
         ({"share": 1.5}, "share: 1.5 is not between 0 and 1"),
         ({"share": float("nan")}, "share: nan is no finite number"),
         ({"side": 12}, "side: 12 is not a multiple of 8"),
-        ({"side": 0}, "side: 0 is not a multiple of 8"),
+        ({"side": 0}, "side: 0 is not above 0"),
         ({"word": "aB"}, "word: 'aB' has to be lower case"),
         ({"word": "a\n"}, "word: 'a\\n' has to be lower case"),
     ],

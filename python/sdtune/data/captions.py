@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput, shown
 from sdtune.files import read_text
-from sdtune.text import text_problem
+from sdtune.text import text_problem, why_no_file
 
 _ARTICLES = ("a", "the", "my", "one")
 _OBJECT_PHRASES = (
@@ -39,7 +39,9 @@ def caption_templates(learnable_property: str, templates_file: str | Path | None
     if templates_file is not None:
         path = Path(templates_file)
         if not path.is_file():
-            raise BadInput(f"data.templates_file: {path} does not exist; give a text file with one template per line")
+            raise BadInput(
+                f"data.templates_file: {path} {why_no_file(path)}; give a text file with one template per line"
+            )
         lines = tuple(s.strip() for s in read_text(path).split("\n") if s.strip())
         if not lines:
             raise BadInput(f"data.templates_file: {path} is empty; write one template per line, each with one {{}}")

@@ -18,7 +18,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _MOST_BYTES = 1_000_000_000
-"""What reading one picture may take: 125 megapixels, or 62 with transparent parts."""
+"""What reading one picture may take: 125 megapixels, 83 in CMYK, 62 with transparent parts, in 16 bits, or in WebP."""
 
 
 def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
@@ -35,7 +35,8 @@ def list_pictures(folder: str | Path, setting: str = "data.path") -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"{setting}: the picture folder {folder} does not exist")
+        why = "is a file" if folder.exists() else "does not exist"
+        raise BadInput(f"{setting}: the picture folder {folder} {why}")
     files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not picture_files.is_caption(p.name))
     if not files:
         raise BadInput(f"{setting}: the picture folder {folder} is empty; put pictures in it")
@@ -73,13 +74,19 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode in _TRANSPARENT or "transparency" in image.info
 
 
+def bytes_of_pixel(image: Image.Image) -> int:
+    """What reading a picture takes at most, in bytes of a pixel."""
+    if _is_transparent(image) or image.mode in _GREY_16 or image.format == "WEBP":
+        return 16  # two copies more: to put it on a background, to scale it to 8 bits, in the decoder
+    return 12 if image.mode == "CMYK" else 8  # copies of four bytes: as decoded, as RGB, and in between, rotated
+
+
 def _too_large(image: Image.Image) -> str:
     """What is wrong with a picture whose pixels, as :func:`open_picture` has them, take too much memory.
 
     A picture of a palette with one color is a small file, whatever its size.
     """
-    # two copies of four bytes a pixel, and two more to put it on a background
-    needed = image.width * image.height * (16 if _is_transparent(image) else 8)
+    needed = image.width * image.height * bytes_of_pixel(image)
     if needed <= _MOST_BYTES:
         return ""
     side = int((_MOST_BYTES / needed) ** 0.5 * 100)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sdtune.errors import BadInput, shown
 from sdtune.methods.placeholder import TextLimit
-from sdtune.models.folder import read_config, refusing
+from sdtune.models.folder import refusing, tokens_read
 from sdtune.settings import GenerationJob
 from sdtune.text import tokens_in
 
@@ -39,7 +39,7 @@ def added_tokens(pipeline: Path) -> set[str]:
 def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[str]:
     """Refuse tokens like <this> that the model does not have; warn of prompts without the placeholder token."""
     for text in (*job.prompts, job.negative_prompt):
-        for word in tokens_in(text):
+        for word in tokens_in(text.replace(placeholder, " ") if placeholder else text):
             if word not in known:
                 raise BadInput(
                     f"prompts: the model of this run does not know {word} (in {text!r}); it has learned "
@@ -55,10 +55,7 @@ def check_tokens(job: GenerationJob, placeholder: str, known: set[str]) -> list[
 
 def cut_off(job: GenerationJob, folder: Path, placeholder: str, num_vectors: int) -> list[str]:
     """Warnings of prompts that the text encoder does not read to their end."""
-    config = read_config(folder / "tokenizer" / "tokenizer_config.json")
-    reads = read_config(folder / "text_encoder" / "config.json").get("max_position_embeddings", 77)
-    limit = TextLimit(
-        read_tokenizer(folder), min(reads, config.get("model_max_length", reads)), placeholder, num_vectors
-    )
+    reads = tokens_read(folder, "tokenizer", "text_encoder")
+    limit = TextLimit(read_tokenizer(folder), reads, placeholder, num_vectors)
     texts = {f"the prompt {shown(prompt)}": prompt for prompt in job.prompts}
     return limit.warnings(texts | {f"the negative prompt {shown(job.negative_prompt)}": job.negative_prompt})

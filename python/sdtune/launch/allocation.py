@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.host.interface import source_address
+from sdtune.launch import variables
 
 SECONDS = 60.0
 """For a command of Slurm to answer; a busy slurmctld takes its time."""
@@ -91,7 +92,7 @@ class Allocation:
         known = addresses(scontrol("-o", "show", "node", listed))
         hosts = {name: known.get(name, name) for name in names}
         hosts[names[0]] = source_address(hosts[names[1]]) if len(names) > 1 else "127.0.0.1"
-        return cls(job=job, attempt=int(environment.get("SLURM_RESTART_COUNT") or 0) + 1, hosts=hosts)
+        return cls(job=job, attempt=variables.number("SLURM_RESTART_COUNT", 0, environment) + 1, hosts=hosts)
 
     def requeue(self) -> None:
         """Let Slurm end this job now and start it again, when it has hosts for it.

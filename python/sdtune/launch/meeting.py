@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sdtune.errors import BadInput
+from sdtune.launch import variables
 from sdtune.launch.allocation import Allocation
 from sdtune.launch.binding import started_by_slurm
 from sdtune.launch.state import Plan
@@ -44,7 +45,7 @@ class Attempt:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Attempt":
         """Read it from environment variables."""
-        return cls(number=int(environment.get(ATTEMPT) or 1), token=environment.get(TOKEN, ""))
+        return cls(number=variables.number(ATTEMPT, 1, environment), token=environment.get(TOKEN, ""))
 
     @property
     def digest(self) -> str:
@@ -60,7 +61,9 @@ def start(command: list[str]) -> NoReturn:
     """
     os.environ.setdefault(TOKEN, secrets.token_hex(16))
     os.environ.setdefault(ATTEMPT, "1")
-    ports = host_claims.parse_numbers(os.environ[PORTS])
+    ports = variables.numbers(PORTS)
+    if not ports:
+        raise BadInput(f"{PORTS} is not set; start launch.sh in the run folder, which reads it from env.sh")
     got = host_claims.claim_port(ports)
     if got is None:
         remedy = "wait for the runs that use them, or widen launch_config_port_range"

@@ -51,6 +51,24 @@ def read_config(path: Path, setting: str = "model.path") -> dict[str, Any]:
     return config
 
 
+def tokens_read(model: Path, tokenizer: str, encoder: str) -> int:
+    """How many tokens of a text are read, those of its begin and end included.
+
+    The text encoder has so many positions. The tokenizer may name fewer; one that does not know says nothing, or 10^30.
+
+    Args:
+        model: the folder.
+        tokenizer: subfolder of the tokenizer.
+        encoder: subfolder of its text encoder.
+
+    Raises:
+        BadInput: a configuration cannot be read.
+    """
+    positions: int = read_config(model / encoder / "config.json").get("max_position_embeddings", 77)
+    limit = read_config(model / tokenizer / "tokenizer_config.json").get("model_max_length", positions)
+    return int(min(positions, limit))
+
+
 def weight_files(model: Path, parts: Sequence[str]) -> list[Path]:
     """All safetensors files in the subfolders ``parts`` of ``model``, sorted by path."""
     return sorted(path for part in parts for path in (model / part).glob("*.safetensors"))

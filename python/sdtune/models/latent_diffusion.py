@@ -17,7 +17,7 @@ from sdtune.host.memory import release_free_memory
 from sdtune.models.denoising import denoising_losses
 from sdtune.models.family import Batch, Family, ImageEncoder, Networks, TextEncoder
 from sdtune.models.fast_unet import load_unet, resolve_convolution
-from sdtune.models.folder import model_fingerprint, read_config, refusing
+from sdtune.models.folder import model_fingerprint, refusing
 from sdtune.models.geometry import read_geometry
 from sdtune.models.loading import load_network, network_problem, schedule_problem
 from sdtune.models.pipelines import (
@@ -209,14 +209,7 @@ class LatentDiffusion(Family):
 
     def load_tokenizers(self, model: Path) -> dict[str, Any]:
         """See :meth:`Family.load_tokenizers`."""
-        tokenizers = {}
-        for encoder in self.names_in_files:
-            tokenizer = load_tokenizer(model, encoder)
-            # a tokenizer that does not know it says 10^30
-            reads = read_config(model / encoder / "config.json").get("max_position_embeddings", 77)
-            tokenizer.model_max_length = min(tokenizer.model_max_length, reads)
-            tokenizers[encoder] = tokenizer
-        return tokenizers
+        return {encoder: load_tokenizer(model, encoder) for encoder in self.names_in_files}
 
     def part_problems(self, model: Path) -> Iterator[str]:
         """See :meth:`Family.part_problems`."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdtune.errors import shown
 from sdtune.files import write_atomically
-from sdtune.models.folder import refusing
+from sdtune.models.folder import read_config, refusing, tokens_read
 from sdtune.models.loading import load_network
 from standalone.model_folder import layout_of
 
@@ -43,7 +43,7 @@ def text_config(model: Path, part: str) -> "CLIPTextConfig":
 
 
 def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
-    """The tokenizer of the text encoder in the subfolder ``part``.
+    """The tokenizer of the text encoder in the subfolder ``part``, which cuts a text off where the encoder does.
 
     Raises:
         BadInput: its files cannot be used.
@@ -54,6 +54,7 @@ def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
     with refusing(model, f"holds a tokenizer in {folder}/ that cannot be used"):
         tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=folder)
         tokenizer("a")
+    tokenizer.model_max_length = tokens_read(model, folder, part)
     return tokenizer
 
 
@@ -99,6 +100,7 @@ def load_pipeline(model: Path, dtype: torch.dtype = torch.float32) -> Any:
     for part in layout.weights:
         if part in layout.tokenizers:
             options[part] = load_text_encoder(model, part, dtype)
+            options[layout.tokenizers[part]] = load_tokenizer(model, part)
         else:
             options[part] = load_network(getattr(diffusers, layout.classes[part][0]), model, part, torch_dtype=dtype)
     # a base model's index can name a safety checker that was not downloaded
@@ -118,6 +120,9 @@ def copy_pipeline(
 ) -> None:
     """Copy a pipeline folder file by file: bit-identical, without loading anything. An existing copy is replaced.
 
+    Only the index is written anew, and the configuration of a tokenizer whose limit is above that of its text encoder:
+    no library draws with such a pipeline.
+
     Args:
         model: folder of the pipeline.
         target: folder of the copy.
@@ -128,6 +133,11 @@ def copy_pipeline(
     for part in sorted(p for p in model.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if part.name not in leave_out:
             _copy_part(part, target / part.name, _KEPT[:-1] if part.name in without_weights else _KEPT)
+    for encoder, tokenizer in layout_of(model).tokenizers.items():
+        config, reads = read_config(model / tokenizer / "tokenizer_config.json"), tokens_read(model, tokenizer, encoder)
+        if tokenizer not in leave_out and config.get("model_max_length") != reads:
+            text = json.dumps(config | {"model_max_length": reads}, indent=2)
+            write_atomically(target / tokenizer / "tokenizer_config.json", text + "\n")
     # the index of the copy must not name parts that were not downloaded, usually the safety checker
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     for name, value in index.items():

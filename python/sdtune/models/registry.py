@@ -21,7 +21,8 @@ def family_of(model: str | Path) -> Family:
     """
     model = Path(model)
     if not model.is_dir():
-        raise BadInput(f"model.path: the model folder {model} does not exist")
+        why = "is a file" if model.exists() else "does not exist"
+        raise BadInput(f"model.path: the model folder {model} {why}")
     with refusing(model, "cannot be read"):
         layout_of(model)
     name = read_config(model / "model_index.json").get("_class_name")

@@ -123,8 +123,8 @@ class Multiple(Bound):
         return bool(value > 0 and value % self.of == 0)
 
     def complaint(self, value: Any) -> str:
-        """Say that the value is no such multiple."""
-        return f"{value} is not {self}"
+        """Say that the value is no such multiple, or not positive."""
+        return f"{value} is not {self}" if value > 0 else f"{value} is not above 0"
 
 
 @dataclass(frozen=True)

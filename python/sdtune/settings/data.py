@@ -10,6 +10,7 @@ from sdtune.settings.fields import Derived, Flag, HostPath, OnlyFor, Settings, U
 AUTO = "auto"
 """The initializer token that stands for a search."""
 PLACEHOLDER = "<concept>"
+_WORD = "[^\\s\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]+"  # nor what nobody sees, and so nobody types
 """The placeholder token, unless the user names one."""
 
 NEW_TOKEN = OnlyFor("textual_inversion", "pivotal")
@@ -35,7 +36,7 @@ class DataArgs(Settings):
     where there are none, the caption templates."""
     caption_dropout: Annotated[float, Between(0, 1, below=True), CAPTIONED] = 0.0
     """Share of the samples that are shown with an empty caption, chosen at random."""
-    placeholder_token: Annotated[str, Pattern(r"\S+", f"be one word, such as {PLACEHOLDER}"), NEW_TOKEN] = PLACEHOLDER
+    placeholder_token: Annotated[str, Pattern(_WORD, f"be one word, such as {PLACEHOLDER}"), NEW_TOKEN] = PLACEHOLDER
     """The new token. The model's vocabulary must not contain it yet."""
     initializer_token: Annotated[str, Pattern(r"(?s).*\S.*", "be a word of the vocabulary, such as toy"), NEW_TOKEN] = (
         "toy"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdtune.arguments import Parser
 from sdtune.errors import BadInput
 from sdtune.settings.diffusers_flags import OTHER_FLAGS, add_other_flags, other_flag_warnings
 from sdtune.settings.fields import MISSING, Setting, sections_of, settings_of
@@ -113,7 +114,7 @@ def training_job(argv: Sequence[str] | None, description: str, method: str) -> t
     Raises:
         BadInput: the job file or a flag is wrong, or a flag contradicts --job.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     parser.add_argument(
         "--job",
         metavar="FILE",

@@ -5,6 +5,7 @@ import difflib
 import re
 import typing
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ import yaml
 from sdtune.errors import BadInput, shown
 from sdtune.files import read_text
 from sdtune.settings.fields import MISSING, Settings, settings_of
+from sdtune.text import named, why_no_file
 
 T = TypeVar("T")
 
@@ -41,6 +43,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
             raise BadInput(f"{where}: {shown(value)} is not a number") from None
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # a name such as 42, without quotes
+    if kind is str and type(value) is date:
+        return value.isoformat()  # a name such as 2024-01-31, as Ansible reads it without quotes
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BadInput(f"{where}: {shown(value)} is not {_TYPE_NAMES[kind]}")
     return value
@@ -99,9 +103,14 @@ class StrictLoader(yaml.SafeLoader):
         """Numbers with a point; ``1:30.5`` stays text."""
         return super().construct_yaml_float(node) if ":" not in node.value else node.value
 
+    def construct_timestamp_as_text(self, node: yaml.ScalarNode) -> str:
+        """A date is text, such as the name of a run."""
+        return str(self.construct_scalar(node))
+
 
 StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
 StrictLoader.add_constructor("tag:yaml.org,2002:float", StrictLoader.construct_yaml_float)
+StrictLoader.add_constructor("tag:yaml.org,2002:timestamp", StrictLoader.construct_timestamp_as_text)
 
 
 def read_yaml(path: str | Path, cls: type[T]) -> T:
@@ -112,7 +121,7 @@ def read_yaml(path: str | Path, cls: type[T]) -> T:
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"job file {path} does not exist")
+        raise BadInput(f"job file {named(path)} {why_no_file(path)}")
     try:
         mapping = yaml.load(read_text(path), StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -1,6 +1,5 @@
 """Checks before a job starts: model, pictures, method, disk, memory, run folder, number of ranks. Changes nothing."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from sdtune.data.pictures import list_pictures, picture_problems
 from sdtune.errors import BadInput, refuse
 from sdtune.files import nearest_folder
 from sdtune.inference.memory import export_bytes, read_size
+from sdtune.launch import variables
 from sdtune.launch.run_folder import Run
 from sdtune.methods.registry import method_of
 from sdtune.models.family import Family
@@ -45,10 +45,7 @@ def _check_disk_space(job: Job, family: Family) -> None:
 
 def launched_world_size() -> int:
     """How many ranks the launcher started, from the variables that Accelerate reads, in its order."""
-    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
-        if os.environ.get(name):
-            return int(os.environ[name])
-    return 1
+    return variables.first(variables.SIZE, 1)
 
 
 def check_world_size(job: Job) -> None:
@@ -63,6 +60,27 @@ def check_world_size(job: Job) -> None:
             f"the job asks for {asked} ranks (training.world_size) but {launched} were started; "
             f"start it with launch.sh in the run folder, or change the job"
         )
+
+
+def _check_place(job: Job) -> None:
+    """Refuse a run folder among the pictures, of which its files would be some, or in the model."""
+    run = Path(job.run_dir).resolve()
+    for setting, folder, what in (("data.path", job.data.path, "pictures"), ("model.path", job.model.path, "model")):
+        if Path(folder).resolve() in (run, *run.parents):
+            raise BadInput(f"run_dir: {job.run_dir} lies in the folder of the {what} ({setting}); choose another")
+
+
+def warmup_warnings(job: Job) -> list[str]:
+    """A warm-up that has no effect, or takes as long as the run, so that its learning rate is never reached."""
+    settings = job.training
+    if settings.lr_warmup_steps and settings.lr_scheduler == "constant":
+        return ["training.lr_warmup_steps: lr_scheduler constant has no warm-up; constant_with_warmup has one"]
+    if settings.lr_warmup_steps < settings.max_train_steps:
+        return []
+    return [
+        f"training.lr_warmup_steps: the warm-up takes {settings.lr_warmup_steps} steps and the run "
+        f"{settings.max_train_steps} (max_train_steps), so the learning rate stays below what is asked for"
+    ]
 
 
 def picture_sides(job: Job) -> dict[str, int]:
@@ -105,8 +123,9 @@ def check_job(job: Job) -> list[str]:
     family.check(Path(job.model.path), picture_sides(job))
     method = method_of(job)
     refuse("data.path", [*picture_problems(list_pictures(job.data.path)), *method.caption_problems(job, family)])
-    warnings = [*method.check(job, family), *rate_warnings(job)]
+    warnings = [*method.check(job, family), *rate_warnings(job), *warmup_warnings(job)]
     check_class_pictures(job)
+    _check_place(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
     check_memory(job, family)

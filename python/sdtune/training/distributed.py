@@ -12,6 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import gather_object
 
 from sdtune.errors import BadInput
+from sdtune.launch import variables
 from sdtune.launch.run_folder import Run
 from sdtune.settings import Job
 from sdtune.training.backends import check_backend, load_backend
@@ -42,7 +43,7 @@ def read_accelerate_config(path: str | Path) -> None:
         raise BadInput(f"the Accelerate config {path} does not say use_cpu: true; this trains on CPUs")
     launched = launched_world_size()
     # a supervisor that goes on without a lost host tells its ranks their number in SDTUNE_WORLD_SIZE
-    if launched not in (config.num_processes, int(os.environ.get("SDTUNE_WORLD_SIZE") or 0)):
+    if launched not in (config.num_processes, variables.number("SDTUNE_WORLD_SIZE", 0)):
         raise BadInput(
             f"the Accelerate config {path} says num_processes: {config.num_processes}, but {launched} ranks were "
             f"started; run train.yml again, which writes it, or start launch.sh in the run folder"

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore  # what torch.distr
 
 from sdtune.errors import BadInput, HostBusy, PortTaken
 from sdtune.host.interface import interface_towards
-from sdtune.launch import binding
+from sdtune.launch import binding, variables
 from sdtune.launch.meeting import Attempt
 from sdtune.settings import Job
 from standalone import host_claims
@@ -45,12 +45,12 @@ def claim_cores(job: Job) -> None:
         BadInput: Slurm has bound this rank to fewer cores than it has threads.
     """
     if binding.started_by_slurm():
-        binding.check_cores(int(os.environ.get("OMP_NUM_THREADS", "1")), physical_cores(os.sched_getaffinity(0)))
+        binding.check_cores(variables.number("OMP_NUM_THREADS", 1), physical_cores(os.sched_getaffinity(0)))
         return
     attempt = Attempt.of(os.environ)
-    if not attempt.token or os.environ.get("MPI_LOCALRANKID", "0") != "0":
+    if not attempt.token or variables.first(variables.LOCAL_RANK, 0) != 0:
         return
-    cores = host_claims.parse_numbers(os.environ.get(CORES, "")) or host_claims.cores_of_parent()
+    cores = variables.numbers(CORES) or host_claims.cores_of_parent()
     if begins := host_claims.begin(attempt.digest):
         _BEGINS.append(begins)
     while True:
@@ -112,7 +112,8 @@ def join(run: str, backend: str, timeout: timedelta) -> None:
     """
     attempt, me = Attempt.of(os.environ), get_cpu_distributed_information()
     host = os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    port = int(os.environ.setdefault("MASTER_PORT", "29500"))
+    os.environ.setdefault("MASTER_PORT", "29500")
+    port = variables.number("MASTER_PORT", 29500)
     if "GLOO_SOCKET_IFNAME" not in os.environ:  # env.sh names none where Slurm chooses the hosts
         os.environ["GLOO_SOCKET_IFNAME"] = interface_towards(host)
     mine: dict[str, object] = {"run": run, "attempt": attempt.number, "token": attempt.digest}

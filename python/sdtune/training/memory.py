@@ -1,10 +1,10 @@
 """Whether a batch can fit into the memory of a host, before any network is loaded."""
 
-import os
 from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.host.memory import available_bytes
+from sdtune.launch import variables
 from sdtune.models.family import Family
 from sdtune.settings import Job
 from sdtune.sizes import sizes
@@ -20,7 +20,7 @@ def check_memory(job: Job, family: Family) -> None:
     Raises:
         BadInput: with both figures, and the batch that might fit.
     """
-    ranks, batch = int(os.environ.get("MPI_LOCALNRANKS") or 1), job.training.train_batch_size
+    ranks, batch = variables.first(variables.LOCAL_SIZE, 1), job.training.train_batch_size
     bf16, resolution = job.training.mixed_precision == "bf16", job.data.resolution
     takes = family.footprint(Path(job.model.path), resolution, bf16=bf16)
     fixed, free = ranks * _INTERPRETER + takes.weights, available_bytes()
