@@ -169,13 +169,14 @@ collection: control-node
 	$(BIN)/python python/sdtune/ops/kernels/build.py
 	$(BIN)/ansible-galaxy collection build --force --output-path .cache/collection
 
-# ansible-test fetches its own linters. What it may find is in tests/sanity, a file for each ansible-core.
+# ansible-test fetches its own linters. What it may find is in tests/sanity, a file for each ansible-core. Outside of this clone, since
+# it skips what git ignores.
 sanity: dev-tools
-	rm --recursive --force .cache/sanity
-	$(BIN)/ansible-galaxy collection build --output-path .cache/sanity
-	$(BIN)/ansible-galaxy collection install --offline --collections-path .cache/sanity .cache/sanity/sdtune-sdtune-*.tar.gz
-	cd .cache/sanity/ansible_collections/sdtune/sdtune && PATH="$(BIN):$$PATH" ansible-test sanity \
-	--python "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+	folder=$$(mktemp --directory); trap 'rm --recursive --force "$$folder"' EXIT; \
+	$(BIN)/ansible-galaxy collection build --output-path "$$folder"; \
+	$(BIN)/ansible-galaxy collection install --offline --collections-path "$$folder" "$$folder"/*.tar.gz; \
+	cd "$$folder/ansible_collections/sdtune/sdtune"; \
+	PATH="$(BIN):$$PATH" ansible-test sanity --python "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 # What a container engine builds: docs/platforms.md
 execution-environment: collection
