@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,default ipex scale slurm access)
 
-.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-activations bench-front bench-ops bench-pictures bench-sdxl bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection execution-environment outdated
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-activations bench-front bench-ops bench-pictures bench-sdxl bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection sanity execution-environment outdated
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -46,6 +46,7 @@ help:
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
 	@echo 'make quickstart-test  run the cluster commands of README.md in a lab, on a clean clone (15 minutes)'
 	@echo 'make collection  the same as a collection for ansible-galaxy, in .cache/collection; make execution-environment  for AWX'
+	@echo 'make sanity    the tests that Ansible has for collections, of the built and installed one (5 minutes)'
 	@echo 'make outdated  which packages have newer versions, and what holds each back'
 	@echo 'make clean     remove what make created, except artifacts/'
 
@@ -167,6 +168,15 @@ bench-unet: $(TEST_STAMP)
 collection: control-node
 	$(BIN)/python python/sdtune/ops/kernels/build.py
 	$(BIN)/ansible-galaxy collection build --force --output-path .cache/collection
+
+# ansible-test fetches its own linters. What it may find is in tests/sanity, a file for each ansible-core. Outside of this clone, since
+# it skips what git ignores.
+sanity: dev-tools
+	folder=$$(mktemp --directory); trap 'rm --recursive --force "$$folder"' EXIT; \
+	$(BIN)/ansible-galaxy collection build --output-path "$$folder"; \
+	$(BIN)/ansible-galaxy collection install --offline --collections-path "$$folder" "$$folder"/*.tar.gz; \
+	cd "$$folder/ansible_collections/sdtune/sdtune"; \
+	PATH="$(BIN):$$PATH" ansible-test sanity --python "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 # What a container engine builds: docs/platforms.md
 execution-environment: collection

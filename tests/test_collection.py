@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 import tarfile
 
 import yaml
@@ -39,6 +40,7 @@ def test_everything_travels_but_what_only_development_needs(archive):
         files = {member.name for member in tar if not member.isdir()} - {"MANIFEST.json", "FILES.json"}
     kernels = {path for path in files if re.fullmatch(r"python/sdtune/ops/kernels/[\w-]+\.so", path)}
     wanted = {path for path in TRACKED if not path.startswith((*DEVELOPMENT, "requirements-")) and path not in TOOLS}
+    wanted |= {path for path in TRACKED if path.startswith("tests/sanity/")}  # ansible-test reads it there
     assert files - kernels == wanted
 
 
@@ -48,6 +50,21 @@ def test_nothing_of_another_collection_is_needed():
     pattern = re.compile(r"^\s+(?:- )?((?!ansible\.builtin)[a-z_]+\.[a-z_]+\.[a-z_]+):", re.MULTILINE)
     files = [path for path in TRACKED if path.startswith(("roles/", "playbooks/")) and path.endswith(".yml")]
     assert [found for path in files for found in pattern.findall((REPOSITORY / path).read_text())] == []
+
+
+def test_sanity_tests_that_need_no_network(project):
+    """`make sanity` runs all of them."""
+    names = (
+        *("action-plugin-docs", "changelog", "compile", "empty-init", "ignores", "line-endings", "no-assert"),
+        *("no-get-exception", "no-illegal-filenames", "no-smart-quotes", "replace-urlopen", "shebang", "symlinks"),
+        *("use-argspec-type-path", "use-compat-six"),
+    )
+    version = "{}.{}".format(*sys.version_info)
+    asked = [argument for name in names for argument in ("--test", name)]
+    home = {"HOME": str(project.folder), "PWD": str(project.collection), "LC_ALL": "C.UTF-8"}
+    done = call("ansible-test", "sanity", "--python", version, *asked, cwd=project.collection, **home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout + done.stderr  # as all files are that git ignores
 
 
 def test_a_project_folder_has_the_commands_of_a_clone(tmp_path):

@@ -16,13 +16,6 @@ sys.path.append(str(REPOSITORY))
 from plugins.names import judge_variables  # noqa: E402
 from plugins.typed import unset_variables, wrong_types  # noqa: E402
 
-DOCUMENTATION = """
-name: check_variables
-short_description: Judge the variables of a host before anything else reads them
-options:
-  required: {description: Variables that an inventory has to set., type: list, required: true}
-"""
-
 
 class ActionModule(ActionBase):
     """The action ``check_variables``."""

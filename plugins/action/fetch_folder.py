@@ -22,15 +22,6 @@ from plugins import host_end  # noqa: E402
 from plugins.action.push_folder import split  # noqa: E402
 from plugins.modules.folder_checksums import checksums  # noqa: E402
 
-DOCUMENTATION = """
-name: fetch_folder
-short_description: Bring a folder of a host to the control node, many files in one call
-options:
-  src: {description: Folder on the host., type: path, required: true}
-  dest: {description: Folder on the control node., type: path, required: true}
-  python: {description: The host's own Python., type: path, required: true}
-  remove: {description: Patterns of names that are removed from dest where src lacks them., type: list, default: []}
-"""
 SCRIPT = REPOSITORY / "python/standalone/send_files.py"
 PART = 64 << 20  # bytes of one call, which are in memory a few times
 

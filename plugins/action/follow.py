@@ -18,16 +18,6 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-DOCUMENTATION = """
-name: follow
-short_description: Follow a run until it ends
-options:
-  what: {description: What to follow., type: str, choices: [training, drawing], required: true}
-  run_dir: {description: Folder of the run on the host., type: path, required: true}
-  python: {description: The host's own Python., type: path, required: true}
-  script: {description: run_state.py on the control node., type: path, required: true}
-  reconnect_timeout: {description: Seconds to keep asking a host that does not answer., type: int, default: 120}
-"""
 _TERMINAL_SECONDS = 1.0
 _LINES_SECONDS = 5.0  # where a line cannot replace the one before, such as in a log
 LOOKS_AT_HOPELESS = 2  # at a batch job that cannot start, before the call ends
@@ -218,7 +208,7 @@ class ActionModule(ActionBase):
                 lost = done["rc"] == 255
                 why = (done["stderr"] or done["stdout"]).strip().split("\n")[-1]
             except AnsibleConnectionFailure as error:
-                lost, done, why = True, {}, str(error.message).strip().split("\n")[-1]
+                lost, done, why = True, {}, str(error.message).strip().rpartition("\n")[2]
             if not lost:
                 if done["rc"]:
                     raise AnsibleError(f"the state of the run cannot be read: {why}")

@@ -18,16 +18,6 @@ from ansible.plugins.action import ActionBase
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from plugins.action import follow
 
-DOCUMENTATION = """
-name: follow_runs
-short_description: Follow runs that go on side by side until the last of them ends
-options:
-  runs_dir: {description: Folder of all runs on the host., type: path, required: true}
-  names: {description: Of batch jobs., type: list, elements: str, default: []}
-  python: {description: The host's own Python., type: path, required: true}
-  script: {description: run_state.py on the control node., type: path, required: true}
-  reconnect_timeout: {description: Seconds to keep asking a host that does not answer., type: int, default: 120}
-"""
 COLUMNS = "%-20s %11s %9s %8s  %s"
 _QUIET_SECONDS = 60.0  # where a line cannot replace the one before, print the table at least this often
 _GOING = ("waiting", "running")

@@ -29,18 +29,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY))
 from plugins import host_end, keeper  # noqa: E402
 
-DOCUMENTATION = """
-name: hold_lock
-short_description: Keep other calls of ansible-playbook from changing the same folder of a host
-options:
-  protects: {description: The folder that it protects - also below ~USER - need not exist., type: path, required: true}
-  place: {description: Folder of the host for the files of locks., type: path, required: true}
-  python: {description: The host's own Python., type: path, required: true}
-  wait: {description: Seconds to wait for another call., type: int, default: 90}
-  lease: {description: Seconds that the lock is held without being renewed., type: int, default: 60}
-  take: {description: Whether to take it - otherwise only wait until no other call holds it., type: bool, default: true}
-  holder: {description: What the task that took the lock has returned - the lock is released., type: dict}
-"""
 SCRIPT = REPOSITORY / "python/standalone/hold_lock.py"
 
 display = Display()

@@ -24,20 +24,6 @@ sys.path.append(str(REPOSITORY))
 from plugins import host_end  # noqa: E402
 from plugins.modules.folder_checksums import checksums, file_of, sha256_of_start  # noqa: E402
 
-DOCUMENTATION = """
-name: push_folder
-short_description: Bring a folder of the control node to a host, over Ansible's own connection
-options:
-  src: {description: Folder on the control node., type: path, required: true}
-  dest: {description: Folder on the host., type: path, required: true}
-  python: {description: The host's own Python., type: path, required: true}
-  exclude:
-    description: Patterns of names that are neither sent nor removed; one that begins with / is a path below the folder.
-    type: list
-    default: [".*"]
-  mode: {description: Mode of the files., type: str, default: "0644"}
-  folder_mode: {description: Mode of the folders., type: str, default: "0755"}
-"""
 SCRIPT = REPOSITORY / "python/standalone/receive_folder.py"
 PART = 64 << 20  # bytes of one call: little beside the memory of any control node, much beside a call's overhead
 QUIET_SECONDS = 10  # between two lines of progress

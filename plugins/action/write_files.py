@@ -14,21 +14,6 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
-DOCUMENTATION = """
-name: write_files
-short_description: Write small text files to a host, all in one call
-options:
-  folder: {description: The folder on the host., type: path, required: true}
-  above: {description: More folders that get the mode of folders., type: list, default: []}
-  python: {description: The host's own Python., type: path, required: true}
-  files:
-    description: The text of each file; a name may contain folders. A newline at the end is added where it lacks.
-    type: dict
-    default: {}
-  scripts: {description: The same for files that are executable., type: dict, default: {}}
-  mode: {description: Mode of the files., type: str, required: true}
-  folder_mode: {description: Mode of the folders and the scripts., type: str, required: true}
-"""
 SCRIPT = Path(__file__).resolve().parents[2] / "python/standalone/write_files.py"
 # Runs a program of N bytes that precedes its own standard input.
 _LOADER = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), '-', 'exec'))"

@@ -5,6 +5,13 @@ The lock of action ``hold_lock`` is renewed by a process beside this call, which
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+name: held_lock
+type: aggregate
+short_description: End a call that has lost its lock before its next task
+description: [Two calls would change the same hosts otherwise. A call may hold several locks on each of its hosts.]
+"""
+
 import sys
 from pathlib import Path
 
@@ -14,14 +21,8 @@ from ansible.plugins.callback import CallbackBase
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY))
-from plugins import keeper  # noqa: E402
+from plugins import keeper
 
-DOCUMENTATION = """
-name: held_lock
-type: aggregate
-short_description: End a call that has lost its lock before its next task
-description: [Two calls would change the same hosts otherwise. A call may hold several locks on each of its hosts.]
-"""
 EXIT_CODE = 2  # as of a task that fails
 
 

@@ -6,6 +6,13 @@ the default. What the inventory sets is judged by the action check_variables, wi
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+name: known_names
+type: aggregate
+short_description: Refuse tags and variables of the command line that do not exist
+description: [Ansible would ignore them.]
+"""
+
 import sys
 from pathlib import Path
 
@@ -15,14 +22,8 @@ from ansible.plugins.callback import CallbackBase
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY))
-from plugins.names import judge_variables, tag_problems  # noqa: E402
+from plugins.names import judge_variables, tag_problems
 
-DOCUMENTATION = """
-name: known_names
-type: aggregate
-short_description: Refuse tags and variables of the command line that do not exist
-description: [Ansible would ignore them.]
-"""
 EXIT_CODE = 2  # as of a task that fails
 
 

@@ -7,6 +7,13 @@ garbage collector leaves alone, the worker's does not visit, so its memory stays
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+name: loaded_once
+type: aggregate
+short_description: Load once what the worker of every task would load again
+description: [A task then takes less time on the control node.]
+"""
+
 import gc
 
 from ansible.playbook.play import Play
@@ -20,12 +27,6 @@ from ansible.plugins.loader import (
     test_loader,
 )
 
-DOCUMENTATION = """
-name: loaded_once
-type: aggregate
-short_description: Load once what the worker of every task would load again
-description: [A task then takes less time on the control node.]
-"""
 _PLUGINS = {
     filter_loader: ["default"],  # one brings all
     test_loader: ["match"],

@@ -7,6 +7,13 @@ it, as none runs.
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+name: no_hosts
+type: aggregate
+short_description: End with an error when a play has no hosts
+description: [A play without hosts would be skipped, with exit code 0.]
+"""
+
 import sys
 from collections.abc import Sequence
 
@@ -14,12 +21,6 @@ from ansible import context
 from ansible.playbook.play import Play
 from ansible.plugins.callback import CallbackBase
 
-DOCUMENTATION = """
-name: no_hosts
-type: aggregate
-short_description: End with an error when a play has no hosts
-description: [A play without hosts would be skipped, with exit code 0.]
-"""
 EXIT_CODE = 2  # as of a task that fails
 
 

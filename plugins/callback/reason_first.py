@@ -6,6 +6,14 @@ The default prints it twice, after "Task failed" and as a value of YAML, and of 
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+name: reason_first
+type: stdout
+short_description: Ansible's default output, with the reason of a failure first
+description: [Beyond the reason it prints what the default prints, where there is more.]
+extends_documentation_fragment: [default_callback, result_format_callback]
+"""
+
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +22,6 @@ from ansible import constants  # type: ignore[import-untyped]
 from ansible.executor.task_result import CallbackTaskResult  # type: ignore[import-untyped]
 from ansible.plugins.callback.default import CallbackModule as Default  # type: ignore[import-untyped]
 
-DOCUMENTATION = """
-name: reason_first
-type: stdout
-short_description: Ansible's default output, with the reason of a failure first
-description: [Beyond the reason it prints what the default prints, where there is more.]
-extends_documentation_fragment: [default_callback, result_format_callback]
-"""
 # What Ansible says of a program that failed; the program says more.
 _GENERIC = re.compile(r"non-zero return code|failed to validate|MODULE FAILURE|Module result deserialization failed|$")
 _ERROR = re.compile(r"\[?(error|fatal)\]?\b", re.IGNORECASE)

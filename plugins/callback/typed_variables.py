@@ -7,6 +7,13 @@ converted stays as it is, and role cluster refuses it by name.
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+name: typed_variables
+type: aggregate
+short_description: Give the variables that are set with -e the types that their roles declare
+description: [A variable of -e name=value is text to Ansible, whatever it is for.]
+"""
+
 import sys
 from pathlib import Path
 
@@ -15,14 +22,7 @@ from ansible.plugins.callback import CallbackBase
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY))
-from plugins.typed import Wrong, declared, typed  # noqa: E402
-
-DOCUMENTATION = """
-name: typed_variables
-type: aggregate
-short_description: Give the variables that are set with -e the types that their roles declare
-description: [A variable of -e name=value is text to Ansible, whatever it is for.]
-"""
+from plugins.typed import Wrong, declared, typed
 
 
 class CallbackModule(CallbackBase):

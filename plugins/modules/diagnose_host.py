@@ -3,18 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import re
-import signal
-import subprocess
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: diagnose_host
 short_description: What works on a host, and what does not
@@ -43,7 +31,7 @@ options:
     description: Hosts that have to let this user in by ssh, with their addresses.
     type: dict
     default: {}
-author: sdtune
+author: sdtune (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -72,6 +60,18 @@ logins:
   type: dict
   returned: always
 """
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 
 GREETING = "sdtune"
 AT_ONCE = 4  # logins of this host

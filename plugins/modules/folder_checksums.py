@@ -3,15 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: folder_checksums
 short_description: The files of a folder with their SHA-256
@@ -29,7 +20,7 @@ options:
     type: list
     elements: str
     default: [".*"]
-author: sdtune
+author: sdtune (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -46,6 +37,15 @@ lines:
   elements: str
   returned: always
 """
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
 
 _CHUNK = 1 << 20
 HIDDEN = (".*",)

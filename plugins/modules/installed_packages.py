@@ -3,15 +3,6 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import hashlib
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: installed_packages
 short_description: Compare the packages of a Python environment with pins, file by file
@@ -32,8 +23,9 @@ options:
     description: Whether the packages that no pin names are compared with their checksums too.
     type: bool
     default: false
-author: [sdtune]
+author: sdtune (!UNKNOWN)
 """
+
 EXAMPLES = r"""
 - name: Look for what is missing or damaged
   installed_packages:
@@ -41,6 +33,7 @@ EXAMPLES = r"""
     packages: [impi-rt==2021.18.1]
   register: found
 """
+
 RETURN = r"""
 wanted:
   description: The pins whose package is missing, of another version, or damaged; what has to be installed again.
@@ -57,6 +50,15 @@ problems:
   returned: always
   type: dict
 """
+
+import base64
+import csv
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
 
 
 def normalize(name: str) -> str:

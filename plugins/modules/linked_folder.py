@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: linked_folder
 short_description: A temporary folder of links to chosen files
@@ -18,7 +13,7 @@ options:
     description: The absolute path of each file, by its path below the folder.
     type: dict
     required: true
-author: sdtune
+author: sdtune (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -35,6 +30,11 @@ path:
   type: str
   returned: always
 """
+
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
 
 
 def link(files: dict[str, str], folder: Path) -> None:

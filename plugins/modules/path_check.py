@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: path_check
 short_description: Which of several paths exist
@@ -17,7 +13,7 @@ options:
     type: list
     elements: path
     required: true
-author: sdtune
+author: sdtune (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -38,6 +34,10 @@ missing:
   elements: str
   returned: always
 """
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
 
 
 def check(paths: list[str]) -> dict[str, list[str]]:

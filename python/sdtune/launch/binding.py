@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sdtune.errors import BadInput
 
@@ -10,9 +10,9 @@ LAUNCHER = "SDTUNE_LAUNCHER"
 """Environment variable, set by env.sh: ``slurm`` where Slurm starts the ranks."""
 
 
-def started_by_slurm(environment: Mapping[str, str] = os.environ) -> bool:
+def started_by_slurm() -> bool:
     """Whether this process is a rank of a batch job."""
-    return environment.get(LAUNCHER) == "slurm"
+    return os.environ.get(LAUNCHER) == "slurm"
 
 
 def cores_of_rank(allowed: Sequence[int], local_rank: int, ranks: int, threads: int) -> list[int]:

@@ -10,8 +10,8 @@ from sdtune.settings.fields import Derived, Flag, HostPath, OnlyFor, Settings, U
 AUTO = "auto"
 """The initializer token that stands for a search."""
 PLACEHOLDER = "<concept>"
-_WORD = "[^\\s\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]+"  # nor what nobody sees, and so nobody types
 """The placeholder token, unless the user names one."""
+_WORD = "[^\\s\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]+"  # nor what nobody sees, and so nobody types
 
 NEW_TOKEN = OnlyFor("textual_inversion", "pivotal")
 """Marks a setting of the methods that learn a new token."""

@@ -115,11 +115,11 @@ class Trainer:
         self._validate_first()
         reset_peak_rss()
         hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
-        with tqdm(total=steps, initial=self.progress.step, disable=hidden, unit="step", smoothing=0.1) as bar:
+        with tqdm(total=steps, initial=self.progress.step, disable=hidden, unit="step", smoothing=0.1) as shown:
             while self.progress.step < steps and not self._enough and not self._stop_requested:
                 loss = self.step()
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                bar.update()
+                shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                shown.update()
                 self._validate_if_due()
                 self._draw_if_due()
                 self._checkpoint_if_due()

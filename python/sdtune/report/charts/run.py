@@ -36,7 +36,7 @@ def validation_loss(run: RunRecord) -> Chart | None:
             ax.plot([], [], color=THEME["muted"], alpha=0.5, linewidth=0.8, label="training loss, on its own scale")
         ax.plot(steps, losses, color=SERIES[0], marker="o", markersize=5, label="validation loss")
         if reference is not None:
-            label = f"reference caption: “{shorten(reference_caption, 20 if narrow else 42)}”"
+            label = f"reference caption: \u201c{shorten(reference_caption, 20 if narrow else 42)}\u201d"
             ax.axhline(reference, color=SERIES[1], linestyle=DASHES[1], label=label)
         margin = 0.12 * ((max(levels) - min(levels)) or max(levels) or 1)
         ax.set_ylim(min(levels) - margin, max(levels) + margin)
