@@ -104,9 +104,9 @@ class Cluster:
 
 
 def failure(seen: dict[str, Any]) -> tuple[str, str]:
-    """What the last failed attempt says, and the steps that it lost."""
-    last = seen["state"]["failures"][-1]
-    return last["why"], str(last["step"] - last["checkpoint"])
+    """What the first failed attempt says, and the steps that it lost; a start may meet the lost node again."""
+    first = seen["state"]["failures"][0]
+    return first["why"], str(first["step"] - first["checkpoint"])
 
 
 def node_killed(cluster: Cluster) -> tuple[str, str]:
