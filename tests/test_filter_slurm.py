@@ -53,9 +53,9 @@ def test_a_job_that_fits_breaks_no_rule():
     [
         ({"missing": ["sbatch", "srun"]}, {}, "no Slurm commands (sbatch, srun)", "name a login node"),
         ({"error": "Unable to contact slurm controller"}, {}, "Slurm does not answer (Unable", "ask the admin"),
-        ({}, {"partition": "gpu"}, "no partition 'gpu'", "set slurm_partition to one of cpu, old, small"),
+        ({}, {"partition": "gpu"}, "no partition 'gpu'", "set slurm_partition to one of cpu, small"),
         ({"partitions": {}}, {}, "no default partition", "set slurm_partition to one of none"),
-        ({}, {"partition": "old"}, "partition old is DOWN", "take another"),
+        ({}, {"partition": "old"}, "partition old is DOWN", "set slurm_partition to one of cpu, small, or ask"),
         (
             {},
             {"partition": "small", "nodes": 1, "time_limit": "31"},

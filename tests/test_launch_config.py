@@ -3,8 +3,10 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import REPOSITORY
+from jinja2.nativetypes import NativeEnvironment
 
 
 def configure(playbook, *args, **settings):
@@ -276,3 +278,21 @@ def test_the_environment_of_oneccl(playbook, provisioned):
     assert {"PMI_RANK=3", "I_MPI_X=1"} <= set(below)
     assert "SLURM_Y=1" not in below
     assert yaml.safe_load((run / "job.yaml").read_text())["training"]["backend"] == "ccl"
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts_per_run", "starts"), [("n1", 0, True), ("n2", 0, False), ("n1", 1, True), ("n2", 1, True)]
+)
+def test_each_host_that_may_start_a_run_gets_what_its_supervisor_reads(host, hosts_per_run, starts):
+    """The primary does; of runs side by side, which have other first hosts, any host."""
+    texts = yaml.safe_load((REPOSITORY / "roles/launch_config/vars/main.yml").read_text())
+    jinja = NativeEnvironment()
+    jinja.filters["combine"] = lambda one, other: {**one, **other}
+    known = {"inventory_hostname": host, "cluster_primary": "n1", "launch_config_hosts_per_run": hosts_per_run}
+    known |= {"_launch_config_of_hosts": {"job.yaml": ""}, "_launch_config_of_first": {"supervisor.json": ""}}
+    known |= {"_launch_config_of_ranks": {"rank.sh": ""}, "_launch_config_starters": {"launch.sh": ""}}
+    known["_launch_config_starts_runs"] = jinja.from_string(texts["_launch_config_starts_runs"]).render(known)
+    files, scripts = (
+        jinja.from_string(texts[name]).render(known) for name in ("_launch_config_files", "_launch_config_scripts")
+    )
+    assert ("supervisor.json" in files, "launch.sh" in scripts) == (starts, starts)

@@ -34,6 +34,15 @@ USER = (
 )
 
 
+SIGNAL_MINUTES = 1  # slurm_signal_seconds of vars/run.yml
+
+
+def minutes(elapsed: str) -> int:
+    """Whole minutes of a time that squeue shows: ``0:41``, ``1:02:03``."""
+    *hours, whole, _ = elapsed.split(":")
+    return 60 * int(hours[0] if hours else 0) + int(whole)
+
+
 class Cluster:
     """A login node, node1, and two nodes of a lab."""
 
@@ -95,9 +104,9 @@ class Cluster:
 
 
 def failure(seen: dict[str, Any]) -> tuple[str, str]:
-    """What the last failed attempt says, and the steps that it lost."""
-    last = seen["state"]["failures"][-1]
-    return last["why"], str(last["step"] - last["checkpoint"])
+    """What the first failed attempt says, and the steps that it lost; a start may meet the lost node again."""
+    first = seen["state"]["failures"][0]
+    return first["why"], str(first["step"] - first["checkpoint"])
 
 
 def node_killed(cluster: Cluster) -> tuple[str, str]:
@@ -126,8 +135,11 @@ def cancelled(cluster: Cluster) -> tuple[str, str]:
 
 
 def time_limit(cluster: Cluster) -> tuple[str, str]:
-    """The time limit of three minutes comes near."""
+    """The time limit comes near."""
     job = cluster.start()
+    cluster.running()
+    used = cluster.user("squeue", "--noheader", f"--jobs={job}", "--format=%M").strip()
+    cluster.user("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes(used) + SIGNAL_MINUTES + 1}")
     seen = cluster.wait_for(
         lambda seen: seen["state"]["state"] == "pending" and bool(seen["progress"].get("step")), 300
     )

@@ -118,7 +118,8 @@ def _problems(site: Mapping[str, Any], job: Mapping[str, Any]) -> Iterable[tuple
     if site["error"]:
         yield f"Slurm does not answer ({site['error']})", "try sinfo there, and ask the administrators"
         return
-    names = ", ".join(sorted(site["partitions"])) or "none"
+    open_ones = (key for key, one in site["partitions"].items() if one.get("State", "UP") == "UP")
+    names = ", ".join(sorted(open_ones)) or "none"
     partition = chosen_partition(site, job["partition"])
     if partition is None and job["partition"]:
         yield f"there is no partition '{job['partition']}'", f"set slurm_partition to one of {names}"
@@ -128,7 +129,7 @@ def _problems(site: Mapping[str, Any], job: Mapping[str, Any]) -> Iterable[tuple
         return
     name, state = partition["PartitionName"], partition.get("State", "UP")
     if state != "UP":
-        yield f"partition {name} is {state}", f"take another of {names}, or ask the administrators"
+        yield f"partition {name} is {state}", f"set slurm_partition to one of {names}, or ask the administrators"
         return
     allowed, account = partition.get("AllowAccounts", "ALL"), job.get("account", "")
     if account and allowed != "ALL" and account not in allowed.split(","):

@@ -343,7 +343,8 @@ def in_words(queued: dict[str, str], ours: dict[str, Any]) -> str:
     again = " again" if ours else ""
     if queued["state"] != "PENDING":
         return f"is job {queued['job']},{again} {queued['state'].lower()} on {queued['nodes'] or 'no node yet'}"
-    words = f"is job {queued['job']},{again} pending ({queued['reason']})"
+    why = "" if queued["reason"] == "None" else f" ({queued['reason']})"  # Slurm has not looked at it yet
+    words = f"is job {queued['job']},{again} pending{why}"
     if queued["never"]:
         return f"{words}: {queued['never']}"
     start = queued["start"].replace("T", " ")

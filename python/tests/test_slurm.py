@@ -119,6 +119,11 @@ def test_a_pending_job_says_what_it_waits_for(run, slurm, reason, start, words, 
     assert bool(seen["state"]["never"]) == never
 
 
+def test_a_job_that_slurm_has_not_looked_at_is_pending_without_a_reason(run, slurm):
+    slurm(squeue=queue(run, "PENDING", "None"))
+    assert run_state.look(run)["state"]["words"] == "is job 7, pending"
+
+
 def test_another_run_of_that_name_is_not_this_one(run, slurm):
     slurm(squeue=queue("/elsewhere/runs/r", "RUNNING"))
     assert not run_state.look(run)["supervised"]
