@@ -2,10 +2,11 @@
 
     python bench/learning.py --out DIR [--variants default cosine ...] [--concepts ...] [--seeds 1 2 3 4 5]
 
-Each variant learns three concepts with each seed, at a global batch of 16. The target is the loss of the best caption
-that a person could write, on the same 64 fixed triples. Counted are the steps to it; the work before the first step, in
-steps that would take as long; and the loss after 100 steps. Every finished training is a file in DIR, so the benchmark
-can be stopped and goes on; ``learning.json`` has all figures. Losses do not depend on the machine's load; seconds do.
+Each variant learns three concepts with each seed, at a global batch of 16 unless its name says another. The target is
+the loss of the best caption that a person could write, on the same 64 fixed triples. Counted are the steps to it; the
+work before the first step, in steps that would take as long; and the loss after 100 steps. Every finished training is
+a file in DIR, so the benchmark can be stopped and goes on; ``learning.json`` has all figures. Losses do not depend on
+the machine's load; seconds do.
 """
 
 import argparse

@@ -59,6 +59,7 @@ VARIANTS: dict[str, Variant] = {
     "prodigy": Variant({"learning_rate": 1.0}, how="prodigy"),
     "range-test": Variant(how="range-test"),
     "range-test-cosine": Variant(COSINE, how="range-test"),
+    **{f"batch-{size}": Variant({"train_batch_size": size}) for size in (4, 8, 32)},
     "script": Variant(how="script"),
 }
 
