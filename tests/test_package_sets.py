@@ -6,6 +6,7 @@ is installed. The bindings of oneCCL demand nothing: their setup.py has no insta
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,14 @@ def test_a_demand_that_is_not_met_is_found():
     installed = {"name": "impi-rt", "version": "2021.18.1"}
     report = {"install": [{"metadata": demanding}, {"metadata": installed}]}
     assert list(unmet(report)) == ["oneccl-cpu wants impi-rt==2021.15.*, 2021.18.1 is there"]
+
+
+def test_the_tools_of_the_tests_change_no_package_of_the_environment():
+    """They are installed into it without resolving; provisioning would find another version, and make it anew."""
+    lock = (ROLES.parent / "requirements-test.txt").read_text().splitlines()
+    tools, pins = (
+        {canonicalize_name(one.name): str(one.specifier) for one in map(Requirement, lines)}
+        for lines in ([line.rstrip(" \\") for line in lock if re.match(r"[\w.-]+==", line)], packages("native", "gloo"))
+    )
+    assert tools.keys() & pins.keys()
+    assert {name: tools[name] for name in tools if name in pins} == {name: pins[name] for name in pins if name in tools}
