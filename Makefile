@@ -1,4 +1,4 @@
-# Entry points. `make demo` needs only make, git and Python 3.11 to 3.14; it names and installs everything else that is missing.
+# Entry points. `make demo` needs only make, git and Python 3.11 to 3.13; it names and installs everything else that is missing.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -167,13 +167,13 @@ bench-unet: $(TEST_STAMP)
 # With the compiled kernels inside, so that its users need no compiler.
 collection: control-node
 	$(BIN)/python python/sdtune/ops/kernels/build.py
-	$(BIN)/ansible-galaxy collection build --force --output-path .cache/collection
+	scripts/collection.sh $(BIN)/ansible-galaxy .cache/collection
 
 # ansible-test fetches its own linters. What it may find is in tests/sanity, a file for each ansible-core. Outside of this clone, since
 # it skips what git ignores.
 sanity: dev-tools
 	folder=$$(mktemp --directory); trap 'rm --recursive --force "$$folder"' EXIT; \
-	$(BIN)/ansible-galaxy collection build --output-path "$$folder"; \
+	scripts/collection.sh $(BIN)/ansible-galaxy "$$folder"; \
 	$(BIN)/ansible-galaxy collection install --offline --collections-path "$$folder" "$$folder"/*.tar.gz; \
 	cd "$$folder/ansible_collections/sdtune/sdtune"; \
 	PATH="$(BIN):$$PATH" ansible-test sanity --python "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"

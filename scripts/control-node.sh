@@ -9,7 +9,7 @@ lock=$1
 scripts/packages.sh python3:python3 ssh:openssh-client git:git
 
 stamp=.venv/.$lock-$(sha256sum "$lock" | cut --characters=1-16)
-works() { .venv/bin/python -c '' 2>/dev/null; }
+works() { .venv/bin/python -c 'import pip' 2>/dev/null; } # without pip, its creation was interrupted
 if [[ ! -e $stamp ]] || ! works; then
     if ! works; then
         # Debian's python3 comes without venv.

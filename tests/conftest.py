@@ -76,9 +76,10 @@ def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
-    """The collection, as ansible-galaxy builds it."""
+    """The collection, as `make collection` builds it."""
     folder = tmp_path_factory.mktemp("built")
-    done = call("ansible-galaxy", "collection", "build", "--output-path", str(folder), cwd=REPOSITORY)
+    galaxy = shutil.which("ansible-galaxy")
+    done = call(str(REPOSITORY / "scripts/collection.sh"), galaxy, str(folder), cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     return next(folder.glob("*.tar.gz"))
 
@@ -91,8 +92,11 @@ def project(archive, tmp_path_factory):
     done = call("ansible-galaxy", "collection", "install", "--offline", str(archive), cwd=folder, **known)
     assert done.returncode == 0, done.stderr
 
+    def typed_in(where: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return call("ansible-playbook", *args, cwd=where, **{**known, **environment})
+
     def typed(*args: str) -> subprocess.CompletedProcess[str]:
-        return call("ansible-playbook", *args, cwd=folder, **known)
+        return typed_in(folder, *args)
 
     laid = typed(f"{COLLECTION}.project")
     assert laid.returncode == 0, laid.stdout + laid.stderr
@@ -100,6 +104,7 @@ def project(archive, tmp_path_factory):
     return SimpleNamespace(
         folder=folder,
         play=typed,
+        play_in=typed_in,
         collection=collections.joinpath("ansible_collections", *COLLECTION.split(".")),
         environment={
             "ANSIBLE_CONFIG": str(folder / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(collections),

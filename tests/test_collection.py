@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -44,6 +45,27 @@ def test_everything_travels_but_what_only_development_needs(archive):
     assert files - kernels == wanted
 
 
+def test_what_a_user_keeps_in_a_clone_stays_at_home(tmp_path):
+    """Inventories with their vaults, keys, pictures: git does not know them. An archive of another version goes."""
+    clone, built = tmp_path / "a clone", tmp_path / "built"
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, clone], check=True)
+    shutil.copy(REPOSITORY / "scripts/collection.sh", clone / "scripts")
+    for name in ("inventory/mine/group_vars/vault.yml", "id_rsa", "pictures/a.jpg", "toyworld/mine/a"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("mine")
+    (clone / "galaxy.yml").write_text((clone / "galaxy.yml").read_text() + "# changed\n")  # not committed yet
+    (clone / "LICENSE").unlink()
+    built.mkdir()
+    (built / "sdtune-sdtune-0.0.1.tar.gz").touch()
+    done = call("scripts/collection.sh", shutil.which("ansible-galaxy"), str(built), cwd=clone)
+    assert done.returncode == 0, done.stderr
+    (archive,) = built.iterdir()
+    with tarfile.open(archive) as tar:
+        names = set(tar.getnames())
+    assert {"README.md", "inventory/example/hosts.yml", "roles/preflight/tasks/main.yml"} <= names
+    assert not [name for name in names if "mine" in name or name.startswith(("id_rsa", "pictures", "LICENSE"))]
+
+
 def test_nothing_of_another_collection_is_needed():
     """ansible-core is all that a control node has to have."""
     assert GALAXY["dependencies"] == {}
@@ -80,6 +102,22 @@ def test_a_project_folder_has_the_commands_of_a_clone(tmp_path):
     (tmp_path / "stop.yml").unlink()
     assert layout.lay_out(REPOSITORY, tmp_path) == ["stop.yml"]
     assert (tmp_path / "train.yml").read_text() == "mine\n"
+
+
+def test_a_project_folder_is_where_the_call_was_typed(project, tmp_path):
+    """Whatever PWD says, also below it; never inside of the collection, which the next installation replaces."""
+    where = tmp_path / "q 3"
+    for pwd, asked, folder in (("/", [], where), ("", ["-e", "project_folder_path=deep"], where / "deep")):
+        folder.mkdir(parents=True, exist_ok=True)
+        done = project.play_in(where, f"{COLLECTION}.project", *asked, PWD=pwd)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (folder / "inventory/example/hosts.yml").exists()
+        assert f"in {folder} type" in " ".join(done.stdout.split())
+    before = set(project.collection.rglob("*"))
+    done = project.play_in(project.collection / "roles", f"{COLLECTION}.project")
+    assert done.returncode == 2
+    assert "is inside of the collection" in " ".join(done.stdout.split())
+    assert set(project.collection.rglob("*")) == before
 
 
 def test_variables_have_types_without_a_configuration(project, tmp_path):

@@ -296,6 +296,13 @@ def test_the_compiler_is_the_pinned_one():
     assert f"ziglang=={build.VERSION} " in lock.read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_told_before(tmp_path, monkeypatch):
+    """As that of a collection that root installed for all users."""
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    monkeypatch.setattr(build.os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    assert build.obstacle().startswith(f"{tmp_path}, where they go, cannot be written by this user; install")
+
+
 def test_without_a_compiler_it_says_what_to_install(tmp_path):
     """This environment is a host's, and has none."""
     for name in ("build.py", build.SOURCE.name, *build.HEADERS):
@@ -304,5 +311,5 @@ def test_without_a_compiler_it_says_what_to_install(tmp_path):
     assert done.returncode == 1
     why = "the compiler, ziglang, does not start: "
     assert f"error: attention.c was not compiled: {why}" in done.stderr
-    assert "No module named ziglang; pip install -r requirements.txt brings it" in done.stderr
+    assert f"No module named ziglang; type {sys.executable} -m pip install ziglang=={build.VERSION}\n" in done.stderr
     assert not list(tmp_path.glob("*.so"))

@@ -53,15 +53,19 @@ def _wanted() -> dict[Path, str]:
 
 
 def obstacle() -> str:
-    """What prevents the missing libraries from being compiled, in one line; empty if nothing does."""
+    """What prevents the missing libraries from being compiled, and what to do, in one line; empty if nothing does."""
     if all(made.exists() for made in _wanted()):
         return ""
+    if not os.access(FOLDER, os.W_OK):
+        remedy = "install the collection that make collection builds, which has them inside"
+        return f"{FOLDER}, where they go, cannot be written by this user; {remedy}"
+    remedy = f"type {sys.executable} -m pip install ziglang=={VERSION}"
     done = _compiler("version")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"the compiler, ziglang, does not start: {reason}"
+        return f"the compiler, ziglang, does not start: {reason}; {remedy}"
     version = done.stdout.strip()
-    return "" if version == VERSION else f"the compiler, ziglang, is {version}, not {VERSION}"
+    return "" if version == VERSION else f"the compiler, ziglang, is {version}, not {VERSION}; {remedy}"
 
 
 def build() -> list[Path]:
@@ -71,7 +75,7 @@ def build() -> list[Path]:
         SystemExit: the compiler is missing, is another one, or fails.
     """
     if why := obstacle():
-        sys.exit(f"error: {SOURCE.name} was not compiled: {why}; pip install -r requirements.txt brings it")
+        sys.exit(f"error: {SOURCE.name} was not compiled: {why}")
     wanted = _wanted()
     missing = [made for made in wanted if not made.exists()]
     # the compiler's caches would stay in the user's home
