@@ -8,10 +8,12 @@ output=$(realpath "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=$(mktemp --directory)
-trap 'rm --recursive --force "$folder"' EXIT
+built=$(mktemp --directory --tmpdir="$output")
+trap 'rm --recursive --force "$folder" "$built"' EXIT
 # git also lists files that were deleted and not yet committed.
 git ls-files --cached -z | while IFS= read -r -d '' path; do [[ ! -e $path ]] || printf '%s\0' "$path"; done \
     | xargs --null cp --parents --no-dereference --preserve=mode --target-directory "$folder"
 find python/sdtune/ops/kernels -name '*.so' -exec cp --parents --target-directory "$folder" {} +
+"$galaxy" collection build --output-path "$built" "$folder"
 rm --force "$output"/sdtune-sdtune-*.tar.gz
-"$galaxy" collection build --output-path "$output" "$folder"
+mv "$built"/*.tar.gz "$output"

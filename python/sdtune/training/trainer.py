@@ -115,11 +115,11 @@ class Trainer:
         self._validate_first()
         reset_peak_rss()
         hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
-        with tqdm(total=steps, initial=self.progress.step, disable=hidden, unit="step", smoothing=0.1) as shown:
+        with tqdm(total=steps, initial=self.progress.step, disable=hidden, unit="step", smoothing=0.1) as progress_bar:
             while self.progress.step < steps and not self._enough and not self._stop_requested:
                 loss = self.step()
-                shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                shown.update()
+                progress_bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                progress_bar.update()
                 self._validate_if_due()
                 self._draw_if_due()
                 self._checkpoint_if_due()
