@@ -171,6 +171,11 @@ def test_what_is_shown():
     assert known.lines[-1] == "KeyError: 'surprise'"
     printed = judge(evidence(ended=[1, 0], rank_lines={1: [str(n) for n in range(40)]}))
     assert printed.lines == [str(n) for n in range(25, 40)]
+    warning = (
+        "[W1127 21:02:25.289108552 socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3"
+    )
+    killed = judge(evidence(ended=[1, 0], rank_lines={1: [warning, "Bus error"]}))
+    assert killed.lines == ["Bus error"]
     hung = judge(evidence(exit_code=None, decision="no step", culprit=0, stacks={0: "Stack\n  File\n"}))
     assert (hung.lines, hung.code) == (["Stack", "  File"], -1)
     assert judge(evidence(launcher_lines=["a"])).lines == ["a"]

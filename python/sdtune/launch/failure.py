@@ -11,6 +11,8 @@ BAD_INPUT = 2
 """Exit code of a launch that cannot work, now or later."""
 _SHOWN = 15  # lines of a rank's output that are shown when it recorded no error
 _SHOWN_OF_LAUNCHER = 30
+# torch's log of what is not an error, such as a host whose name no resolver knows
+_WARNING = re.compile(r"\[[IW]\d{4} \S+ \S+:\d+\]")
 _STOOD_STILL = 5.0  # seconds; a supervisor looks several times in one
 # as dash and bash say it of a program that they have started
 _KILLED_LAUNCHER = re.compile(r"(?:\S*mpirun: line \d+: +\d+ )?Killed(?: +mpiexec\.hydra.*)?")
@@ -174,7 +176,7 @@ def _outcome(evidence: Evidence, code: int, rank: int | None, why: str) -> Outco
         elif rank in evidence.stacks:
             lines = evidence.stacks[rank].splitlines()
         else:
-            lines = list(evidence.rank_lines.get(rank, ()))[-_SHOWN:]
+            lines = [line for line in evidence.rank_lines.get(rank, ()) if not _WARNING.match(line)][-_SHOWN:]
     return Outcome(
         code=code,
         why=why,
