@@ -131,7 +131,7 @@ toyworld: control-node kernels $(TEST_STAMP)
 
 # In the layout of Stable Diffusion XL, with toyworld's VAE and concept.
 toyworld-xl: control-node kernels $(TEST_STAMP)
-	cd python && $(TEST_PYTHON) -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --out ../toyworld/xl
+	cd python && $(TEST_PYTHON) -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --unet-steps 4000 --out ../toyworld/xl
 
 # Benchmarks, not tests. BENCH_ARGS='--ipex-python PATH' also measures an environment of the stack ipex.
 bench: control-node kernels $(TEST_STAMP)

@@ -26,7 +26,7 @@ from sdtune.models.registry import family_of
 from sdtune.settings import GenerationJob, Job, build
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
-from tests.conftest import CLASS_PROMPT, run_ranks, write_job
+from tests.conftest import CLASS_PROMPT, REPOSITORY, run_ranks, write_job
 
 SMALL = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32}
 PROMPTS = [CLASS_PROMPT, "a yellow robot with glasses"]
@@ -223,3 +223,33 @@ def test_the_openvino_copy_is_static_and_draws(xl, tmp_path):
     run.drawn.mkdir()
     WorkerPool(generation, plan).run(worker_commands(["--job", str(file)], plan, {}))
     assert {path.name: path.read_bytes() for path in run.drawn.iterdir()} == drawn[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("textual_inversion", {"training": {"learning_rate": 1e-2}, "data": {"initializer_token": "toy"}}),
+        ("lora", {"lora": {"rank": 4, "learning_rate": 1e-3}, "data": {"instance_prompt": CLASS_PROMPT}}),
+    ],
+)
+def test_the_embedded_model_learns_a_concept(tmp_path, method, settings):
+    toyworld = REPOSITORY / "toyworld"
+    job = {
+        "run_name": "t",
+        "method": method,
+        "run_dir": str(tmp_path / "run"),
+        "model": {"path": str(toyworld / "xl/model")},
+        "data": {"path": str(toyworld / "concept"), "resolution": 64, **settings.pop("data")},
+        "training": {
+            "max_train_steps": 10,
+            "train_batch_size": 8,
+            "mixed_precision": "no",
+            "save_as_full_pipeline": False,
+            **settings.pop("training", {}),
+        },
+        "validation": {"steps": 10, "triples": 16},
+        **settings,
+    }
+    facts = train(build(Job, job))
+    assert facts["validation_loss"] < 0.97 * facts["initializer_loss"]

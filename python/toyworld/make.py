@@ -1,7 +1,7 @@
 """Train the embedded Stable Diffusion pipelines from scratch: about an hour on two cores each.
 
     python -m toyworld.make --out ../toyworld            # what `make toyworld` runs
-    python -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --out ../toyworld/xl   # make toyworld-xl
+    python -m toyworld.make --layout sdxl --vae ../toyworld/model/vae --unet-steps 4000 --out ../toyworld/xl
     python -m toyworld.make --out /tmp/try --vae-steps 20 --unet-steps 20 --examples 200   # a quick trial
 
 Writes ``model/`` (diffusers folder layout, float16 safetensors), ``concept/*.jpg``, ``concept-*/*.jpg`` (five pictures
