@@ -176,7 +176,8 @@ def provisioned(tmp_path):
         (work / name).mkdir(parents=True, exist_ok=True)
     python = work / "env/native/bin/python"
     python.write_text(
-        '#!/bin/sh\ncase "$*" in *--check*) if [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi ;; esac\n'
+        '#!/bin/sh\ncase "$*" in *check_jobs*)\n'
+        '  cat > /dev/null; if [ -e "$0.refuse" ]; then cat "$0.refuse" >&2; exit 2; fi ;; esac\n'
         '[ "$4" != meet ] || { shift 4; exec "$@"; }\n'  # as python -P -m sdtune.launch meet COMMAND
     )
     mpirun = work / "env/native/bin/mpirun"

@@ -1,4 +1,4 @@
-"""train.yml with a folder of concepts: fakes of what deals the hosts out, of training and of the report."""
+"""train.yml with a folder of concepts: fakes of what checks, deals the hosts out, trains and reports."""
 
 import json
 import sys
@@ -6,11 +6,22 @@ import sys
 import pytest
 import yaml
 
-# The fake of the environment's Python: one run finishes, the other fails, and reports are empty pages.
+# The fake of the environment's Python. A job of seven steps is refused. Side by side one run finishes and the other
+# fails, one after the other both finish. Reports are empty pages.
 PYTHON = f"""#!{sys.executable}
-import json, pathlib, shutil, sys, time
-arguments = sys.argv[2:]
-if "side-by-side" in arguments:
+import hashlib, json, pathlib, shutil, sys, time
+arguments, prefix = sys.argv[2:], pathlib.Path(__file__).parents[1]
+if arguments[:1] == ["-m"] and arguments[1].startswith("sdtune."):
+    with open(prefix / "calls", "a") as calls:
+        print(*arguments[1:3], file=calls)
+if "sdtune.training.check_jobs" in arguments:
+    request = json.load(sys.stdin)
+    (prefix / "checked.json").write_text(json.dumps(request))
+    assert all(pathlib.Path(asked["job"]).exists() for asked in request)
+    if refused := [asked["about"] for asked in request if "max_train_steps: 7\\n" in open(asked["job"]).read()]:
+        sys.exit("error: " + "\\n".join(f"{{about}}: seven steps" for about in refused))
+    print(json.dumps([asked["about"] + ": squeezed" for asked in request]))
+elif "side-by-side" in arguments:
     runs, request = pathlib.Path(arguments[-1]), json.load(sys.stdin)
     (runs / ".side-by-side").mkdir(exist_ok=True)
     (runs / "request.json").write_text(json.dumps(request))
@@ -22,8 +33,22 @@ if "side-by-side" in arguments:
         {{"run": "vase", "state": "failed", "hosts": ["localhost"], "reason": "the loss is nan"}},
     ]
     (runs / ".side-by-side/table.json").write_text(json.dumps({{"began": time.time() - 60, "rows": rows}}))
+elif arguments[:3] == ["-m", "sdtune.launch", "start"]:
+    call, run = arguments[4], pathlib.Path(arguments[5])
+    shutil.copytree(run / f".staged-{{call}}", run, dirs_exist_ok=True)
+    (run / "metrics.jsonl").touch()
+    (run / "learned_embeds.safetensors").write_bytes(b"learned")
+    proof = {{"run_name": run.name, "steps": 20, "attempt": 1, "token_sha256": 16 * "0", "world_size": 2}}
+    proof["ranks"] = [{{"rank": rank, "host": "here", "pid": 7, "samples": 1}} for rank in (0, 1)]
+    proof["job_sha256"] = hashlib.sha256((run / "job.yaml").read_bytes()).hexdigest()
+    proof["learned"] = {{"learned_embeds.safetensors": hashlib.sha256(b"learned").hexdigest()}}
+    (run / "finished.json").write_text(json.dumps(proof))
+    facts = {{"run_name": run.name, "state": "finished", "reason": "", "failures": []}}
+    (run / "state.json").write_text(json.dumps(facts))
+    print(json.dumps({{"did": "started"}}))
 elif arguments[:1] and arguments[0].endswith("make_report.py"):
-    pathlib.Path(arguments[1], "report.html").touch()
+    page = pathlib.Path(arguments[2]) if "--compare" in arguments else pathlib.Path(arguments[1], "report.html")
+    page.touch()
 """
 
 
@@ -37,6 +62,17 @@ def products(tmp_path, pictures, provisioned):
     (provisioned / "data/products.sha256").touch()
     (provisioned / "env/native/bin/python").write_text(PYTHON)
     return tmp_path / "products"
+
+
+def calls(provisioned):
+    """The programs of the package that were called, in order."""
+    return (provisioned / "env/native/calls").read_text().splitlines()
+
+
+def checks(provisioned):
+    """What the only check was asked about."""
+    assert len([call for call in calls(provisioned) if "check_jobs" in call]) == 1
+    return [asked["about"] for asked in json.loads((provisioned / "env/native/checked.json").read_text())]
 
 
 def test_a_folder_of_concepts(playbook, tmp_path, products, provisioned):
@@ -62,6 +98,46 @@ def test_a_folder_of_concepts(playbook, tmp_path, products, provisioned):
     assert [job["seed"] for job in jobs.values()] == [1, 7]
     plan = json.loads((runs / "mug/supervisor.json").read_text())
     assert (plan["wait_for_hosts"], plan["class_pictures"]) == (True, True)
+    assert checks(provisioned) == ["run mug", "run vase"]
+    assert "localhost: warning: run vase: squeezed" in done.stdout
     assert sorted(path.name for path in (tmp_path / "artifacts").rglob("*")) == [
         "job.yaml", "metrics.jsonl", "mug", "report.html",
     ]  # fmt: skip
+
+
+def test_one_check_before_the_first_of_several_runs_trains(playbook, products, provisioned):
+    """Each has the variables of its own, though all were described before."""
+    own = [{"run_name": "vase", "launch_config_ranks_per_node": 1, "training_overwrite": True}]
+    done = playbook(
+        *("train.yml", "--skip-tags", "openvino_export,run_report"),
+        training_concepts_source=str(products), training_runs=own, training_max_train_steps=20,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert checks(provisioned) == ["run mug", "run vase"]
+    assert calls(provisioned) == ["sdtune.training.check_jobs", *["sdtune.launch start"] * 2]
+    asked = json.loads((provisioned / "env/native/checked.json").read_text())
+    assert [(one["ranks"], one["overwrite"]) for one in asked] == [(2, False), (1, True)]
+    jobs = [yaml.safe_load((provisioned / f"runs/{name}/job.yaml").read_text()) for name in ("mug", "vase")]
+    assert [(job["run_name"], job["training"]["world_size"]) for job in jobs] == [("mug", 2), ("vase", 1)]
+
+
+@pytest.mark.parametrize("hosts_per_run", [0, 1])
+def test_a_job_that_is_refused_keeps_all_runs_from_starting(playbook, products, provisioned, hosts_per_run):
+    own = [{"run_name": "vase", "training_max_train_steps": 7}]
+    done = playbook(
+        "train.yml", training_concepts_source=str(products), training_runs=own,
+        training_runs_hosts_per_run=hosts_per_run,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert done.played.failures() == ["run vase: seven steps"]
+    assert calls(provisioned) == ["sdtune.training.check_jobs"]
+    assert [path for path in (provisioned / "runs").rglob("*") if path.is_file()] == []
+
+
+def test_nothing_is_written_where_one_run_cannot_be_described(playbook, products, provisioned):
+    """The last one has finished without a proof of that."""
+    (provisioned / "runs/vase").mkdir(parents=True)
+    (provisioned / "runs/vase/finished.json").touch()
+    done = playbook("train.yml", training_concepts_source=str(products), training_max_train_steps=20)
+    assert done.returncode == 2, done.stdout
+    assert [path.name for path in (provisioned / "runs").rglob("*")] == ["vase", "finished.json"]

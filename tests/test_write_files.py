@@ -16,8 +16,8 @@ NAMED = {"files": {"job.yaml": "a: ü\n", "packages/node 1.txt": "torch==1"}, "s
 class Write(write_files.ActionModule):
     """The action over a shell."""
 
-    def __init__(self, folder, check=False, **named):
-        arguments = {"folder": str(folder), "python": sys.executable, "mode": "0640", "folder_mode": "0750", **named}
+    def __init__(self, folders, check=False):
+        arguments = {"folders": folders, "python": sys.executable, "mode": "0640", "folder_mode": "0750"}
         self._task = SimpleNamespace(args=arguments, check_mode=check)
         self.calls = 0
 
@@ -27,9 +27,9 @@ class Write(write_files.ActionModule):
         return {"rc": done.returncode, "stdout": done.stdout.decode(), "stderr": done.stderr.decode()}
 
 
-def written(folder, **more):
+def written(folder, check=False, **more):
     """Write the files; the paths that were changed, below the folder."""
-    action = Write(folder, **(NAMED | more))
+    action = Write({str(folder): NAMED | more}, check)
     found = [os.path.relpath(path, folder) for path in action.write("node1")]
     assert action.calls == 1
     return found
@@ -72,4 +72,15 @@ def test_what_the_host_cannot_do_is_said_in_one_line(tmp_path, monkeypatch):
     lost = {"rc": 255, "stdout": "", "stderr": "Connection to node1 closed by remote host."}
     monkeypatch.setattr(Write, "_low_level_execute_command", lambda *_, **__: lost)
     with pytest.raises(AnsibleConnectionFailure, match="type the same again"):
-        Write(tmp_path / "r", **NAMED).write("node1")
+        Write({str(tmp_path / "r"): NAMED}).write("node1")
+
+
+def test_the_folders_of_several_runs_are_written_in_one_call(tmp_path):
+    action = Write({f"{tmp_path}/a/.staged": {"files": {"job.yaml": "a"}, "above": [f"{tmp_path}/a"]},
+                    f"{tmp_path}/b": {"scripts": {"launch.sh": "b"}}})  # fmt: skip
+    assert len(action.write("node1")) == 5
+    assert action.calls == 1
+    assert [(tmp_path / name).read_text() for name in ("a/.staged/job.yaml", "b/launch.sh")] == ["a\n", "b\n"]
+    (tmp_path / "file").touch()
+    with pytest.raises(AnsibleActionFail, match=rf"^node1: {tmp_path} cannot be written: .*/file/c"):
+        Write({f"{tmp_path}/a": NAMED, f"{tmp_path}/file/c": NAMED}).write("node1")

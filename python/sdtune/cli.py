@@ -11,12 +11,11 @@ environment.isolate()  # first: what is imported below could come from another e
 
 import contextlib
 import faulthandler
-import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdtune.errors import BadInput, DrawingFailed, Stopped, TrainingFailed
@@ -101,19 +100,18 @@ def hide_modules(*names: str) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
-def _check(job: Job, warnings_file: str | None) -> None:
-    """Check a job and its inputs; print the warnings, and write them as JSON where a file is named."""
-    from sdtune.data.picture_warnings import picture_warnings
-    from sdtune.data.pictures import list_pictures
-    from sdtune.training.checks import check_job
-    from sdtune.training.class_pictures import class_picture_warnings
+def hide_unused(jobs: Sequence[Job]) -> None:
+    """Hide what the libraries would import, and none of these jobs uses."""
+    if all(job.method == "textual_inversion" for job in jobs):
+        hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
 
-    warnings = check_job(job)
-    warnings += picture_warnings(list_pictures(job.data.path), job.data) + class_picture_warnings(job)
-    for warning in warnings:
+
+def _check(job: Job) -> None:
+    """Check a job and its inputs; print the warnings."""
+    from sdtune.training.checks import check_inputs
+
+    for warning in check_inputs(job):
         print(f"warning: {warning}", flush=True)
-    if warnings_file:
-        Path(warnings_file).write_text(json.dumps(warnings) + "\n", encoding="utf-8")
     print(f"the job {job.run_name} can run")
 
 
@@ -125,8 +123,7 @@ def train(description: str, method: str) -> None:
         method: that its flags are for; a job file says itself which method it is for.
     """
     job, flags = training_job(None, description, method)
-    if job.method == "textual_inversion":
-        hide_modules("peft")  # diffusers and transformers import it where it is installed, which takes half a second
+    hide_unused([job])
     variables.check_rank()
     if variables.first(variables.RANK, 0) == 0:  # one of the ranks is enough
         for warning in flags.passed_over:
@@ -134,7 +131,7 @@ def train(description: str, method: str) -> None:
     follow_mode(Path(job.run_dir))
     with contextlib.nullcontext() if flags.job else errors_name_flags(method):
         if flags.check:
-            _check(job, flags.warnings)
+            _check(job)
             return
         from sdtune.training import trainer  # after the flags: importing torch takes seconds
 

@@ -2,7 +2,7 @@
 
 Needs Python 3.9 or newer; the host's own Python will do. Standard input is JSON::
 
-    {"folder": PATH, "above": [PATH], "files": {NAME: TEXT}, "scripts": {NAME: TEXT},
+    {"folders": {PATH: {"above": [PATH], "files": {NAME: TEXT}, "scripts": {NAME: TEXT}}},
      "mode": "0600", "folder_mode": "0700"}
 
 A name may contain folders. Folders, those ``above`` too, and scripts get the second mode, whatever the umask is. Prints
@@ -54,15 +54,21 @@ def write_file(path: Path, text: str, mode: int, check: bool) -> bool:
     return True
 
 
-def write(asked: dict[str, Any], check: bool) -> list[str]:
-    """Do what standard input asks for; the paths that were changed."""
-    folder, mode, folder_mode = Path(asked["folder"]), int(asked["mode"], 8), int(asked["folder_mode"], 8)
+def write_folder(folder: Path, asked: dict[str, Any], modes: tuple[int, int], check: bool) -> list[Path]:
+    """Write the files of one folder; the paths that were changed."""
+    mode, folder_mode = modes
     files = {name: (text, mode) for name, text in asked["files"].items()}
     files.update((name, (text, folder_mode)) for name, text in asked["scripts"].items())
     folders = dict.fromkeys([*map(Path, asked["above"]), folder, *sorted({(folder / name).parent for name in files})])
     changed = [path for path in folders if make_folder(path, folder_mode, check)]
-    changed += [folder / name for name, (text, mode) in files.items() if write_file(folder / name, text, mode, check)]
-    return [str(path) for path in changed]
+    return changed + [folder / name for name, wanted in files.items() if write_file(folder / name, *wanted, check)]
+
+
+def write(asked: dict[str, Any], check: bool) -> list[str]:
+    """Do what standard input asks for; the paths that were changed."""
+    modes = int(asked["mode"], 8), int(asked["folder_mode"], 8)
+    changed = [write_folder(Path(folder), of_it, modes, check) for folder, of_it in asked["folders"].items()]
+    return [str(path) for paths in changed for path in paths]
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ def errors_name_flags(method: str) -> Iterator[None]:
 
 
 def training_job(argv: Sequence[str] | None, description: str, method: str) -> tuple[Job, argparse.Namespace]:
-    """Parse the command line of a method's program: ``--job FILE``, or flags; ``--check`` and ``--warnings``.
+    """Parse the command line of a method's program: ``--job FILE``, or flags; ``--check``.
 
     A job file says itself which method it is for.
 
@@ -118,10 +118,9 @@ def training_job(argv: Sequence[str] | None, description: str, method: str) -> t
     parser.add_argument(
         "--job",
         metavar="FILE",
-        help=f"job file (YAML); only --check, --warnings, --{', --'.join(_AT_START)} may be given with it",
+        help=f"job file (YAML); only --check, --{', --'.join(_AT_START)} may be given with it",
     )
     parser.add_argument("--check", action="store_true", help="check the job and its inputs, then exit")
-    parser.add_argument("--warnings", metavar="FILE", help="with --check: also write the warnings to FILE, as JSON")
     add_job_flags(parser, method)
     add_other_flags(parser)
     flags = parser.parse_args(argv)

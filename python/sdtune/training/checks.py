@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from sdtune.data.picture_warnings import picture_warnings
 from sdtune.data.pictures import list_pictures, picture_problems
 from sdtune.errors import BadInput, refuse
 from sdtune.files import nearest_folder
@@ -16,7 +17,7 @@ from sdtune.models.weights import cache_folder, check_cache
 from sdtune.settings import Job
 from sdtune.settings.fields import settings_of
 from sdtune.sizes import sizes
-from sdtune.training.class_pictures import check_class_pictures
+from sdtune.training.class_pictures import check_class_pictures, class_picture_warnings
 from sdtune.training.memory import check_memory
 
 _SMALL_FILES = 10_000_000
@@ -110,8 +111,12 @@ def rate_warnings(job: Job) -> list[str]:
     ]
 
 
-def check_job(job: Job) -> list[str]:
+def check_job(job: Job, ranks: int | None = None) -> list[str]:
     """Check everything that can be checked on one host without loading networks.
+
+    Args:
+        job: the job.
+        ranks: of this host; None: those that the launcher has started here, or one before the launch.
 
     Returns:
         Warnings for the user.
@@ -128,6 +133,19 @@ def check_job(job: Job) -> list[str]:
     _check_place(job)
     check_cache(cache_folder(job))
     _check_disk_space(job, family)
-    check_memory(job, family)
+    check_memory(job, family, variables.first(variables.LOCAL_SIZE, 1) if ranks is None else ranks)
     Run(job.run_dir).check_writable(overwrite=job.overwrite, resume=job.training.resume_from_checkpoint is not None)
     return warnings
+
+
+def check_inputs(job: Job, ranks: int | None = None) -> list[str]:
+    """:func:`check_job` before the launch, which looks at each picture too.
+
+    Returns:
+        Warnings for the user.
+
+    Raises:
+        BadInput: the first problem, with the remedy.
+    """
+    warnings = check_job(job, ranks)
+    return [*warnings, *picture_warnings(list_pictures(job.data.path), job.data), *class_picture_warnings(job)]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from sdtune.errors import BadInput
 from sdtune.host.memory import available_bytes
-from sdtune.launch import variables
 from sdtune.models.family import Family
 from sdtune.settings import Job
 from sdtune.sizes import sizes
@@ -12,15 +11,18 @@ from sdtune.sizes import sizes
 _INTERPRETER = 400_000_000  # Python with torch and diffusers loaded
 
 
-def check_memory(job: Job, family: Family) -> None:
+def check_memory(job: Job, family: Family, ranks: int) -> None:
     """Refuse a batch that cannot fit into what this host has free, or what a cgroup leaves of it.
 
-    The ranks of this host are those that the launcher has started here; a check before the launch counts one.
+    Args:
+        job: the job.
+        family: of its model.
+        ranks: of this host.
 
     Raises:
         BadInput: with both figures, and the batch that might fit.
     """
-    ranks, batch = variables.first(variables.LOCAL_SIZE, 1), job.training.train_batch_size
+    batch = job.training.train_batch_size
     bf16, resolution = job.training.mixed_precision == "bf16", job.data.resolution
     takes = family.footprint(Path(job.model.path), resolution, bf16=bf16)
     fixed, free = ranks * _INTERPRETER + takes.weights, available_bytes()
