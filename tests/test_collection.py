@@ -143,6 +143,38 @@ def test_provision_from_the_project_folder(project, tmp_path):
     assert {path for path in made if path.suffix != ".so"} == set()
 
 
+def test_a_wheelhouse_is_not_in_the_collection(project, tmp_path):
+    """Relative paths begin where the call was typed. No wheel is on the index; pip asks it with the Python of the hosts."""
+    inventory, before = str(project.folder / "inventory/local"), set(project.collection.rglob("*"))
+    settings = {
+        "work_dir": str(tmp_path / "work"), "artifacts_dir": "out", "python_env_source": "wheelhouse",
+        "python_env_mirror_url": tmp_path.as_uri(), "python_env_torch_index": "default",
+    }  # fmt: skip
+    other = tmp_path / "out/.wheelhouse/native/.pip-3.0/bin/pip"  # made by another Python
+    other.parent.mkdir(parents=True)
+    other.touch()
+    asked = ("-i", inventory, "--tags", "python_env", "-e", json.dumps(settings))
+    done = project.play_in(tmp_path, f"{COLLECTION}.provision", *asked)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert f"missing in the wheelhouse {tmp_path}/out/.wheelhouse/native; put the wheels for Python" in said
+    version = "{}.{}".format(*sys.version_info)
+    assert (other.parents[2] / f".pip-{version}/bin/python").exists()
+    made = {path for path in set(project.collection.rglob("*")) - before if "__pycache__" not in path.parts}
+    assert made == set()
+
+
+def test_what_is_written_here_is_not_in_the_collection(project, tmp_path):
+    """A relative path begins where the call was typed, not beside the playbook."""
+    inventory, before = str(project.folder / "inventory/local"), set(project.collection.rglob("*"))
+    settings = json.dumps({"work_dir": str(tmp_path / "work"), "artifacts_dir": "out"})
+    done = project.play_in(tmp_path, f"{COLLECTION}.diagnose", "-i", inventory, "-e", settings)
+    assert done.returncode == 2, done.stdout + done.stderr  # nothing is provisioned
+    assert (tmp_path / "out/diagnosis.json").exists()
+    made = {path for path in set(project.collection.rglob("*")) - before if "__pycache__" not in path.parts}
+    assert made == set()
+
+
 def test_the_execution_environment_gets_the_compiler_of_the_control_node():
     """And what the collection says of its needs exists."""
     compiler = [line for line in (REPOSITORY / "meta/requirements.txt").read_text().splitlines() if "#" not in line]
