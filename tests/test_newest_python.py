@@ -77,12 +77,15 @@ def test_another_one_on_demand(choose):
     [
         ({"python3": ("3.9", True)}, {}, "python3 is Python 3.9"),
         (
-            {name: ("3.13", False) for name in ("python3", "python3.13")}, {},
+            {"python3": ("3.13", False), "python3.13": ("3.13", False)}, {},
             "python3.13 is Python 3.13 without venv, python3 is Python 3.13 without venv",
         ),
         (
-            {"python3": ("3.9", True), "python3.9": ("3.9", True), "python3.15": ("3.15", True), "python3.8": ("", True),
-             "python3.10": ("3.10", True), "python3.10-config": ("3.10", True), "python3.12": ("", True)}, {},
+            {
+                "python3": ("3.9", True), "python3.9": ("3.9", True), "python3.15": ("3.15", True),
+                "python3.10": ("3.10", True), "python3.10-config": ("3.10", True),
+                "python3.8": ("", True), "python3.12": ("", True),
+            }, {},
             "python3.12 does not run, python3 is Python 3.9, python3.10 is Python 3.10, python3.15 is Python 3.15",
         ),
         ({"python3.10": ("3.10", True)}, {}, "python3.10 is Python 3.10"),
@@ -101,7 +104,12 @@ def test_the_python_of_an_active_virtualenv_is_the_one_behind_it(tmp_path):
     (tmp_path / "active/bin/bash").symlink_to("/bin/bash")
     done = started(REPOSITORY / "scripts/newest-python.sh", str(tmp_path / "active/bin"))
     assert done.returncode == 0, done.stderr
-    found = [done.stdout.strip(), "-c", "import sys; print(sys.prefix == sys.base_prefix == sys.argv[1])", sys.base_prefix]
+    found = [
+        done.stdout.strip(),
+        "-c",
+        "import sys; print(sys.prefix == sys.base_prefix == sys.argv[1])",
+        sys.base_prefix,
+    ]
     assert subprocess.run(found, capture_output=True, text=True, check=True).stdout == "True\n"
 
 

@@ -1,0 +1,40 @@
+#!/usr/bin/python
+"""The documentation of the action of this name, which has no module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: write_files
+short_description: Write small text files to a host, all in one call
+description: The host's own Python gets all of them on its standard input.
+options:
+  folder: {description: The folder on the host., type: path, required: true}
+  above: {description: More folders that get the mode of folders., type: list, elements: str, default: []}
+  python: {description: The host's own Python., type: path, required: true}
+  files:
+    description: The text of each file; a name may contain folders. A newline at the end is added where it lacks.
+    type: dict
+    default: {}
+  scripts: {description: The same for files that are executable., type: dict, default: {}}
+  mode: {description: Mode of the files., type: str, required: true}
+  folder_mode: {description: Mode of the folders and the scripts., type: str, required: true}
+author: sdtune (!UNKNOWN)
+"""
+
+EXAMPLES = r"""
+- name: Write the launch files
+  write_files:
+    folder: /home/sdtune/sdtune/runs/demo
+    python: "{{ ansible_facts['python']['executable'] }}"
+    files: {hostfile: node1}
+    mode: "0644"
+    folder_mode: "0755"
+"""
+
+RETURN = r"""
+written:
+  description: The paths of files and folders that were not as they are now.
+  type: list
+  elements: str
+  returned: always
+"""
