@@ -92,7 +92,7 @@ def test_sanity_tests_that_need_no_network(project):
 
 
 def test_every_plugin_is_documented(project):
-    """By ansible-doc, with examples and results; callbacks have neither. An action has its documentation in a module."""
+    """By ansible-doc, with examples and results; callbacks have neither. That of an action is in a module."""
     files = REPOSITORY.glob("plugins/filter/*.py")
     modules = [importlib.import_module(f"plugins.filter.{path.stem}") for path in files]
     names = {
