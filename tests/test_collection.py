@@ -111,7 +111,11 @@ def test_every_plugin_is_documented(project):
         assert sorted(found) == wanted
         for name, about in found.items():
             assert about["doc"]["description"], name
-            assert kind == "callback" or (about["examples"] and about["return"]), name
+            if kind != "callback":
+                assert about["examples"], name
+                assert about["return"], name
+                keys = {key for option in about["doc"].get("options", {}).values() for key in option}
+                assert keys <= {"description", "type", "elements", "required", "default", "choices"}, name
 
 
 def test_a_project_folder_has_the_commands_of_a_clone(tmp_path):

@@ -8,7 +8,10 @@ module: hold_lock
 short_description: Keep other calls of ansible-playbook from changing the same folder of a host
 description: The lock lasts as long as the call of ansible-playbook, whose plugins renew it.
 options:
-  protects: {description: The folder that it protects, also below ~USER. It need not exist., type: path, required: true}
+  protects:
+    description: The folder that it protects, also below ~USER. It need not exist.
+    type: path
+    required: true
   place: {description: Folder of the host for the files of locks., type: path, required: true}
   python: {description: The host's own Python., type: path, required: true}
   wait: {description: Seconds to wait for another call., type: int, default: 90}
