@@ -179,11 +179,9 @@ sanity: dev-tools
 	PATH="$(BIN):$$PATH" ansible-test sanity --python "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
 # What a container engine builds: docs/platforms.md
-execution-environment: collection
+execution-environment: dev-tools collection
 	cp .cache/collection/sdtune-sdtune-*.tar.gz execution-environment/sdtune.tar.gz
-	$(BIN)/python -m venv .cache/builder
-	.cache/builder/bin/python -m pip install --quiet ansible-builder==3.2.0
-	cd execution-environment && $(CURDIR)/.cache/builder/bin/ansible-builder create --context ../.cache/execution-environment
+	cd execution-environment && $(BIN)/ansible-builder create --context ../.cache/execution-environment
 
 # Of the control node, then of the stack native.
 outdated: dev-tools $(TEST_STAMP)

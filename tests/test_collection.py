@@ -36,20 +36,22 @@ def test_the_version_is_the_packages():
 
 
 def test_everything_travels_but_what_only_development_needs(archive):
-    """Nothing that git does not know, except the compiled kernels."""
+    """Nothing that git does not know, except the compiled kernels and the documentation of filters."""
     with tarfile.open(archive) as tar:
         files = {member.name for member in tar if not member.isdir()} - {"MANIFEST.json", "FILES.json"}
     kernels = {path for path in files if re.fullmatch(r"python/sdtune/ops/kernels/[\w-]+\.so", path)}
     wanted = {path for path in TRACKED if not path.startswith((*DEVELOPMENT, "requirements-")) and path not in TOOLS}
     wanted |= {path for path in TRACKED if path.startswith("tests/sanity/")}  # ansible-test reads it there
-    assert files - kernels == wanted
+    documents = {path for path in files if re.fullmatch(r"plugins/filter/\w+\.yml", path)}
+    assert files - kernels - documents == wanted
 
 
 def test_what_a_user_keeps_in_a_clone_stays_at_home(tmp_path):
     """Inventories with their vaults, keys, pictures: git does not know them. An archive of another version goes."""
     clone, built = tmp_path / "a clone", tmp_path / "built"
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, clone], check=True)
-    shutil.copy(REPOSITORY / "scripts/collection.sh", clone / "scripts")
+    for name in ("collection.sh", "filter_docs.py"):
+        shutil.copy(REPOSITORY / "scripts" / name, clone / "scripts")
     for name in ("inventory/mine/group_vars/vault.yml", "id_rsa", "pictures/a.jpg", "toyworld/mine/a"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).write_text("mine")
@@ -87,6 +89,33 @@ def test_sanity_tests_that_need_no_network(project):
     done = call("ansible-test", "sanity", "--python", version, *asked, cwd=project.collection, **home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout + done.stderr  # as all files are that git ignores
+
+
+def test_every_plugin_is_documented(project):
+    """By ansible-doc, with examples and results; callbacks have neither. That of an action is in a module."""
+    files = REPOSITORY.glob("plugins/filter/*.py")
+    modules = [importlib.import_module(f"plugins.filter.{path.stem}") for path in files]
+    names = {
+        "module": {path.stem for kind in ("modules", "action") for path in REPOSITORY.glob(f"plugins/{kind}/*.py")},
+        "filter": {name for module in modules for name in module.FilterModule().filters()},
+        "callback": {path.stem for path in REPOSITORY.glob("plugins/callback/*.py")},
+    }
+    for kind, plugins in names.items():
+        wanted = sorted(f"{COLLECTION}.{name}" for name in plugins)
+        done = call(
+            "ansible-doc", "--json", "--type", kind, *wanted,
+            cwd=project.folder, HOME=str(project.folder), ANSIBLE_CONFIG=str(project.folder / "none"),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert sorted(found) == wanted
+        for name, about in found.items():
+            assert about["doc"]["description"], name
+            if kind != "callback":
+                assert about["examples"], name
+                assert about["return"], name
+                keys = {key for option in about["doc"].get("options", {}).values() for key in option}
+                assert keys <= {"description", "type", "elements", "required", "default", "choices"}, name
 
 
 def test_a_project_folder_has_the_commands_of_a_clone(tmp_path):
@@ -141,6 +170,38 @@ def test_provision_from_the_project_folder(project, tmp_path):
     assert not (tmp_path / "work").exists()
     made = {path for path in set(project.collection.rglob("*")) - before if "__pycache__" not in path.parts}
     assert {path for path in made if path.suffix != ".so"} == set()
+
+
+def test_a_wheelhouse_is_not_in_the_collection(project, tmp_path):
+    """Relative paths begin where the call was typed. No wheel is there; pip asks with the Python of the hosts."""
+    inventory, before = str(project.folder / "inventory/local"), set(project.collection.rglob("*"))
+    settings = {
+        "work_dir": str(tmp_path / "work"), "artifacts_dir": "out", "python_env_source": "wheelhouse",
+        "python_env_mirror_url": tmp_path.as_uri(), "python_env_torch_index": "default",
+    }  # fmt: skip
+    other = tmp_path / "out/.wheelhouse/native/.pip/bin/pip"  # made by another Python
+    other.parent.mkdir(parents=True)
+    other.touch()
+    asked = ("-i", inventory, "--tags", "python_env", "-e", json.dumps(settings))
+    done = project.play_in(tmp_path, f"{COLLECTION}.provision", *asked)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert f"missing in the wheelhouse {tmp_path}/out/.wheelhouse/native; put the wheels for Python" in said
+    version = "{}.{}".format(*sys.version_info)
+    assert (other.parents[2] / f".pip-{version}/bin/python").exists()
+    made = {path for path in set(project.collection.rglob("*")) - before if "__pycache__" not in path.parts}
+    assert made == set()
+
+
+def test_what_is_written_here_is_not_in_the_collection(project, tmp_path):
+    """A relative path begins where the call was typed, not beside the playbook."""
+    inventory, before = str(project.folder / "inventory/local"), set(project.collection.rglob("*"))
+    settings = json.dumps({"work_dir": str(tmp_path / "work"), "artifacts_dir": "out"})
+    done = project.play_in(tmp_path, f"{COLLECTION}.diagnose", "-i", inventory, "-e", settings)
+    assert done.returncode == 2, done.stdout + done.stderr  # nothing is provisioned
+    assert (tmp_path / "out/diagnosis.json").exists()
+    made = {path for path in set(project.collection.rglob("*")) - before if "__pycache__" not in path.parts}
+    assert made == set()
 
 
 def test_the_execution_environment_gets_the_compiler_of_the_control_node():

@@ -61,6 +61,13 @@ def test_a_set_agrees_with_itself(stack, backends, tmp_path):
         assert list(unmet({"install": installed})) == []
 
 
+def test_what_development_installs_has_hashes():
+    files = [ROLES.parent / "Makefile", *ROLES.parent.glob("scripts/*.sh")]
+    installs = [line for file in files for line in file.read_text().splitlines() if "pip install" in line]
+    assert installs
+    assert [line for line in installs if "--require-hashes" not in line] == []
+
+
 def test_a_demand_that_is_not_met_is_found():
     demanding = {"name": "oneccl-cpu", "version": "1", "requires_dist": ["impi-rt (==2021.15.*)"]}
     installed = {"name": "impi-rt", "version": "2021.18.1"}

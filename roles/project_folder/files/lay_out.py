@@ -23,9 +23,7 @@ COPIED = (
     "toyworld/concept",
 )
 # The settings of ansible.cfg that point into a clone: a collection brings its plugins and roles itself.
-OF_A_CLONE = re.compile(
-    r"^(roles_path|action_plugins|callback_plugins|filter_plugins|library|module_utils) *=.*\n", re.MULTILINE
-)
+OF_A_CLONE = re.compile(r"^(roles_path|action_plugins|callback_plugins|filter_plugins|library) *=.*\n", re.MULTILINE)
 
 
 def wanted(collection: Path) -> dict[str, bytes]:
