@@ -10,8 +10,9 @@ description: The host's own Python gets all of them on its standard input.
 options:
   folders:
     description: >-
-      For each folder on the host its files, the text of each; a name may contain folders. A newline at the end is added where it lacks.
-      The same for scripts, files that are executable. Under above, more folders that get the mode of folders.
+      For each folder on the host its files, the text of each; a name may contain folders. A newline at the end is added
+      where it lacks. The same for scripts, files that are executable. Under above, more folders that get the mode of
+      folders.
     type: dict
     required: true
   python: {description: The host's own Python., type: path, required: true}

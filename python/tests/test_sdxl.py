@@ -227,7 +227,7 @@ def test_the_openvino_copy_is_static_and_draws(xl, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method, settings",
+    ("method", "settings"),
     [
         ("textual_inversion", {"training": {"learning_rate": 1e-2}, "data": {"initializer_token": "toy"}}),
         ("lora", {"lora": {"rank": 4, "learning_rate": 1e-3}, "data": {"instance_prompt": CLASS_PROMPT}}),
