@@ -161,6 +161,19 @@ def test_a_comparison_shows_curves_differences_and_pictures_of_every_run(tmp_pat
     assert page.elements.count("img") == 2 * (2 + 2)
 
 
+def test_a_comparison_puts_pictures_of_one_seed_in_a_row_whatever_the_prompt(tmp_path):
+    a, b = (write_run(tmp_path / name, name=name) for name in ("cup", "mug"))
+    text = (b / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    lines[0]["job"]["validation"]["prompt"] = "a photo of a <mug>"
+    lines[0]["job"]["method"] = "lora"
+    (b / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    said = " ".join(Page(write_comparison([a, b], tmp_path / "c.html").read_text(encoding="utf-8")).text.split())
+    assert "Textual inversion, LoRA 2 runs compared" in said
+    assert said.count("Each run's own validation prompt (PyTorch, during training)") == 1
+    assert "seed 1 seed 2" in said.split("during training)")[1]
+
+
 def test_charts_have_tables_of_their_numbers(tmp_path):
     run = read_run(write_run(tmp_path / "r", hosts=2, slow=3))
     loss, times, all_ranks = validation_loss(run), step_time(run), ranks(run)

@@ -61,11 +61,12 @@ def _concepts_per_hour(runs: Sequence[RunRecord]) -> str:
 def _side_by_side(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Images with one prompt and seed, one of each run: first of the last validation, then those generated later."""
     wanted: dict[tuple[str, str], dict[Path, Path]] = {}
-    for run in runs:
-        prompt = run.setting("validation", "prompt") or ""
-        if run.validation:
-            for seed, path in run.validation[max(run.validation)].items():
-                wanted.setdefault((f"{prompt} (PyTorch, during training)", str(seed)), {})[run.folder] = path
+    validated = [run for run in runs if run.validation]
+    prompts = {run.setting("validation", "prompt") or "" for run in validated}
+    prompt = prompts.pop() if len(prompts) == 1 else "Each run's own validation prompt"
+    for run in validated:
+        for seed, path in run.validation[max(run.validation)].items():
+            wanted.setdefault((f"{prompt} (PyTorch, during training)", str(seed)), {})[run.folder] = path
     for run in runs:
         for image in run.images:
             wanted.setdefault((f"{image.prompt} ({image.how})", image.seed), {})[run.folder] = image.path
