@@ -36,38 +36,33 @@ from sdtune.models.registry import family_of
 from sdtune.settings import Job, build
 
 Clock = Callable[[], float]
-
-
-def attention_flops(name: str, shapes: list[tuple[int, ...]]) -> float:
-    """FLOPs of the compiled attention, which torch's counter does not know: two products forward, five backward."""
-    batch, n, width = shapes[0]
-    return (4 if name == "attention_forward" else 10) * batch * n * shapes[1][1] * width
+Figures = dict[tuple[str, str], list[float]]
+"""Seconds, calls and FLOPs of an operator, by its name and the shapes of its tensors."""
+ATTENTION = {"attention_forward": 4, "attention_backward": 10}
+"""FLOPs of the compiled attention, which torch's counter does not know: of two and five products, each 2 n m d."""
 
 
 class Profile(TorchDispatchMode):
-    """Seconds, calls and FLOPs of each operator, by its name and the shapes of its tensors."""
+    """Times each operator that torch calls, also in the backward pass."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
-        self.seconds: dict[tuple[str, str], float] = defaultdict(float)
-        self.calls: dict[tuple[str, str], int] = defaultdict(int)
-        self.flops: dict[tuple[str, str], float] = defaultdict(float)
+        self.figures: Figures = defaultdict(lambda: [0.0, 0.0, 0.0])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         begun = self._clock()
         out = func(*args, **(kwargs or {}))
         spent = self._clock() - begun
-        name = func._overloadpacket.__name__
-        shapes = [tuple(x.shape) for x in args if isinstance(x, torch.Tensor)]
-        kinds = {str(x.dtype).removeprefix("torch.") for x in args if isinstance(x, torch.Tensor)}
-        key = (name, f"{' '.join('x'.join(map(str, s)) for s in shapes)} {'/'.join(sorted(kinds))}")
-        self.seconds[key] += spent
-        self.calls[key] += 1
+        name, tensors = func._overloadpacket.__name__, [x for x in args if isinstance(x, torch.Tensor)]
+        flops = 0.0
         if func._overloadpacket in flop_registry:
-            self.flops[key] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        elif name.startswith("attention_"):
-            self.flops[key] += attention_flops(name, shapes)
+            flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        elif name in ATTENTION:
+            (batch, n, width), m = args[0].shape, args[1].shape[1]
+            flops = ATTENTION[name] * batch * n * m * width
+        key = (name, " ".join("x".join(map(str, x.shape)) for x in tensors))
+        self.figures[key] = [a + b for a, b in zip(self.figures[key], (spent, 1, flops), strict=True)]
         return out
 
 
@@ -111,12 +106,12 @@ def product_rate(clock: Clock) -> float:
     return 2 * 4096**3 / best
 
 
-def table(title: str, rows: dict[str, tuple[float, float, float]], total: float, rate: float) -> None:
-    """Rows of seconds, calls and FLOPs, the longest first."""
+def table(title: str, rows: Figures, total: float, rate: float) -> None:
+    """The longest first."""
     say(f"\n{title:64}{'calls':>6}{'ms':>9}{'share':>8}{'of the rate':>13}")
-    for name, (seconds, calls, flops) in sorted(rows.items(), key=lambda row: -row[1][0]):
+    for names, (seconds, calls, flops) in sorted(rows.items(), key=lambda row: -row[1][0]):
         told = f"{100 * flops / seconds / rate:>11.0f} %" if flops else ""
-        say(f"{name:64}{calls:>6.0f}{1000 * seconds:>9.1f}{100 * seconds / total:>6.1f} %{told}")
+        say(f"{' '.join(names)[:63]:64}{calls:>6.0f}{1000 * seconds:>9.1f}{100 * seconds / total:>6.1f} %{told}")
 
 
 def main() -> None:
@@ -138,22 +133,16 @@ def main() -> None:
             begun = clock()
             step()
             times.append(clock() - begun)
-    total = sum(profile.seconds.values()) / args.steps
+    shapes = {key: [figure / args.steps for figure in row] for key, row in profile.figures.items()}
+    names: Figures = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for (name, _), row in shapes.items():
+        names[name, ""] = [a + b for a, b in zip(names[name, ""], row, strict=True)]
+    total = sum(row[0] for row in shapes.values())
     say(f"{instruction_set()}, {torch.get_num_threads()} threads, large product {rate / 1e9:.0f} GFLOP/s")
     say(f"a step: {statistics.median(times):.3f} s, of it operators {total:.3f} s")
-    shapes = {
-        f"{name} {shape}"[:63]: tuple(
-            figures[name, shape] / args.steps for figures in (profile.seconds, profile.calls, profile.flops)
-        )
-        for name, shape in profile.seconds
-    }
-    names = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for (name, shape), seconds in profile.seconds.items():
-        for i, figure in enumerate((seconds, profile.calls[name, shape], profile.flops[name, shape])):
-            names[name][i] += figure / args.steps
-    table("operator", {name: tuple(row) for name, row in names.items() if row[0] > total / 500}, total, rate)
+    table("operator", {key: row for key, row in names.items() if row[0] > total / 500}, total, rate)
     longest = sorted(shapes.items(), key=lambda row: -row[1][0])[: args.shapes]
-    table("operator, shapes and types of its tensors", dict(longest), total, rate)
+    table("operator, shapes of its tensors", dict(longest), total, rate)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sdtune.ops.convolution import (
     can_replace_upsampling,
 )
 from sdtune.ops.normalization import FrozenGroupNorm
-from sdtune.ops.winograd_selection import Tensors, winograd_filters
+from sdtune.ops.winograd_selection import KERNEL_PIXELS, WINOGRAD_PIXELS, Tensors, winograd_filters
 
 
 def _replacement(name: str, module: nn.Module, filters: Mapping[str, torch.Tensor], kernel: bool) -> nn.Module | None:
@@ -71,7 +71,7 @@ def optimize_unet(
     example_inputs: Mapping[str, Any],
     attention: Literal["blockwise", "sdpa"],
     convolution: Literal["winograd", "direct"],
-    map_tensors: Callable[[Callable[[], Tensors]], Tensors] = lambda make: make(),
+    map_tensors: Callable[[Callable[[], Tensors], str], Tensors] = lambda make, chosen: make(),
 ) -> None:
     """Replace attention, convolutions and blocks of a frozen UNet, in place.
 
@@ -82,7 +82,8 @@ def optimize_unet(
             gated GELU and Winograd's transforms, else torch's operators in blocks; ``sdpa`` is torch's own attention,
             and no compiled kernel.
         convolution: ``winograd`` where it is faster at the shapes of ``example_inputs``, or ``direct`` everywhere.
-        map_tensors: returns the tensors that its argument makes, such as from a file that ranks share.
+        map_tensors: returns the tensors that its first argument makes, such as from a file that ranks share; the second
+            one tells one choice of convolutions from another.
 
     Raises:
         BadInput: the compiled kernel is missing.
@@ -92,7 +93,8 @@ def optimize_unet(
         processor = BlockwiseProcessor(kernel=kernel)
     filters: Tensors = {}
     if convolution == "winograd":
-        filters = map_tensors(lambda: winograd_filters(unet, example_inputs))
+        pixels = KERNEL_PIXELS if kernel else WINOGRAD_PIXELS
+        filters = map_tensors(lambda: winograd_filters(unet, example_inputs, min_pixels=pixels), f"{pixels}")
     replace_modules(unet, filters, kernel=kernel)
     if attention == "blockwise":
         unet.set_attn_processor(processor)
