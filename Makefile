@@ -24,7 +24,7 @@ NAME := try
 # The longest first, so that only short ones remain at the end.
 SCENARIOS := $(addprefix molecule-,default ipex scale slurm access)
 
-.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-activations bench-front bench-ops bench-pictures bench-sdxl bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection sanity execution-environment outdated
+.PHONY: $(SCENARIOS) kernels faults hostile settings help demo test lint lint-files lint-types pytest pytest-playbooks pytest-python molecule bench bench-attention bench-activations bench-front bench-ops bench-pictures bench-sdxl bench-step bench-toy bench-unet lab lab-down toyworld toyworld-xl clean control-node dev-tools lab-tools browser quickstart-test collection sanity execution-environment outdated
 
 help:
 	@echo 'make demo      provision, train and generate on this machine with the embedded model; results in artifacts/demo/'
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench-sdxl  measure it at the shapes of Stable Diffusion XL (an hour, 20 GB of memory and of disk)'
 	@echo 'make bench-activations  what a step of Stable Diffusion XL holds for its backward pass, by blocks (seconds)'
 	@echo 'make bench-attention  measure attention alone, at the shapes of Stable Diffusion 1.5 (one minute)'
+	@echo 'make bench-step  profile a training step: time, share and rate of each operation (5 minutes)'
 	@echo 'make bench-ops  measure each fused operation against plain torch and torch.utils.checkpoint (10 minutes)'
 	@echo 'make bench-pictures  measure image generation on the embedded model'
 	@echo 'make bench-front  the front of time against similarity, from what bench-pictures wrote'
@@ -148,6 +149,9 @@ bench-activations: $(TEST_STAMP)
 
 bench-attention: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/attention.py $(BENCH_ARGS)
+
+bench-step: control-node kernels $(TEST_STAMP)
+	cd python && $(TEST_PYTHON) bench/step_profile.py $(BENCH_ARGS)
 
 bench-ops: control-node kernels $(TEST_STAMP)
 	cd python && $(TEST_PYTHON) bench/ops.py $(BENCH_ARGS)

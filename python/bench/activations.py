@@ -56,7 +56,7 @@ def make_unet(configuration: dict[str, Any], method: str, rank: int = 8) -> UNet
     with torch.device("meta"):
         unet: UNet2DConditionModel = UNet2DConditionModel.from_config(configuration).bfloat16()
         unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        replace_modules(unet)
+        replace_modules(unet, kernel=True)
         processor = BlockwiseProcessor()
         processor._kernel = True  # no kernel runs on the meta device, and none has to be compiled
         unet.set_attn_processor(processor)

@@ -51,14 +51,16 @@ from sdtune.ops.convolution import (
     can_replace_upsampling,
     is_3x3,
 )
-from sdtune.ops.normalization import norm_gated_gelu
+from sdtune.ops.normalization import FrozenGroupNorm, norm_gated_gelu
 from sdtune.ops.unet import optimize_unet
 from sdtune.ops.winograd import convolve, transform_filters
-from sdtune.ops.winograd_selection import WINOGRAD_CHANNELS, WINOGRAD_PIXELS
+from sdtune.ops.winograd_selection import KERNEL_PIXELS, WINOGRAD_CHANNELS, WINOGRAD_PIXELS
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 Clock = Callable[[], float]
 DTYPE = torch.bfloat16 if has_bf16() else torch.float32
+KERNEL = DTYPE is torch.bfloat16 and kernels.usable()
+"""Whether the fused operations use the compiled kernels."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def of_convolution(region: Region) -> tuple[Call, Call]:
             lambda x: FrozenConv2d(plain)(F.interpolate(x, scale_factor=2.0)),
         )
     if region.operation.startswith("Winograd"):
-        return WinogradConv2d(plain, transform_filters(plain.weight)), FrozenConv2d(plain)
+        return WinogradConv2d(plain, transform_filters(plain.weight), kernel=KERNEL), FrozenConv2d(plain)
     if region.operation.startswith("small"):
         options = (plain.weight, plain.bias, plain.stride, plain.padding, plain.dilation, plain.groups)
         return FrozenConv2d(plain), lambda x: _Convolution.apply(x, *options)
@@ -106,7 +108,15 @@ def of_gated_gelu(region: Region) -> tuple[Call, Call]:
         a, b = linear(norm(x)).chunk(2, dim=-1)
         return a * F.gelu(b)
 
-    return functools.partial(norm_gated_gelu, norm=norm, projection=linear), plain
+    return functools.partial(norm_gated_gelu, norm=norm, projection=linear, kernel=KERNEL), plain
+
+
+def of_group_norm(region: Region) -> tuple[Call, Call]:
+    """The fused operation, and the plain one."""
+    groups, eps, silu = region.arguments
+    plain = parameters(nn.GroupNorm(groups, region.shape[1], eps))
+    assert isinstance(plain, nn.GroupNorm)
+    return functools.partial(FrozenGroupNorm(plain), silu=silu), lambda x: F.silu(plain(x)) if silu else plain(x)
 
 
 def of_attention(region: Region) -> tuple[Call, Call]:
@@ -125,6 +135,8 @@ MAKERS = {
     "Winograd": of_convolution,
     "Winograd, doubled": of_convolution,
     "norm and gated GELU": of_gated_gelu,
+    "group norm": of_group_norm,
+    "group norm and SiLU": of_group_norm,
     "self-attention, projections recomputed": of_attention,
 }
 
@@ -137,13 +149,19 @@ def regions_of(name: str, module: nn.Module, inputs: tuple[Any, ...], upsampled:
         pixels, fewest = shape[2] * shape[3], min(module.in_channels, module.out_channels)
         if name in upsampled:
             operation, shape = "Winograd, doubled", (*shape[:2], shape[2] // 2, shape[3] // 2)
-        elif is_3x3(module) and pixels >= WINOGRAD_PIXELS and fewest >= WINOGRAD_CHANNELS:
+        elif (
+            is_3x3(module) and pixels >= (KERNEL_PIXELS if KERNEL else WINOGRAD_PIXELS) and fewest >= WINOGRAD_CHANNELS
+        ):
             operation = "Winograd"
         elif is_3x3(module) and pixels < SMALL_IMAGE and module.weight.numel() >= MANY_WEIGHTS:
             operation = "small convolution as one matrix multiplication"
         else:
             operation = "frozen convolution"
         yield Region(operation, shape, (module.in_channels, module.out_channels, *geometry))
+    elif isinstance(module, nn.GroupNorm) and KERNEL:
+        silu = ".resnets." in name
+        operation = "group norm and SiLU" if silu else "group norm"
+        yield Region(operation, shape, (module.num_groups, module.eps, silu))
 
 
 def record(resolution: int) -> Counter[Region]:

@@ -3,7 +3,7 @@
     python bench/training_step.py                      # Stable Diffusion 1.5 at 512 px: make bench
     python bench/training_step.py --toyworld           # seconds instead of minutes: make bench-toy
     python bench/training_step.py --sdxl               # Stable Diffusion XL at 512 and 768 px: make bench-sdxl
-    ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python ...     # as on a processor without AMX
+    python bench/training_step.py --isa avx512         # as on a processor without AMX
 
 Whole programs run alternately: plain, engine, plain, engine. Figures are medians over the rounds; ratios are computed
 within a round. The floor is the time of the step's FLOPs at the rate of a large bf16 matrix multiplication.
@@ -22,6 +22,8 @@ from statistics import median
 from contenders import PYTHON, Costs, Stage, environment, run, say
 
 REPOSITORY = PYTHON.parent
+ISA = {"amx": {}, "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3"}}
+"""Variables that limit oneDNN, the engine's own kernels, which obey oneDNN's, and MKL."""
 RATES = """
 import time, torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,7 +131,11 @@ def main() -> None:
     )
     parser.add_argument("--engine-only", action="store_true", help="no plain loop, which needs more memory")
     parser.add_argument("--ipex-python", type=Path, help="interpreter of the stack ipex: compares on that one too")
+    parser.add_argument(
+        "--isa", choices=ISA, default="amx", help="instructions that both programs may use (default amx: all)"
+    )
     args = parser.parse_args()
+    os.environ |= ISA[args.isa]  # the programs inherit it
 
     resolutions, steps, batch = ([64], 30, 8) if args.toyworld else ([512, 768], 4, 1) if args.sdxl else ([512], 6, 1)
     native = Stage(

@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 
-from sdtune.host.processor import has_bf16
+from sdtune.host.processor import has_bf16, instruction_set
 from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import load_embeddings
 from sdtune.methods.lora_files import load_diffusers
+from sdtune.ops import kernels
+from sdtune.ops.kernels.build import PROCESSORS
 from sdtune.settings import Job, build
 from tests.ranks import PATIENCE, free_port, run_ranks, start_ranks  # noqa: F401 - tests import them from here
 from toyworld.captions import examples
@@ -31,6 +33,11 @@ CLASS_PROMPT = "a photo of a toy"
 CAPTIONS = [*(e.caption for e in examples(300, 20, seed=1)), CLASS_PROMPT, *KINDS]
 # As training_mixed_precision: auto: without such instructions, torch computes bf16 many times slower.
 PRECISION = "bf16" if has_bf16() else "no"
+CPU_FLAGS = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+FLAGS = {"AMX": "amx_bf16", "AVX-512-BF16": "avx512_bf16"}
+"""What Linux calls the sets of instructions that there are kernels for."""
+LIMITS = {"AMX": "", "AVX-512-BF16": "AVX512_CORE_BF16"}
+"""Value of ONEDNN_MAX_CPU_ISA, for a processor that has more, to use a set of instructions."""
 
 
 # What fakes of two ranks call to finish a run: rank 0 writes what training would, with the token of the attempt.
@@ -49,6 +56,18 @@ def finish():
         facts = proof(name, ranks=2, token_sha256=token, job=job, learned_embeds=b"learned")
         write_atomically(Path("finished.json"), json.dumps(facts))
 """
+
+
+@pytest.fixture(params=PROCESSORS)
+def the_kernel(request, monkeypatch):
+    """The kernel for a set of instructions. A test is skipped only where Linux says that the processor lacks them."""
+    if FLAGS[request.param] not in CPU_FLAGS:
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", LIMITS[request.param])
+    assert instruction_set() == request.param
+    kernels._load.cache_clear()
+    yield
+    kernels._load.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ from torch import nn
 from sdtune.ops import convolution, normalization, winograd
 from sdtune.ops.blocks import FrozenResnetBlock, FrozenTransformerBlock
 from sdtune.ops.unet import optimize_unet, replace_modules
-from sdtune.ops.winograd_selection import convolution_inputs, winograd_filters
+from sdtune.ops.winograd_selection import KERNEL_PIXELS, WINOGRAD_PIXELS, convolution_inputs, winograd_filters
 
 TOYWORLD = Path(__file__).parents[2] / "toyworld" / "model"
 
@@ -32,6 +32,13 @@ SD15 = {
 SD15_WINOGRAD = {
     f"{block}.resnets.{i}.conv{j}"
     for block, count in (("down_blocks.0", 2), ("down_blocks.1", 2), ("up_blocks.2", 3), ("up_blocks.3", 3))
+    for i in range(count)
+    for j in (1, 2)
+}
+# What it also takes where compiled kernels transform tiles: images of 16 x 16.
+SD15_SMALL = {
+    f"{block}.resnets.{i}.conv{j}"
+    for block, count in (("down_blocks.2", 2), ("up_blocks.1", 3))
     for i in range(count)
     for j in (1, 2)
 }
@@ -176,15 +183,19 @@ def test_winograd_convolution_of_an_odd_size_is_direct():
 
 
 @pytest.mark.parametrize(
-    ("config", "side", "plain", "doubled"),
-    [(SD15, 64, SD15_WINOGRAD, SD15_DOUBLED), (None, 8, set(), TOYWORLD_DOUBLED)],
-    ids=["sd15-512px", "toyworld-64px"],
+    ("config", "side", "pixels", "plain", "doubled"),
+    [
+        (SD15, 64, WINOGRAD_PIXELS, SD15_WINOGRAD, SD15_DOUBLED),
+        (SD15, 64, KERNEL_PIXELS, SD15_WINOGRAD | SD15_SMALL, SD15_DOUBLED),
+        (None, 8, KERNEL_PIXELS, set(), TOYWORLD_DOUBLED),
+    ],
+    ids=["sd15-512px", "sd15-512px-kernel", "toyworld-64px"],
 )
-def test_convolutions_for_winograd(config, side, plain, doubled):
+def test_convolutions_for_winograd(config, side, pixels, plain, doubled):
     config = config or UNet2DConditionModel.load_config(TOYWORLD, subfolder="unet")
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(config)
-    filters = winograd_filters(unet, example_inputs(unet, side))
+    filters = winograd_filters(unet, example_inputs(unet, side), min_pixels=pixels)
     assert {name for name, tensor in filters.items() if len(tensor) == 4} == plain
     assert {name for name, tensor in filters.items() if len(tensor) == 3} == doubled
 
@@ -288,7 +299,7 @@ def test_an_optimized_unet_computes_the_same(untrained_model, attention, convolu
         example_inputs=inputs,
         attention=attention,
         convolution=convolutions,
-        map_tensors=lambda make: made.append(make()) or made[0],
+        map_tensors=lambda make, _: made.append(make()) or made[0],
     )
     assert len(made) == (convolutions == "winograd")
     torch.testing.assert_close(unet(**inputs).sample, before, rtol=1e-4, atol=1e-5)

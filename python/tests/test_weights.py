@@ -14,6 +14,8 @@ from sdtune.errors import BadInput
 from sdtune.methods.registry import method_of
 from sdtune.models.registry import family_of
 from sdtune.models.weights import load_converted
+from sdtune.ops import kernels
+from sdtune.ops.winograd_selection import KERNEL_PIXELS, WINOGRAD_PIXELS
 from sdtune.settings import Job, build
 from standalone import cached_weights
 from tests.conftest import PATIENCE
@@ -148,4 +150,5 @@ def test_bf16_training_holds_no_float32_copy_of_the_networks(mapping, tmp_path):
         path.name.split(f"-{family.fingerprint(Path(job.model.path))}")[0]
         for path in (tmp_path / "cache").glob("*.safetensors")
     }
-    assert names == {"unet", "unet-winograd-4", "text_encoder"}
+    smallest = KERNEL_PIXELS if kernels.usable() else WINOGRAD_PIXELS
+    assert names == {"unet", f"unet-winograd-4-{smallest}", "text_encoder"}

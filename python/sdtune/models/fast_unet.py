@@ -85,6 +85,6 @@ def load_unet(
         },
         attention=job.training.attention,
         convolution=resolve_convolution(job),
-        map_tensors=lambda make: map_tensors(make, cache, f"unet-winograd-{side}", key, dtype),
+        map_tensors=lambda make, chosen: map_tensors(make, cache, f"unet-winograd-{side}-{chosen}", key, dtype),
     )
     return optimize_with_ipex(unet, dtype) if job.software_stack == "ipex" else unet

@@ -24,6 +24,7 @@ from torch import nn
 
 from sdtune.errors import BadInput
 from sdtune.files import hold_lock, is_writable, nearest_folder
+from sdtune.host.memory import release_free_memory
 from sdtune.settings import Job
 from sdtune.sizes import sizes
 from standalone import cached_weights
@@ -99,6 +100,7 @@ def map_tensors(
         with hold_lock(target.with_suffix(".lock")):  # other ranks of this host wait here
             if not _is_intact(target):
                 _write(make(), target, fingerprint)
+                release_free_memory()  # that of the tensors, before this rank trains
     mapped: dict[str, torch.Tensor] = load_file(target)
     return mapped
 

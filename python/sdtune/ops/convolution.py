@@ -155,19 +155,21 @@ class WinogradConv2d(FrozenConv2d):
     Args:
         convolution: what it replaces, see :func:`can_replace` and :func:`is_3x3`.
         filters: its transformed filters, [4, 4, in, out].
+        kernel: transform tiles of bf16 in the compiled kernels.
     """
 
     filters: torch.Tensor
 
-    def __init__(self, convolution: nn.Conv2d, filters: torch.Tensor) -> None:
+    def __init__(self, convolution: nn.Conv2d, filters: torch.Tensor, *, kernel: bool = False) -> None:
         super().__init__(convolution)
         self.register_buffer("filters", filters, persistent=False)
+        self._kernel = kernel
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[b, in, h, w] -> [b, out, h, w]."""
         if input.shape[2] % 2 or input.shape[3] % 2:  # the method's tiles are 2x2
             return super().forward(input)
-        return convolve(input, self.filters, self.bias)
+        return convolve(input, self.filters, self.bias, kernel=self._kernel and input.dtype is torch.bfloat16)
 
 
 class WinogradUpsample2D(nn.Module):

@@ -1,4 +1,4 @@
-"""A normalization fused with the gated GELU that follows, which saves one tensor for the backward pass.
+"""Normalizations fused with what follows, a gated GELU or SiLU. They save one tensor for the backward pass.
 
 torch saves three. The input alone is enough: the rest is recomputed. Weights are frozen, so gradients
 go only to it, and to an adapter beside the projection.
@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from sdtune.ops.convolution import INPUT_ONLY
+from sdtune.ops.kernels import elementwise
 from sdtune.ops.low_rank import Projection, split
 
 RECOMPUTED_CHANNELS = 640
@@ -37,17 +39,25 @@ class _NormGatedGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, norm: nn.LayerNorm, projection: Projection, *factors: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        norm: nn.LayerNorm,
+        projection: Projection,
+        kernel: bool,
+        *factors: torch.Tensor,
     ) -> torch.Tensor:
         out, saved = x.new_empty(*x.shape[:-1], len(projection.weight) // 2), []
         recompute = projection.weight.shape[1] <= RECOMPUTED_CHANNELS
         for x_block, out_block in zip(_blocks(x), _blocks(out), strict=True):
             both = projection.forward(_layer_norm(x_block, norm)[0], factors)
-            a, b = both.chunk(2, dim=-1)
-            torch.ops.aten.gelu.out(b, out=out_block).mul_(a)
+            if kernel:
+                elementwise.gated_gelu(both, out_block)
+            else:
+                a, b = both.chunk(2, dim=-1)
+                torch.ops.aten.gelu.out(b, out=out_block).mul_(a)
             if not recompute:
                 saved.append(both)
-        ctx.norm, ctx.projection, ctx.num_factors = norm, projection, len(factors)
+        ctx.norm, ctx.projection, ctx.kernel, ctx.num_factors = norm, projection, kernel, len(factors)
         ctx.save_for_backward(x, *factors, *saved)
         return out
 
@@ -61,12 +71,15 @@ class _NormGatedGelu(torch.autograd.Function):
         for i, (x_block, d_out) in enumerate(zip(_blocks(x), _blocks(d_outs[0]), strict=True)):
             normed, *statistics = _layer_norm(x_block, norm)
             both = saved[i] if saved else projection.forward(normed, factors)
-            a, b = both.chunk(2, dim=-1)
-            d_both = torch.empty_like(both)
-            d_a, d_b = d_both.chunk(2, dim=-1)
-            torch.ops.aten.gelu.out(b, out=d_a).mul_(d_out)
-            torch.mul(d_out, a, out=d_b)
-            torch.ops.aten.gelu_backward.grad_input(d_b, b, grad_input=d_b)
+            if ctx.kernel:
+                d_both = elementwise.gated_gelu_backward(both, d_out.contiguous())
+            else:
+                a, b = both.chunk(2, dim=-1)
+                d_both = torch.empty_like(both)
+                d_a, d_b = d_both.chunk(2, dim=-1)
+                torch.ops.aten.gelu.out(b, out=d_a).mul_(d_out)
+                torch.mul(d_out, a, out=d_b)
+                torch.ops.aten.gelu_backward.grad_input(d_b, b, grad_input=d_b)
             d_normed = d_both @ projection.weight
             for total, part in zip(d_factors, projection.backward(normed, d_both, factors, d_normed), strict=True):
                 total += part
@@ -74,10 +87,12 @@ class _NormGatedGelu(torch.autograd.Function):
                 d_normed, x_block, norm.normalized_shape, *statistics, norm.weight, norm.bias, INPUT_ONLY
             )
             d_x.append(d_block)
-        return torch.cat(d_x).view(x.shape), None, None, *d_factors
+        return torch.cat(d_x).view(x.shape), None, None, None, *d_factors
 
 
-def norm_gated_gelu(x: torch.Tensor, norm: nn.LayerNorm, projection: nn.Module) -> torch.Tensor:
+def norm_gated_gelu(
+    x: torch.Tensor, norm: nn.LayerNorm, projection: nn.Module, *, kernel: bool = False
+) -> torch.Tensor:
     """A layer normalization followed by a gated GELU: a * gelu(b) with (a, b) = projection(norm(x)).
 
     Args:
@@ -85,10 +100,66 @@ def norm_gated_gelu(x: torch.Tensor, norm: nn.LayerNorm, projection: nn.Module) 
         norm: over the channels.
         projection: from the channels to twice the width of the result; frozen, with or without an adapter, see
             :func:`sdtune.ops.low_rank.is_fusable`.
+        kernel: let the compiled kernels do the gated GELU where ``x`` is bf16.
 
     Returns:
         [..., width]; gradients go to ``x`` and to the factors of the adapter.
     """
     frozen, factors = split(projection)
-    out: torch.Tensor = _NormGatedGelu.apply(x, norm, frozen, *factors)  # type: ignore[no-untyped-call]
+    kernel = kernel and x.dtype is torch.bfloat16
+    out: torch.Tensor = _NormGatedGelu.apply(x, norm, frozen, kernel, *factors)  # type: ignore[no-untyped-call]
     return out
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """[b, c, h, w] -> [b, h * w, c], no copy where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+
+
+class _GroupNorm(torch.autograd.Function):
+    """A group normalization in the compiled kernels, with or without SiLU. Saves x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, norm: nn.GroupNorm, silu: bool) -> torch.Tensor:
+        out, statistics = elementwise.group_norm(_pixels(x), norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+        ctx.save_for_backward(x, statistics)
+        ctx.norm, ctx.silu = norm, silu
+        b, c, h, w = x.shape
+        result: torch.Tensor = out.view(b, h, w, c).permute(0, 3, 1, 2)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (x, statistics), [d_out], norm = ctx.saved_tensors, d_outs, ctx.norm
+        b, c, h, w = x.shape
+        d_x = elementwise.group_norm_backward(
+            _pixels(x), norm.weight, norm.bias, statistics, _pixels(d_out), norm.num_groups, ctx.silu
+        )
+        return d_x.view(b, h, w, c).permute(0, 3, 1, 2), None, None
+
+
+class FrozenGroupNorm(nn.GroupNorm):
+    """A group normalization of images in the compiled kernels; of what is not bf16, torch's.
+
+    Args:
+        norm: what it replaces, see :meth:`can_replace`.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps, device="meta")  # the parameters are taken over
+        self.weight, self.bias = norm.weight, norm.bias
+        self.train(norm.training)
+
+    @staticmethod
+    def can_replace(module: Any) -> bool:
+        """Whether ``module`` is a group normalization with frozen weights."""
+        return type(module) is nn.GroupNorm and module.affine and not module.weight.requires_grad
+
+    def forward(self, input: torch.Tensor, *, silu: bool = False) -> torch.Tensor:
+        """[b, c, h, w] -> the same shape, channels last in memory; ``silu``: whether SiLU follows."""
+        if input.dim() == 4 and input.dtype is self.weight.dtype is torch.bfloat16:
+            out: torch.Tensor = _GroupNorm.apply(input, self, silu)  # type: ignore[no-untyped-call]
+            return out
+        out = super().forward(input)
+        return nn.functional.silu(out) if silu else out

@@ -21,23 +21,29 @@ from sdtune.ops.convolution import (
     can_replace,
     can_replace_upsampling,
 )
-from sdtune.ops.winograd_selection import Tensors, winograd_filters
+from sdtune.ops.normalization import FrozenGroupNorm
+from sdtune.ops.winograd_selection import KERNEL_PIXELS, WINOGRAD_PIXELS, Tensors, winograd_filters
 
 
-def _replacement(name: str, module: nn.Module, filters: Mapping[str, torch.Tensor]) -> nn.Module | None:
+def _replacement(name: str, module: nn.Module, filters: Mapping[str, torch.Tensor], kernel: bool) -> nn.Module | None:
     if can_replace(module):
         assert isinstance(module, nn.Conv2d)
-        return WinogradConv2d(module, filters[name]) if name in filters else FrozenConv2d(module)
+        return WinogradConv2d(module, filters[name], kernel=kernel) if name in filters else FrozenConv2d(module)
     if can_replace_upsampling(module) and f"{name}.conv" in filters:
         return WinogradUpsample2D(module, filters[f"{name}.conv"])
     if FrozenResnetBlock.can_replace(module):
         return FrozenResnetBlock(module)
     if FrozenTransformerBlock.can_replace(module):
-        return FrozenTransformerBlock(module)
+        return FrozenTransformerBlock(module, kernel=kernel)
+    if kernel and FrozenGroupNorm.can_replace(module):
+        assert isinstance(module, nn.GroupNorm)
+        return FrozenGroupNorm(module)
     return None
 
 
-def replace_modules(network: nn.Module, filters: Mapping[str, torch.Tensor] | None = None) -> None:
+def replace_modules(
+    network: nn.Module, filters: Mapping[str, torch.Tensor] | None = None, *, kernel: bool = False
+) -> None:
     """Replace what a frozen ``network`` consists of by modules that save less for the backward pass.
 
     The state dict's keys stay the same. So do results, except for the rounding of sums.
@@ -45,17 +51,18 @@ def replace_modules(network: nn.Module, filters: Mapping[str, torch.Tensor] | No
     Args:
         network: its own class stays.
         filters: of the convolutions that use Winograd's method, see :func:`winograd_filters`.
+        kernel: use the compiled ones of :mod:`sdtune.ops.kernels.elementwise`, which are for bf16.
     """
-    _replace_children(network, "", filters or {})
+    _replace_children(network, "", filters or {}, kernel)
 
 
-def _replace_children(parent: nn.Module, prefix: str, filters: Mapping[str, torch.Tensor]) -> None:
+def _replace_children(parent: nn.Module, prefix: str, filters: Mapping[str, torch.Tensor], kernel: bool) -> None:
     for child_name, child in list(parent.named_children()):
         name = f"{prefix}{child_name}"
-        replacement = _replacement(name, child, filters)
+        replacement = _replacement(name, child, filters, kernel)
         if replacement is not None:
             setattr(parent, child_name, replacement)
-        _replace_children(replacement or child, f"{name}.", filters)
+        _replace_children(replacement or child, f"{name}.", filters, kernel)
 
 
 def optimize_unet(
@@ -64,26 +71,30 @@ def optimize_unet(
     example_inputs: Mapping[str, Any],
     attention: Literal["blockwise", "sdpa"],
     convolution: Literal["winograd", "direct"],
-    map_tensors: Callable[[Callable[[], Tensors]], Tensors] = lambda make: make(),
+    map_tensors: Callable[[Callable[[], Tensors], str], Tensors] = lambda make, chosen: make(),
 ) -> None:
     """Replace attention, convolutions and blocks of a frozen UNet, in place.
 
     Args:
         unet: without gradients, in evaluation mode, with its final weights.
         example_inputs: keyword arguments of a call, of the shapes to come; tensors may be on the meta device.
-        attention: ``blockwise`` is the compiled kernel in bf16 where this processor has one, else torch's operators in
-            blocks; ``sdpa`` is torch's own.
+        attention: ``blockwise`` is the compiled kernels in bf16 where this processor has some, also for normalizations,
+            gated GELU and Winograd's transforms, else torch's operators in blocks; ``sdpa`` is torch's own attention,
+            and no compiled kernel.
         convolution: ``winograd`` where it is faster at the shapes of ``example_inputs``, or ``direct`` everywhere.
-        map_tensors: returns the tensors that its argument makes, such as from a file that ranks share.
+        map_tensors: returns the tensors that its first argument makes, such as from a file that ranks share; the second
+            one tells one choice of convolutions from another.
 
     Raises:
         BadInput: the compiled kernel is missing.
     """
+    kernel = attention == "blockwise" and unet.dtype is torch.bfloat16 and kernels.usable()
     if attention == "blockwise":
-        processor = BlockwiseProcessor(kernel=unet.dtype is torch.bfloat16 and kernels.usable())
+        processor = BlockwiseProcessor(kernel=kernel)
     filters: Tensors = {}
     if convolution == "winograd":
-        filters = map_tensors(lambda: winograd_filters(unet, example_inputs))
-    replace_modules(unet, filters)
+        pixels = KERNEL_PIXELS if kernel else WINOGRAD_PIXELS
+        filters = map_tensors(lambda: winograd_filters(unet, example_inputs, min_pixels=pixels), f"{pixels}")
+    replace_modules(unet, filters, kernel=kernel)
     if attention == "blockwise":
         unet.set_attn_processor(processor)

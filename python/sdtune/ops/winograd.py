@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from sdtune.ops.kernels.elementwise import winograd_image, winograd_products
+
 TILES = 512
 """Tiles of the image at a time: half an image of 64 x 64. As fast as the whole image, with half the memory."""
 BASIS = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
@@ -107,16 +109,35 @@ def _convolve(
     return out.permute(0, 3, 1, 2)
 
 
+def _convolve_with_kernel(
+    x: torch.Tensor, filters: torch.Tensor, slots: tuple[int, ...], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same in bf16 with compiled transforms, which round once, where torch's operators round after each sum."""
+    image = x.permute(0, 2, 3, 1).contiguous()
+    b, h, w, _ = image.shape
+    out = image.new_empty(b, h, w, filters.shape[-1])
+    rows = max(1, TILES // (b * w // 2))
+    for first in range(0, h // 2, rows):
+        count = min(rows, h // 2 - first)
+        products = _multiply(winograd_image(image, first, count, slots), filters)
+        winograd_products(products, bias, first, count, slots, out)
+    return out.permute(0, 3, 1, 2)
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None, kernel: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(filters)
-        return _convolve(x, filters, FORWARD, bias)
+        ctx.convolve = _convolve_with_kernel if kernel else _convolve
+        out: torch.Tensor = ctx.convolve(x, filters, FORWARD, bias)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *d_outs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (filters,), [d_out] = ctx.saved_tensors, d_outs
-        return _convolve(d_out, filters.transpose(2, 3), BACKWARD), None, None
+        return ctx.convolve(d_out, filters.transpose(2, 3), BACKWARD), None, None, None
 
 
 def _difference_along(x: torch.Tensor, dim: int, out: torch.Tensor) -> None:
@@ -180,17 +201,23 @@ class _DoubledConvolution(torch.autograd.Function):
         return d_x.permute(0, 3, 1, 2), None, None
 
 
-def convolve(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def convolve(
+    x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None, *, kernel: bool = False
+) -> torch.Tensor:
     """``conv2d(x, weight, bias, padding=1)``, or for [3, 3, in, out] ``filters`` that of ``x`` doubled in size.
 
     Args:
         x: [b, in, h, w], channels last in memory; h and w even, unless the image is doubled.
         filters: :func:`transform_filters` of the weight [out, in, 3, 3].
         bias: [out] or None.
+        kernel: let the compiled kernels transform tiles; for bf16, and not for a doubled image.
 
     Returns:
         [b, out, h, w] or [b, out, 2 h, 2 w], channels last; a gradient goes to ``x`` only.
     """
-    function = _Convolution if len(filters) == 4 else _DoubledConvolution
-    out: torch.Tensor = function.apply(x, filters, bias)  # type: ignore[no-untyped-call]
+    out: torch.Tensor
+    if len(filters) == 4:
+        out = _Convolution.apply(x, filters, bias, kernel)  # type: ignore[no-untyped-call]
+    else:
+        out = _DoubledConvolution.apply(x, filters, bias)  # type: ignore[no-untyped-call]
     return out

@@ -11,6 +11,8 @@ from sdtune.ops.winograd import transform_filters
 
 WINOGRAD_PIXELS = 1024
 """Smallest image for Winograd's method. Transformed filters are 16/9 as large, and each pixel makes up for that."""
+KERNEL_PIXELS = 256
+"""The same where the compiled kernels transform tiles."""
 WINOGRAD_CHANNELS = 64
 """Fewest channels for Winograd's method. With less, the transforms are most of the work."""
 

@@ -66,8 +66,9 @@ class TrainingArgs(Settings):
     ] = "bf16"
     """Type of the frozen weights; ``no`` is float32. Learned parameters, noise and loss are always float32."""
     attention: Literal["blockwise", "sdpa"] = "blockwise"
-    """Attention of the UNet: blockwise, in bf16 by our compiled kernel, which is faster on CPUs; or
-    torch's scaled_dot_product_attention. The results are equal up to rounding."""
+    """Attention of the UNet: blockwise, in bf16 by our compiled kernels, which are faster on CPUs; or
+    torch's scaled_dot_product_attention, and no compiled kernels, for normalizations neither. The results are equal up
+    to rounding."""
     convolution: Literal["auto", "winograd", "direct"] = "auto"
     """3x3 convolutions of the UNet on large images: Winograd's algorithm, with fewer multiplications, or the direct
     sum. The results are equal up to rounding. auto: direct on processors with AMX, else winograd."""

@@ -1,7 +1,8 @@
-"""Compiled kernels for what torch does slowly: attention in bf16, with AMX or AVX-512. ``build.py`` compiles them.
+"""Compiled kernels for what torch does slowly in bf16, with AMX or AVX-512: attention here. ``build.py`` compiles them.
 
 They are operators of torch, ``sdtune::attention_forward`` and ``sdtune::attention_backward``. torch knows the shapes of
-their results (on the meta device, for ``torch.compile``) and their gradients.
+their results (on the meta device, for ``torch.compile``) and their gradients. :mod:`sdtune.ops.kernels.elementwise` has
+what surrounds matrix multiplications.
 """
 
 import ctypes
@@ -20,6 +21,21 @@ from sdtune.ops.kernels.build import PROCESSORS, library
 _POINTER: Any = ctypes.c_void_p
 _LENGTH: Any = ctypes.c_int64
 _SHAPE: list[Any] = [_LENGTH] * 5 + [ctypes.c_float, _LENGTH]
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "attention_allow": ([], ctypes.c_int),
+    "attention_forward": ([_POINTER] * 3 + _SHAPE + [_POINTER] * 2, ctypes.c_int),
+    "attention_backward": ([_POINTER] * 6 + _SHAPE + [_POINTER] * 3, ctypes.c_int),
+    "gated_gelu_forward": ([_POINTER] + [_LENGTH] * 3 + [_POINTER], None),
+    "gated_gelu_backward": ([_POINTER] * 2 + [_LENGTH] * 3 + [_POINTER], None),
+    "group_norm_forward": (
+        [_POINTER] * 3 + [_LENGTH] * 4 + [ctypes.c_float] + [_LENGTH] * 2 + [_POINTER] * 2,
+        ctypes.c_int,
+    ),
+    "group_norm_backward": ([_POINTER] * 5 + [_LENGTH] * 6 + [_POINTER], ctypes.c_int),
+    "winograd_image": ([_POINTER] + [_LENGTH] * 6 + [_POINTER, _LENGTH, _POINTER], ctypes.c_int),
+    "winograd_products": ([_POINTER] * 2 + [_LENGTH] * 6 + [_POINTER, _LENGTH, _POINTER], None),
+}
+"""Arguments and result of each function in C. A result is 0, or not 0 where it failed."""
 
 
 def _share_openmp() -> None:
@@ -56,12 +72,13 @@ def _load() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise BadInput(f"the compiled kernels do not load: {error}; set training.attention to sdpa") from None
+    for name, (arguments, result) in _SIGNATURES.items():
+        function = getattr(loaded, f"sdtune_{name}")
+        function.argtypes, function.restype = arguments, result
     if loaded.sdtune_attention_allow() != 0:
         raise BadInput(
             "this Linux kernel does not let processes use AMX, 5.16 or newer does; set training.attention to sdpa"
         )
-    loaded.sdtune_attention_forward.argtypes = [_POINTER] * 3 + _SHAPE + [_POINTER] * 2
-    loaded.sdtune_attention_backward.argtypes = [_POINTER] * 6 + _SHAPE + [_POINTER] * 3
     return loaded
 
 

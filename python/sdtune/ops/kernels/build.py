@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SOURCE = FOLDER / "attention.c"
-HEADERS = ["amx.h", "avx512.h"]
+SOURCES = [FOLDER / "attention.c", FOLDER / "elementwise.c"]
+HEADERS = ["amx.h", "avx512.h", "common.h"]
 PROCESSORS = {"AMX": "sapphirerapids", "AVX-512-BF16": "cooperlake"}
 """The oldest processor with an instruction set, by the set's name in sdtune.host.processor."""
 COMPILER = [sys.executable, "-m", "ziglang"]
@@ -37,7 +37,7 @@ def library(instructions: str) -> Path:
 
     Its name holds a digest of the source, the compiler and its flags, so a library of another source has another name.
     """
-    source = [SOURCE, *map(SOURCE.with_name, HEADERS)]
+    source = [*SOURCES, *map(SOURCES[0].with_name, HEADERS)]
     digested = b"".join(file.read_bytes() for file in source) + " ".join([VERSION, *_flags(instructions)]).encode()
     return FOLDER / f"attention-{instructions.lower()}-{hashlib.sha256(digested).hexdigest()[:12]}.so"
 
@@ -75,7 +75,7 @@ def build() -> list[Path]:
         SystemExit: the compiler is missing, is another one, or fails.
     """
     if why := obstacle():
-        sys.exit(f"error: {SOURCE.name} was not compiled: {why}")
+        sys.exit(f"error: the kernels were not compiled: {why}")
     wanted = _wanted()
     missing = [made for made in wanted if not made.exists()]
     # the compiler's caches would stay in the user's home
@@ -83,9 +83,9 @@ def build() -> list[Path]:
         caches = {f"ZIG_{name}_CACHE_DIR": scratch for name in ("GLOBAL", "LOCAL")}
         for made in missing:
             fresh = Path(scratch) / made.name
-            done = _compiler("cc", *_flags(wanted[made]), "-o", str(fresh), str(SOURCE), "-lm", **caches)
+            done = _compiler("cc", *_flags(wanted[made]), "-o", str(fresh), *map(str, SOURCES), "-lm", **caches)
             if done.returncode:
-                sys.exit(f"error: {SOURCE.name} was not compiled\n{done.stderr}")
+                sys.exit(f"error: the kernels were not compiled\n{done.stderr}")
             fresh.replace(made)
     for old in FOLDER.glob("attention-*.so"):
         if old not in wanted:
