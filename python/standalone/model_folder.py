@@ -472,8 +472,12 @@ def find_weights(model: Path, part: str, stem: str, variant: str = "") -> Weight
         chosen = next(iter(variants))
     if chosen is None:
         names = ", ".join(sorted(v or "plain" for v in variants))
-        wanted = f"no variant {variant} of the weights" if variant else "several variants of the weights, none plain,"
-        raise ModelError(f"has {wanted} in {part}/ ({names}); set base_model_variant to one of them")
+        if not variant:
+            raise ModelError(
+                f"has several variants of the weights, none plain, in {part}/ ({names}); set base_model_variant to one"
+            )
+        remedy = "leave base_model_variant empty" if "" in variants else "set base_model_variant to one of them"
+        raise ModelError(f"has no variant {variant} of the weights in {part}/ ({names}); {remedy}")
     files = variants[chosen]
     shards = {int(found[2]) for path in files if (found := name.fullmatch(path.name)) and found[2]}
     if shards and (len(shards) > 1 or shards != {len(files)}):

@@ -65,6 +65,7 @@ def test_resuming_is_bit_exact(lora_job, tmp_path):
     resumed = lora_job("cut", training={**options, "resume_from_checkpoint": "latest"}, **also)
     again = train(resumed)
     assert torch.equal(learned_adapters(resumed), learned_adapters(whole))
+    assert again["learned"]["pytorch_lora_weights.safetensors"] == facts["learned"]["pytorch_lora_weights.safetensors"]
     for name in ("validation_loss", "initializer_loss", "reference_loss"):
         assert again[name] == facts[name], name
     assert facts["validation_loss"] < facts["initializer_loss"]
@@ -77,7 +78,7 @@ def latents(pipeline):
 
 def test_other_tools_read_what_a_run_writes(lora_job, untrained_model):
     """Both files give diffusers the same adapters as ``pipeline/`` has baked in, also with an alpha of its own."""
-    lora = {"text_encoder": True, "alpha": 6.0}
+    lora = {"text_encoder": True, "alpha": 6.0, "dropout": 0.2}
     job = lora_job(training={"save_as_full_pipeline": True, "max_train_steps": 3}, lora=lora)
     train(job)
     run = Run(job.run_dir)
@@ -94,7 +95,9 @@ def test_other_tools_read_what_a_run_writes(lora_job, untrained_model):
         plain.unload_lora_weights()
     with safe_open(run.folder / "t.safetensors", framework="pt") as file:
         alphas = {file.get_tensor(key).item() for key in file.keys() if key.endswith(".alpha")}  # noqa: SIM118
-        assert alphas == {float(file.metadata()["ss_network_alpha"])}
+        about = file.metadata()
+        assert alphas == {float(about["ss_network_alpha"])}
+        assert (about["ss_base_model_version"], about["ss_v2"]) == ("sd_v1", "False")
     half = run.folder / "half"
     bake(load_diffusers(run.lora), run.pipeline, half, -1.0)  # weight 0
     torch.testing.assert_close(latents(StableDiffusionPipeline.from_pretrained(half)), base, rtol=1e-3, atol=1e-3)

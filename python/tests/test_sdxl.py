@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, safe_open
 
 from sdtune.data.latents import LatentCache
 from sdtune.data.pictures import list_pictures, view_of
@@ -183,11 +183,13 @@ def test_other_tools_read_a_lora_of_both_encoders(xl, untrained_xl, tmp_path):
     plain_model = shutil.copytree(untrained_xl, tmp_path / "plain")
     for file in plain_model.glob("tokenizer*/tokenizer.json"):  # as on hubs
         file.unlink()
-    job = xl(method="lora", model={"path": str(plain_model)})
+    job = xl(method="lora", model={"path": str(plain_model)}, lora={"dropout": 0.2})
     train(job)
     run = Run(job.run_dir)
     assert "<|endoftext|>" in added_tokens(run.pipeline)
-    names = load_file(run.folder / "t.safetensors").keys()
+    with safe_open(run.folder / "t.safetensors", framework="pt") as file:
+        names = list(file.keys())
+        assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
     assert {name.split("_")[1] for name in names} == {"unet", "te1", "te2"}
     ours = latents(StableDiffusionXLPipeline.from_pretrained(run.pipeline), CLASS_PROMPT)
     plain = StableDiffusionXLPipeline.from_pretrained(untrained_xl)

@@ -47,6 +47,7 @@ class FakeNetworks(Networks):
     geometry = Geometry(factor=8, channels=4, scaling_factor=1.0)
     num_timesteps = 10
     image_encoder_id = "fake"
+    kind_in_files = "fake"
     text_encoders = {}  # noqa: RUF012
 
     def __init__(self):

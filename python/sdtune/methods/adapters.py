@@ -4,6 +4,7 @@ Layers come from peft, so that their names and configuration are those of the ec
 :mod:`sdtune.ops.low_rank`, which the fused operations know.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -129,8 +130,8 @@ def config(settings: LoraArgs, kind: str) -> Any:
 
 
 def plain_config(settings: LoraArgs, kind: str) -> dict[str, Any]:
-    """The same as JSON can hold it."""
-    made = config(settings, kind).to_dict()
+    """The same as JSON can hold it, for those who draw: without dropout, which diffusers would go on with."""
+    made = config(dataclasses.replace(settings, dropout=0.0), kind).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in made.items()}
 
 
@@ -173,7 +174,7 @@ class NetworkAdapters:
 
     def __init__(self, job: Job, networks: Networks) -> None:
         """Add adapters to the denoising network, and to the text encoders if the job asks for that."""
-        self._job = job
+        self._job, self._base_model = job, networks.kind_in_files
         dropout = Dropout(job.seed, job.lora.dropout)
         networks.on_batch.append(lambda batch: setattr(dropout, "samples", batch.numbers if batch else None))
         self._kinds = {networks.denoiser_name: "denoiser"}
@@ -215,6 +216,8 @@ class NetworkAdapters:
             "ss_network_dim": job.lora.rank,
             "ss_network_alpha": alpha,
             "ss_output_name": job.run_name,
+            "ss_base_model_version": self._base_model,  # tools hide adapters that are not for the model in use
+            "ss_v2": self._base_model.startswith("sd_v2"),
             "ss_sd_model_name": Path(job.model.path).name,
             "ss_steps": facts["steps"],
             "ss_num_train_images": len(list_pictures(job.data.path)),

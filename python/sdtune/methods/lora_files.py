@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import load_file, safe_open, save, save_file
 
 from sdtune.errors import BadInput, shown
 from standalone.model_folder import ModelError, read_header
@@ -48,10 +48,20 @@ def _tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file completely, or not at all."""
+    """Write a safetensors file completely, or not at all; the same bytes for the same content."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+    temporary.write_bytes(_ordered(save(tensors, metadata={"format": "pt", **metadata})))
     temporary.replace(path)
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes it as its hash table has it."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(written).to_bytes(8, "little") + written + content[end:]
 
 
 def save_diffusers(path: Path, lora: LoraFile) -> None:

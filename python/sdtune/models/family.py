@@ -68,6 +68,9 @@ class Networks(ABC):
     text_encoders: Mapping[str, TextEncoder]
     """By the name of the encoder's subfolder in the pipeline."""
 
+    kind_in_files: str
+    """What kohya's scripts call such a base model in the files of its adapters, such as ``sd_v1``."""
+
     on_batch: list[Callable[[Batch | None], None]]
     """Called with each batch before its prediction, and with None before pictures are drawn."""
     denoiser: nn.Module

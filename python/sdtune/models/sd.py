@@ -9,6 +9,8 @@ from sdtune.models.family import Batch
 from sdtune.models.latent_diffusion import Conditioning, LatentDiffusion, LatentDiffusionNetworks
 from sdtune.models.pipelines import assemble
 
+_WIDTH_OF_2 = 1024  # of what the text encoder of Stable Diffusion 2.x gives the UNet; that of 1.x gives 768
+
 
 class StableDiffusionNetworks(LatentDiffusionNetworks):
     """The last hidden state of the text encoder is the conditioning."""
@@ -21,6 +23,12 @@ class StableDiffusionNetworks(LatentDiffusionNetworks):
     def unet_options(self, conditioning: Conditioning, batch: Batch) -> dict[str, Any]:
         """See :meth:`LatentDiffusionNetworks.unet_options`."""
         return {"encoder_hidden_states": conditioning["prompt_embeds"]}
+
+    @property
+    def kind_in_files(self) -> str:  # type: ignore[override]
+        """See :class:`sdtune.models.family.Networks`."""
+        kind = "sd_v2" if self.unet.config.cross_attention_dim == _WIDTH_OF_2 else "sd_v1"
+        return f"{kind}_v" if self.scheduler.config.prediction_type == "v_prediction" else kind
 
     def assemble(self, **parts: object) -> Any:
         """See :meth:`LatentDiffusionNetworks.assemble`."""

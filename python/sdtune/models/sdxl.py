@@ -15,6 +15,8 @@ from sdtune.models.latent_diffusion import Conditioning, LatentDiffusion, Latent
 class StableDiffusionXLNetworks(LatentDiffusionNetworks):
     """The penultimate hidden states of both encoders side by side, and what the second one pools."""
 
+    kind_in_files = "sdxl_base_v1-0"
+
     def encode(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
         """See :meth:`LatentDiffusionNetworks.encode`. An empty caption is all zeros if the pipeline says so."""
         first, second = (
