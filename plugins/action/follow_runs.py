@@ -103,7 +103,8 @@ class ActionModule(follow.ActionModule):
                     printed, last = time.monotonic(), mark
             reported |= {row["run"] for row in ended}
             # a reason that ends by itself has ended when Slurm has looked at the job again
-            hopeless = hopeless + 1 if any(row.get("never") for row in seen["rows"]) else 0
+            stuck = not seen["going"] and any(row.get("never") for row in seen["rows"])
+            hopeless = hopeless + 1 if stuck else 0
             if not seen["going"] and not 0 < hopeless <= follow.LOOKS_AT_HOPELESS:
                 return seen
             wait = self._interval(seen)

@@ -315,11 +315,11 @@ def queued_job(run: Path, name: str = "") -> dict[str, str]:
         run: its folder.
         name: of the job; by default of the one that trains.
     """
-    return queued_jobs([name or f"sdtune-{run.name}"]).get(run, {})
+    return queued_jobs([name or f"sdtune-{run.name}"]).get(run.resolve(), {})
 
 
 def queued_jobs(names: list[str]) -> dict[Path, dict[str, str]]:
-    """The jobs of these names in Slurm's queue, which is asked once, by the folder of their run.
+    """The jobs of these names in Slurm's queue, which is asked once, by the folder of their run, its links resolved.
 
     Returns:
         ``job``, its number; ``state`` and ``reason`` as Slurm names them; ``start``, when it starts or has started;
@@ -334,7 +334,7 @@ def queued_jobs(names: list[str]) -> dict[Path, dict[str, str]]:
         if state == "PENDING":
             never = next((words.format(job=job) for pattern, words in _NEVER if re.search(pattern, reason)), "")
         told = {"job": job, "state": state, "reason": reason, "start": start, "nodes": nodes, "never": never}
-        found[Path(folder)] = told
+        found[Path(folder).resolve()] = told
     return found
 
 
@@ -493,13 +493,13 @@ def table_row(name: str, seen: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``run``, ``state``: waiting, running, finished, failed or stopped; ``hosts``, ``words``: what it does, where it
-        makes no steps; ``never``: why it will not start; after a step ``step``, ``max_steps``, ``loss``, ``eta_s``;
-        of one that ended ``reason``.
+        makes no steps; ``never``: why it will not start; ``why``: Slurm's reason; after a step ``step``, ``max_steps``,
+        ``loss``, ``eta_s``; of one that ended ``reason``.
     """
     state, progress = seen["state"], seen["progress"]
     row = {"run": name, "hosts": state.get("hosts") or [node for node in [state.get("nodes")] if node]}
     row.update({key: progress[key] for key in ("step", "max_steps", "loss", "eta_s") if key in progress})
-    row.update({key: state[key] for key in ("never", "started", "ended") if state.get(key)})
+    row.update({key: state[key] for key in ("never", "why", "started", "ended") if state.get(key)})
     if not (seen["supervised"] or seen["unsupervised"]):
         ended, reason = state.get("state", "failed"), state.get("reason", "")
         if seen["lost"]:
@@ -568,6 +568,10 @@ def _table_of_batch_jobs(runs: Path, names: list[str], wait: float) -> dict[str,
         queued, remark = None, f"Slurm does not answer ({error}), which does not end the jobs"
     rows = [table_row(name, _seen_of_batch(runs / name, queued, remark)) for name in names]
     began = [_object(_read(runs / name / SUBMITTED)).get("time", time.time()) for name in names]
+    left = [row for row in rows if row["state"] in ("waiting", "running") and "never" not in row]
+    if any("never" in row for row in rows) and all(row.get("why") == "Dependency" for row in left):
+        for row in left:
+            row["never"] = "it waits for the end of one that cannot start"
     going = any(row["state"] in ("waiting", "running") and "never" not in row for row in rows)
     return {"going": going, "rows": rows, "began": min(began), "now": time.time(), "log": [], "remark": remark}
 
@@ -578,7 +582,7 @@ def _seen_of_batch(run: Path, jobs: dict[Path, dict[str, str]] | None, remark: s
     if jobs is None:
         queued = {} if state.get("state") in _ENDED else {"job": str(state.get("job", "")), "state": "UNKNOWN"}
     else:
-        queued = jobs.get(run, {})
+        queued = jobs.get(run.resolve(), {})
         try:
             state = batch_state(run, state, queued)
         except NoAnswer:

@@ -19,7 +19,7 @@ from sdtune.launch import allocation, binding, launcher_output, side_by_side, su
 from sdtune.launch.batch_job import BatchJob
 from sdtune.launch.dealing import Request
 from sdtune.launch.state import StateFile
-from standalone import run_state
+from standalone import launch_files, run_state
 from tests.conftest import FINISH
 from tests.test_supervisor import LAUNCH, RANK, agents_of
 
@@ -179,6 +179,16 @@ def test_a_stop_takes_a_pending_job_out_of_the_queue(run, slurm):
     assert (run / "stop").exists()
 
 
+def test_a_run_is_found_by_any_path_of_its_folder(run, slurm):
+    link = run.parent.with_name("link")
+    link.symlink_to(run.parent)
+    for asked, queued in ((run, link / "r"), (link / "r", run)):
+        slurm(squeue=queue(queued, "PENDING"))
+        assert run_state.queued_job(asked)["job"] == "7"
+        assert submit.submit(asked, [], None) == "attached"
+        assert [row["state"] for row in run_state.table(asked.parent, ["r"])["rows"]] == ["waiting"]
+
+
 @pytest.fixture
 def several(run):
     """Three runs: r, s, t."""
@@ -197,6 +207,28 @@ def test_of_several_runs_some_go_on_at_once(several, slurm, at_once, waits):
     assert [re.findall(r"--dependency=(\S+)", call) for call in calls] == [
         [] if number is None else [f"afterany:{jobs[number]}"] for number in waits
     ]
+
+
+def test_a_run_that_was_going_on_is_not_submitted_when_it_has_ended(several, slurm):
+    """It finished while the call that was to follow it prepared the others."""
+    (several / "s" / "finished.json").write_text("{}")
+    for name in "rt":
+        shutil.copytree(several / name, launch_files.staged(several / name, "now"))
+    slurm(sbatch="echo 8")
+    side_by_side.submit_all(several, Request(call="now", runs=list("rst"), hosts={}, hosts_per_run=0, at_once=0))
+    assert [call.split()[-1].split("/")[-2] for call in slurm() if call.startswith("sbatch")] == ["r", "t"]
+
+
+def test_runs_that_wait_for_one_that_cannot_start_are_not_waited_for(several, slurm):
+    held, waits = queue(several / "r", "PENDING", "JobHeldUser"), queue(several / "t", "PENDING", "Dependency", job="9")
+    slurm(squeue=f"{held};{waits}")
+    seen = run_state.table(several, ["r", "t"])
+    assert not seen["going"]
+    assert seen["rows"][1]["never"] == "it waits for the end of one that cannot start"
+    slurm(squeue=f"{held};{waits};{queue(several / 's', 'PENDING', 'Resources', job='8')}")
+    seen = run_state.table(several, list("rst"))
+    assert seen["going"]
+    assert "never" not in seen["rows"][2]
 
 
 def test_the_table_of_several_jobs_asks_slurm_once(several, slurm):
@@ -451,6 +483,16 @@ def test_an_attempt_that_was_lost_with_its_first_host_is_noted(run, slurm):
     assert "first host was lost" in run_state.read_state(run)["failures"][0]["why"]
 
 
+@pytest.mark.parametrize(("submitted", "asked", "kept"), [("7", 100, True), ("7", 300, False), ("6", 100, False)])
+def test_a_job_that_starts_has_got_a_request_to_stop(run, slurm, submitted, asked, kept):
+    """One that is older than its submission was meant for an earlier job; seconds before now."""
+    for name, content, age in ((run_state.SUBMITTED, {"job": submitted}, 200), (run_state.STOP, {}, asked)):
+        (run / name).write_text(json.dumps(content))
+        os.utime(run / name, (time.time() - age,) * 2)
+    BatchJob(run, [], allocation.Allocation(job="7", attempt=1, hosts={"here": "127.0.0.1"}))._open()
+    assert (run / run_state.STOP).exists() == kept
+
+
 def test_slurm_may_refuse_to_start_a_job_again(run, slurm, monkeypatch):
     slurm(scontrol="echo 'Requeue disabled' >&2; exit 1")
     (run / "checkpoints/step-000003").mkdir(parents=True)
@@ -494,6 +536,7 @@ from sdtune import cli, errors
 rank = int(os.environ.get("PMI_RANK", -1))
 def main():
     if "--check" in sys.argv:
+        open("stop", "w").close()  # a request that comes while the run starts
         return
     told = (os.environ[name] for name in ("PMI_SIZE", "MPI_LOCALRANKID", "MASTER_ADDR"))
     print(rank, *told, "SLURM_PROCID" in os.environ, flush=True)
@@ -530,7 +573,7 @@ def render(run, code):
 @pytest.mark.parametrize(
     ("what", "code", "reason"),
     [
-        ("finish()", 0, None),
+        ("assert os.path.exists('stop'); finish()", 0, None),
         ("if rank == 1: raise errors.TrainingFailed('the loss is nan')", 1, "rank 1 on here: error: the loss is nan"),
     ],
 )

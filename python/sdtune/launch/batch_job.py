@@ -16,6 +16,7 @@ from sdtune.launch.allocation import Allocation
 from sdtune.launch.attempt import Attempt
 from sdtune.launch.failure import Outcome
 from sdtune.launch.launcher_output import reported_by_srun
+from sdtune.launch.submit import newest_job
 from sdtune.launch.supervisor import FAILED, FINISHED, STOPPED, Supervisor
 from standalone import run_state
 
@@ -101,6 +102,12 @@ class BatchJob(Supervisor):
             return True
         silent = outcome.rank in attempt.agents.ended and outcome.rank not in attempt.agents.errors
         return silent and outcome.rank not in reported_by_srun(attempt.output.launcher)
+
+    def _asked_for(self) -> float:
+        """See :meth:`Supervisor._asked_for`: when it was submitted, since a job that starts may be asked to stop."""
+        if newest_job(self.run) != self.allocation.job:  # submitted by hand
+            return super()._asked_for()
+        return (self.run / run_state.SUBMITTED).stat().st_mtime
 
     def _newest_is(self, step: int | None) -> bool:
         return run_state.newest_checkpoint(self.run) == step

@@ -246,7 +246,8 @@ def submit_all(runs: Path, request: Request) -> None:
     jobs: list[str] = []
     for name in request.runs:
         run, before = runs / name, jobs[-request.at_once] if 0 < request.at_once <= len(jobs) else ""
-        submit.submit(run, list(request.arguments), request.call, after=before)
+        if not request.call or launch_files.staged(run, request.call).is_dir():  # else it was going on, and is followed
+            submit.submit(run, list(request.arguments), request.call, after=before)
         jobs.append(submit.newest_job(run))
 
 

@@ -5,6 +5,7 @@ attempt is :mod:`sdtune.launch.attempt`; :mod:`sdtune.launch.failure` decides wh
 :mod:`sdtune.launch.lost_hosts` which hosts are lost.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -99,10 +100,17 @@ class Supervisor:
 
     def _open(self) -> None:
         """Remove what an earlier start has left, and write the first state."""
-        for name in (run_state.STOP, run_state.COLLECTED, "logs/launch.log"):
+        for name in (run_state.COLLECTED, "logs/launch.log"):
             (self.run / name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if (self.run / run_state.STOP).stat().st_mtime < self._asked_for():
+                (self.run / run_state.STOP).unlink()
         (self.run / "logs").mkdir(exist_ok=True)
         self.state.write()
+
+    def _asked_for(self) -> float:
+        """When this start was asked for; an older request to stop was meant for another."""
+        return self.began
 
     def _make_attempts(self) -> int:
         self._open()
@@ -294,7 +302,7 @@ class Supervisor:
                 return None
             self.state.write(stopping=True)
         if time.time() > self.stop_request["asked"] + self.stop_request["within"]:
-            return f"it was asked to stop and made no step for {self.stop_request['within']:.0f} s"
+            return f"it was asked to stop and did not within {self.stop_request['within']:.0f} s"
         return None
 
     def _ranks_stopped(self) -> bool:
