@@ -118,7 +118,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, help="that are profiled, after one (default 3)")
-    parser.add_argument("--method", choices=("textual_inversion", "lora"), default="textual_inversion")
+    parser.add_argument(
+        "--method",
+        choices=("textual_inversion", "lora"),
+        default="textual_inversion",
+        help="default textual_inversion",
+    )
     parser.add_argument("--shapes", type=int, default=12, help="rows of the table of shapes (default 12)")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time of all threads instead of wall-clock time")
     args = parser.parse_args()
