@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sdtune.models.family import Batch
+from sdtune.models.folder import read_config
 from sdtune.models.latent_diffusion import Conditioning, LatentDiffusion, LatentDiffusionNetworks
 from sdtune.models.pipelines import assemble
 
@@ -27,7 +28,8 @@ class StableDiffusionNetworks(LatentDiffusionNetworks):
     @property
     def kind_in_files(self) -> str:  # type: ignore[override]
         """See :class:`sdtune.models.family.Networks`."""
-        kind = "sd_v2" if self.unet.config.cross_attention_dim == _WIDTH_OF_2 else "sd_v1"
+        width = read_config(self._model / "unet/config.json")["cross_attention_dim"]
+        kind = "sd_v2" if width == _WIDTH_OF_2 else "sd_v1"
         return f"{kind}_v" if self.scheduler.config.prediction_type == "v_prediction" else kind
 
     def assemble(self, **parts: object) -> Any:
