@@ -43,7 +43,7 @@ help:
 	@echo 'make bench-front  the front of time against similarity, from what bench-pictures wrote'
 	@echo 'make bench-unet  profile the UNet of an OpenVINO copy'
 	@echo 'make toyworld  train the embedded model again (up to 90 minutes)'
-	@echo 'make toyworld-xl  train the embedded model in the layout of Stable Diffusion XL (an hour)'
+	@echo 'make toyworld-xl  train the embedded model in the layout of Stable Diffusion XL (35 minutes)'
 	@echo 'make lab       $(HOSTS) hosts on this machine, to try a cluster interactively (HOSTS=2, NAME=other); make lab-down removes them'
 	@echo 'make quickstart-test  run the cluster commands of README.md in a lab, on a clean clone (15 minutes)'
 	@echo 'make collection  the same as a collection for ansible-galaxy, in .cache/collection; make execution-environment  for AWX'
