@@ -163,7 +163,7 @@ def test_a_variant_is_taken_where_it_is_the_only_one(model):
     shutil.copy(
         model / "unet/diffusion_pytorch_model.fp16.safetensors", model / "unet/diffusion_pytorch_model.bf16.safetensors"
     )
-    assert "set base_model_variant to one of them" in model_problems(model)[0]
+    assert "set base_model_variant to one" in model_problems(model)[0]
     assert used_files(model, "bf16")[UNET].endswith(".bf16.safetensors") if not model_problems(model, "bf16") else True
     program = [sys.executable, "-", str(model), "--keep-used"]
     (model / "unet/diffusion_pytorch_model.bf16.safetensors").unlink()
