@@ -53,7 +53,7 @@ class Costs:
     encode_s: float | None
     """Median seconds to encode one picture, outside ``step_s``; None where that is part of every step."""
     all_encoded: bool
-    """Whether the engine's steps have filled the latent cache; the plain loop has none."""
+    """Whether the engine holds no VAE: all images are encoded, or were before. The plain loop has no latent cache."""
     peak_rss_bytes: int
     """Once the first step is done, for the engine once its latent cache is complete."""
     whole_peak_rss_bytes: int
@@ -64,6 +64,8 @@ class Costs:
     """The same of the process's whole life."""
     mapped_bytes: int
     """Resident pages of mapped files: of the engine's weights, and of libraries."""
+    host_peak_bytes: int
+    """Peak of all ranks together; a page that several map counts once."""
     sync_bytes: int
     world_size: int
     validation: dict[int, float]
@@ -163,6 +165,28 @@ class _Memory(threading.Thread):
         return max(sample[1] for sample in later), max(sample[2] for sample in later)
 
 
+class _HostMemory(threading.Thread):
+    """The peak of what processes hold together, while all of them run; a page that several map counts once."""
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__(daemon=True)
+        self._files = [Path(f"/proc/{pid}/smaps_rollup") for pid in pids]
+        self.peak = 0
+
+    def run(self) -> None:
+        """Until one of them ends. The kernel walks all pages for each sample, so there are few."""
+        while True:
+            try:
+                texts = [file.read_text(encoding="ascii") for file in self._files]
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            shares = [line for text in texts for line in text.splitlines() if line.startswith("Pss:")]
+            if len(shares) < len(self._files):
+                return
+            self.peak = max(self.peak, 1024 * sum(int(line.split()[1]) for line in shares))
+            time.sleep(0.2)
+
+
 def run(who: Who, stage: Stage) -> Costs:
     """Run to the end.
 
@@ -179,8 +203,11 @@ def run(who: Who, stage: Stage) -> Costs:
             ranks.append(subprocess.Popen(command, env=environment(stage, rank), stdout=log, stderr=subprocess.STDOUT))
         memory = _Memory(ranks[0].pid)
         memory.start()
+        together = _HostMemory([rank.pid for rank in ranks])
+        together.start()
         _, status, usage = os.wait4(ranks[0].pid, 0)
         memory.join()
+        together.join()
         codes = [os.waitstatus_to_exitcode(status), *(rank.wait() for rank in ranks[1:])]
         if any(codes):
             logs = "\n".join((Path(folder) / f"rank-{r}.log").read_text(encoding="utf-8") for r in range(stage.ranks))
@@ -205,12 +232,13 @@ def run(who: Who, stage: Stage) -> Costs:
         step_s=step_s,
         parts={**parts, "rest_s": step_s - sum(parts.values())},
         encode_s=median(encodes) if encodes else None,
-        all_encoded=who == "plain" or sum(s.get("encoded", 0) for s in steps) == 2 * pictures,
+        all_encoded=who == "plain" or sum(s.get("encoded", 0) for s in steps) in (0, 2 * pictures),
         peak_rss_bytes=ended["peak_rss_bytes"],
         whole_peak_rss_bytes=1024 * usage.ru_maxrss,
         own_peak_bytes=own,
         whole_own_peak_bytes=memory.since(0)[0],
         mapped_bytes=mapped,
+        host_peak_bytes=together.peak,
         sync_bytes=steps[-1]["sync_bytes"],
         world_size=steps[-1]["world_size"],
         validation={line["step"]: line["loss"] for line in lines if line["kind"] == "validation"},

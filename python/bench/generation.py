@@ -19,6 +19,7 @@ cores.
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -136,6 +137,8 @@ def measure_all(job: Job, args: argparse.Namespace, scratch: Path) -> list[dict[
         usual = call if name == USUAL else usual
         taken[name] = measure(call, args)
         say(f"  {name}: {taken[name][0]:.2f} s")
+        del call
+        gc.collect()  # a pipeline and what replaces its UNet's forward refer to each other, and hold gigabytes
     if usual:
         again = measure(usual, args)[0]
         say(f"the usual flow at the begin and at the end: {taken[USUAL][0]:.2f} and {again:.2f} s")

@@ -189,9 +189,13 @@ def measure(native: Stage, args: argparse.Namespace) -> None:
         return
     say("\nbetween ranks: 2 ranks over gloo, native")
     two = replace(native, ranks=2, steps=args.steps or (10 if args.toyworld else 2))
-    for who in ("plain", "engine"):
-        costs = run(who, two)
-        say(f"  {who:6} all-reduces {costs.sync_bytes:,} bytes a rank and step")
+    costs = {who: run(who, two) for who in ("plain", "engine")}
+    for who, cost in costs.items():
+        say(
+            f"  {who:6} all-reduces {cost.sync_bytes:,} bytes a rank and step; peak of both ranks together "
+            f"{cost.host_peak_bytes / 1e9:.2f} GB"
+        )
+    say(f"  of that memory the engine needs {costs['engine'].host_peak_bytes / costs['plain'].host_peak_bytes:.0%}")
 
 
 if __name__ == "__main__":
