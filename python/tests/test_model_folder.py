@@ -163,8 +163,10 @@ def test_a_variant_is_taken_where_it_is_the_only_one(model):
     shutil.copy(
         model / "unet/diffusion_pytorch_model.fp16.safetensors", model / "unet/diffusion_pytorch_model.bf16.safetensors"
     )
-    assert "set base_model_variant to one" in model_problems(model)[0]
-    assert used_files(model, "bf16")[UNET].endswith(".bf16.safetensors") if not model_problems(model, "bf16") else True
+    assert model_problems(model)[0].endswith("none plain, in unet/ (bf16, fp16); set base_model_variant to one")
+    # one that is named has to be there in every part, and the other parts have plain weights only
+    assert "has no variant bf16 of the weights in " in model_problems(model, "bf16")[0]
+    assert "unet/" not in model_problems(model, "bf16")[0]
     program = [sys.executable, "-", str(model), "--keep-used"]
     (model / "unet/diffusion_pytorch_model.bf16.safetensors").unlink()
     source = (PYTHON / "standalone/model_folder.py").read_text()
