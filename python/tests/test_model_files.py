@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+from transformers import CLIPTokenizerFast
 
 from sdtune.errors import BadInput
 from sdtune.inference.plan import make_plan
-from sdtune.models.pipelines import copy_pipeline, draw, load_pipeline
+from sdtune.methods.placeholder import add_placeholder
+from sdtune.models.pipelines import copy_pipeline, draw, load_pipeline, load_tokenizer
 from sdtune.models.registry import family_of
 from sdtune.settings import GenerationJob
 from standalone.model_folder import model_problems, used_files
@@ -70,6 +72,21 @@ def test_a_tokenizer_that_does_not_know_the_limit_is_used_with_that_of_its_text_
     assert json.loads((tmp_path / "copy/tokenizer/tokenizer_config.json").read_text())["model_max_length"] == 32
     assert {picture(model), picture(tmp_path / "copy")} == {picture(MODEL)}
     assert "longer than the 30 tokens" in plan_of_long_prompt(model, tmp_path)
+
+
+def test_a_tokenizer_is_read_once_until_its_files_change(model, monkeypatch):
+    """Each that is read stays in memory. Those who ask get their own, to which they may add tokens."""
+    reads = []
+    read = CLIPTokenizerFast.from_pretrained
+    monkeypatch.setattr(CLIPTokenizerFast, "from_pretrained", lambda *a, **k: reads.append(a) or read(*a, **k))
+    first, second = (load_tokenizer(model, "text_encoder") for _ in range(2))
+    assert add_placeholder(first, "<new>", 1) == [len(second)]
+    assert len(reads) == 1
+    assert "<new>" not in load_tokenizer(model, "text_encoder").get_vocab()
+    second.add_tokens(["<other>"])
+    second.save_pretrained(model / "tokenizer")
+    assert "<other>" in load_tokenizer(model, "text_encoder").get_vocab()
+    assert len(reads) == 2
 
 
 def plan_of_long_prompt(model, run):

@@ -1,8 +1,10 @@
 """Whole pipelines in diffusers layout: assembling one, copying one, drawing with one."""
 
+import copy
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +50,22 @@ def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
     Raises:
         BadInput: its files cannot be used.
     """
+    folder = layout_of(model).tokenizers[part]
+    files = [(file, file.stat()) for file in sorted((model / folder).glob("*")) if file.exists()]
+    states = tuple((file.name, state.st_mtime_ns, state.st_size) for file, state in files)
+    tokenizer = copy.deepcopy(_read_tokenizer(model, folder, states))  # callers add tokens
+    tokenizer.model_max_length = tokens_read(model, folder, part)
+    return tokenizer
+
+
+@lru_cache(maxsize=2)  # each that is read from files stays in memory for good, 7 MB: tokenizers 0.22
+def _read_tokenizer(model: Path, folder: str, _states: Hashable) -> "CLIPTokenizerFast":
+    """The tokenizer in a folder whose files are as ``_states`` says."""
     from transformers import CLIPTokenizerFast
 
-    folder = layout_of(model).tokenizers[part]
     with refusing(model, f"holds a tokenizer in {folder}/ that cannot be used"):
         tokenizer: CLIPTokenizerFast = CLIPTokenizerFast.from_pretrained(model, subfolder=folder)
         tokenizer("a")
-    tokenizer.model_max_length = tokens_read(model, folder, part)
     return tokenizer
 
 
