@@ -11,9 +11,7 @@ A job file contains the same settings in YAML.
 
 from sdtune import cli
 
-# Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
-# never calls: almost a second and 75 MB on every rank.
-cli.hide_modules("scipy", "sklearn")
+cli.hide_never_used()
 
 if __name__ == "__main__":
     cli.run(lambda: cli.train(__doc__ or "", "lora"), preload=True)

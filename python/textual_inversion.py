@@ -10,9 +10,7 @@ The flags are those of diffusers' script of this name. A job file contains the s
 
 from sdtune import cli
 
-# Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy, which training
-# never calls: almost a second and 75 MB on every rank.
-cli.hide_modules("scipy", "sklearn")
+cli.hide_never_used()
 
 if __name__ == "__main__":
     cli.run(lambda: cli.train(__doc__ or "", "textual_inversion"), preload=True)

@@ -100,6 +100,15 @@ def hide_modules(*names: str) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
+def hide_never_used() -> None:
+    """Hide what the libraries would import, and training never uses: almost a second and 80 MB on every rank.
+
+    Text generation in transformers and a few noise schedules in diffusers import scikit-learn and SciPy; Accelerate and
+    httpx import Rich and Click for output on terminals.
+    """
+    hide_modules("scipy", "sklearn", "rich", "click")
+
+
 def hide_unused(jobs: Sequence[Job]) -> None:
     """Hide what the libraries would import, and none of these jobs uses."""
     if all(job.method == "textual_inversion" for job in jobs):

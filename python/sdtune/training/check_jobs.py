@@ -76,5 +76,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.hide_modules("scipy", "sklearn")  # as textual_inversion.py does
+    cli.hide_never_used()
     cli.run(main)
