@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sdtune.host.processor import has_bf16
 from sdtune.ops import kernels
-from sdtune.ops.attention import projected_self_attention
+from sdtune.ops.attention import normed_self_attention
 from sdtune.ops.convolution import (
     MANY_WEIGHTS,
     SMALL_IMAGE,
@@ -120,13 +120,18 @@ def of_group_norm(region: Region) -> tuple[Call, Call]:
 
 
 def of_attention(region: Region) -> tuple[Call, Call]:
-    """The fused operation, and the plain one, which saves the projections."""
+    """The fused operation, and the plain one, which saves the normalized input and the projections."""
     width, heads = region.arguments
-    scale = (width // heads) ** -0.5
-    q, k, v = (parameters(nn.Linear(region.shape[-1], width, bias=False)) for _ in range(3))
+    norm = parameters(nn.LayerNorm(region.shape[-1]))
+    attn = parameters(Attention(region.shape[-1], heads=heads, dim_head=width // heads))
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(attn, Attention)
 
-    fused = functools.partial(projected_self_attention, heads=heads, scale=scale, projections=(q, k, v))
-    return fused, lambda x: kernels.attention_forward(q(x), k(x), v(x), heads, scale)[0]
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        x = norm(x)
+        return kernels.attention_forward(attn.to_q(x), attn.to_k(x), attn.to_v(x), heads, attn.scale)[0]
+
+    return functools.partial(normed_self_attention, norm=norm, attn=attn), plain
 
 
 MAKERS = {
@@ -137,7 +142,7 @@ MAKERS = {
     "norm and gated GELU": of_gated_gelu,
     "group norm": of_group_norm,
     "group norm and SiLU": of_group_norm,
-    "self-attention, projections recomputed": of_attention,
+    "self-attention, norm and projections recomputed": of_attention,
 }
 
 
@@ -179,7 +184,9 @@ def record(resolution: int) -> Counter[Region]:
         if isinstance(module, BasicTransformerBlock):
             found[Region("norm and gated GELU", shape, (shape[-1], module.ff.net[0].proj.out_features))] += 1
         elif isinstance(module, Attention) and kernels.usable() and options.get("encoder_hidden_states") is None:
-            found[Region("self-attention, projections recomputed", shape, (module.inner_dim, module.heads))] += 1
+            found[
+                Region("self-attention, norm and projections recomputed", shape, (module.inner_dim, module.heads))
+            ] += 1
 
     for name, module in unet.named_modules():
         module.register_forward_pre_hook(

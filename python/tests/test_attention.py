@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdtune.errors import BadInput
 from sdtune.ops import attention as module
 from sdtune.ops import kernels
-from sdtune.ops.attention import BlockwiseProcessor, attention
+from sdtune.ops.attention import BlockwiseProcessor, attention, normed_self_attention
 from sdtune.ops.kernels import build
-from sdtune.ops.unet import optimize_unet
+from sdtune.ops.unet import optimize_unet, replace_modules
 
 
 @pytest.fixture
@@ -178,28 +180,36 @@ def test_the_kernel_is_an_operator_of_torch(the_kernel):
 
 def test_a_learned_projection_gets_its_gradient(the_kernel):
     """Recomputed projections have none, so they are for frozen ones only."""
-    attention_module = Attention(48, heads=3, dim_head=16).bfloat16().requires_grad_(False)
-    attention_module.to_q.weight.requires_grad_(True)
-    attention_module.set_processor(BlockwiseProcessor(kernel=True))
-    attention_module(torch.randn(1, 20, 48).bfloat16()).float().square().sum().backward()
-    assert attention_module.to_q.weight.grad.norm() > 0
+    block = BasicTransformerBlock(48, 3, 16, cross_attention_dim=24, activation_fn="geglu")
+    block = nn.Sequential(block.bfloat16().requires_grad_(False))
+    block[0].attn1.to_q.weight.requires_grad_(True)
+    replace_modules(block, kernel=True)
+    x, context = torch.randn(1, 20, 48).bfloat16(), torch.randn(1, 7, 24).bfloat16()
+    block[0](x, encoder_hidden_states=context).float().square().sum().backward()
+    assert block[0].attn1.to_q.weight.grad.norm() > 0
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_kernel_with_projections_of_its_input(the_kernel, with_bias):
+def test_the_kernel_with_normalization_and_projections_of_its_input(the_kernel, with_bias):
     torch.manual_seed(0)
     exact = Attention(48, heads=3, dim_head=16, bias=with_bias, out_bias=True).double().requires_grad_(False)
-    ours = copy.deepcopy(exact).bfloat16().requires_grad_(False)
+    norm = nn.LayerNorm(48).double().requires_grad_(False)
+    norm.weight += 0.1 * torch.randn(48)
+    norm.bias += 0.1 * torch.randn(48)
+    ours, our_norm = copy.deepcopy(exact).bfloat16(), copy.deepcopy(norm).bfloat16()
     exact.load_state_dict(ours.state_dict())
-    ours.set_processor(BlockwiseProcessor(kernel=True))
+    norm.load_state_dict(our_norm.state_dict())
     x = torch.randn(2, 150, 48).bfloat16().requires_grad_()
     wide = x.detach().double().requires_grad_()
     direction = torch.randn(2, 150, 48).bfloat16()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-        got = ours(x)
-    want = exact(wide)
-    assert sum(saved) < 3 * x.nbytes
+        got = normed_self_attention(x, our_norm, ours)
+    want = F.scaled_dot_product_attention(
+        *(linear(norm(wide)).unflatten(2, (3, 16)).transpose(1, 2) for linear in (exact.to_q, exact.to_k, exact.to_v))
+    )
+    want = want.transpose(1, 2).flatten(2)
+    assert sum(saved) < 3 * x.nbytes  # the input, the result and sums, instead of norm(x), q, k and v
     assert (got - want).norm() < 1e-2 * want.norm()
     (got,), (want,) = torch.autograd.grad(got, x, direction), torch.autograd.grad(want, wide, direction.double())
     assert (got - want).norm() < 1e-2 * want.norm()

@@ -33,5 +33,5 @@ def test_a_sample_holds_a_little_more_than_predicted(name, method, untrained_xl,
     (tmp_path / "unet" / "config.json").write_text(json.dumps(shapes))
     for part in ("model_index.json", "vae"):
         (tmp_path / part).symlink_to(untrained_xl / part)
-    predicted = footprint(tmp_path, 512, bf16=True).sample
-    assert predicted < held < 1.4 * predicted
+    predicted = footprint(tmp_path, 512, bf16=True, adapted=method == "lora").sample
+    assert predicted < held < 1.4 * predicted, held / predicted

@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from sdtune.methods.adapters import add_adapters
-from sdtune.ops import kernels
+from sdtune.ops import kernels, normalization
 from sdtune.ops.attention import BlockwiseProcessor
 from sdtune.ops.low_rank import AdaptedLinear, Dropout, adapted_projection
 from sdtune.ops.unet import replace_modules
@@ -19,12 +19,12 @@ NO_DROPOUT = Dropout(1, 0.0)
 SETTINGS = LoraArgs(rank=4, alpha=6.0, targets="attention+feed_forward")
 
 
-def block_with_adapters(dtype):
+def block_with_adapters(dtype, kernel=False):
     """A frozen transformer block in a network with peft's own adapters, and the same with ours on fused operations."""
     torch.manual_seed(0)
     base = BasicTransformerBlock(64, 2, 32, cross_attention_dim=24, activation_fn="geglu").to(dtype)
     plain, ours = (nn.Sequential(copy.deepcopy(base)).requires_grad_(False).eval() for _ in range(2))
-    replace_modules(ours)
+    replace_modules(ours, kernel=kernel)
     adapters = add_adapters(ours, SETTINGS, "denoiser", 1, NO_DROPOUT)
     names = [adapter.module for adapter in adapters]
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=6.0, target_modules=names), plain)
@@ -65,7 +65,7 @@ def test_gradients_are_right():
 def test_a_block_with_adapters_computes_what_peft_computes(kernel, input_learns):
     """Forward, the gradient of the input, and those of all ten adapters."""
     dtype = torch.bfloat16 if kernel else torch.float32
-    plain, ours, adapters, network = block_with_adapters(dtype)
+    plain, ours, adapters, network = block_with_adapters(dtype, kernel)
     for attention in (ours.attn1, ours.attn2):
         attention.set_processor(BlockwiseProcessor(kernel=kernel))
     assert len(adapters) == 10
@@ -89,6 +89,40 @@ def test_a_block_with_adapters_computes_what_peft_computes(kernel, input_learns)
         for own, theirs in ((adapter.a, layer.lora_A["default"].weight), (adapter.b, layer.lora_B["default"].weight)):
             assert own.grad.dtype == torch.float32
             assert (own.grad - theirs.grad).norm() < (0.03 if kernel else 1e-5) * theirs.grad.norm(), adapter.module
+
+
+def bytes_held(block, x, context):
+    """What a pass holds for the backward pass beside the parameters; each tensor once."""
+    weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    held = {}
+
+    def pack(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # alive, so that no other has its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = block(x, encoder_hidden_states=context)
+    return sum(storage.nbytes() for address, storage in held.items() if address not in weights), out
+
+
+@pytest.mark.skipif(not kernels.usable(), reason="no kernel")
+def test_a_block_with_adapters_on_its_attention_holds_two_tensors(monkeypatch):
+    """Its input, and the result of self-attention with its sums; the context is there anyway."""
+    monkeypatch.setattr(normalization, "RECOMPUTED_CHANNELS", 0)  # as where there are more channels
+    torch.manual_seed(0)
+    base = BasicTransformerBlock(64, 2, 32, cross_attention_dim=24, activation_fn="geglu").bfloat16()
+    network = nn.Sequential(base).requires_grad_(False).eval()
+    replace_modules(network, kernel=True)
+    network[0].attn1.set_processor(BlockwiseProcessor(kernel=True))
+    network[0].attn2.set_processor(BlockwiseProcessor(kernel=True))
+    add_adapters(network, LoraArgs(), "denoiser", 1, NO_DROPOUT)
+    x = torch.randn(2, 320, 64).bfloat16().requires_grad_()
+    context = torch.randn(2, 7, 24).bfloat16()
+    held, out = bytes_held(network[0], x, context)
+    sums = 4 * 2 * 2 * 320  # float32, for each head and position
+    assert held == 2 * x.nbytes + sums + context.nbytes
+    out.float().square().sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def test_an_adapter_starts_without_effect_and_the_same_everywhere():

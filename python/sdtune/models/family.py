@@ -180,9 +180,9 @@ class Family(ABC):
         """A hash of the model's weights."""
         return model_fingerprint(model, self.weight_parts)
 
-    def footprint(self, model: Path, resolution: int, *, bf16: bool) -> Footprint:
+    def footprint(self, model: Path, resolution: int, *, bf16: bool, adapted: bool) -> Footprint:
         """Memory that training takes at least, for square pictures of ``resolution`` pixels."""
-        return footprint(model, resolution, bf16=bf16)
+        return footprint(model, resolution, bf16=bf16, adapted=adapted)
 
     def weight_bytes(self, model: Path) -> int:
         """Size of the model's weight files."""

@@ -12,8 +12,9 @@ from sdtune.ops.normalization import RECOMPUTED_CHANNELS
 # What the backward pass needs of each block, as multiples of its output. Low estimates: what they refuse cannot fit,
 # what they accept may be too much. ``bench/activations.py`` prints the exact figures, which are up to a quarter higher.
 _RESIDUAL = 2
-_TRANSFORMER = 7
+_TRANSFORMER = 6
 _GATED = 8  # more, where a block is so wide that what its gated GELU reads is not recomputed
+_ADAPTED = 2  # of a transformer block with adapters, which recomputes the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,11 @@ def _levels(unet: dict[str, Any]) -> Iterator[tuple[int, int, int, int]]:
     yield n - 1, channels[-1], 2, depths[-1]  # the block in the middle
 
 
-def footprint(model: Path, resolution: int, *, bf16: bool) -> Footprint:
-    """Predict it for square pictures of ``resolution`` pixels, in bf16 or float32."""
+def footprint(model: Path, resolution: int, *, bf16: bool, adapted: bool) -> Footprint:
+    """Predict it for square pictures of ``resolution`` pixels, in bf16 or float32, with or without adapters."""
     size, element = read_size(model), 2 if bf16 else 4
     side, numbers = resolution // size.factor, 0
     for halvings, channels, residual, transformer in _levels(read_config(model / "unet" / "config.json")):
-        each = _TRANSFORMER + (_GATED if channels > RECOMPUTED_CHANNELS else 0)
+        each = _ADAPTED if adapted else _TRANSFORMER + (_GATED if channels > RECOMPUTED_CHANNELS else 0)
         numbers += (side >> halvings) ** 2 * channels * (_RESIDUAL * residual + each * transformer)
     return Footprint(weights=element * size.parameters, sample=element * numbers)

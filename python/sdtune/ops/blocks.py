@@ -4,6 +4,7 @@ A block replaces diffusers' own where a normalization and what follows it are co
 is then never the output of a module, so nothing saves it.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sdtune.ops.low_rank import is_fusable
+from sdtune.ops.attention import can_fuse, normed_self_attention
+from sdtune.ops.low_rank import AdaptedLinear, is_fusable
 from sdtune.ops.normalization import FrozenGroupNorm, norm_gated_gelu
 
 
@@ -110,21 +112,39 @@ class FrozenTransformerBlock(nn.Module):
     ) -> torch.Tensor:
         """[b, n, channels] -> the same shape. The arguments are those of the block that it replaces."""
         options = cross_attention_kwargs or {}
-        attended = self.attn1(self.norm1(hidden_states), attention_mask=attention_mask, **options)
-        hidden_states = attended + hidden_states
-        if self.attn2 is not None:
-            attended = self.attn2(
-                self.norm2(hidden_states),
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=encoder_attention_mask,
-                **options,
-            )
-            hidden_states = attended + hidden_states
-        gated, *rest = self.ff.net
-        if is_fusable(gated.proj):
-            widened = norm_gated_gelu(hidden_states, self.norm3, gated.proj, kernel=self._kernel)
+        fused = self._kernel and hidden_states.dtype is torch.bfloat16 and attention_mask is None
+        if fused := fused and can_fuse(self.attn1):
+            attended = normed_self_attention(hidden_states, self.norm1, self.attn1)
         else:
-            widened = gated(self.norm3(hidden_states))
+            attended = self.attn1(self.norm1(hidden_states), attention_mask=attention_mask, **options)
+        gated, *rest = self.ff.net
+        # Adapters save the inputs of their projections. Everything but self-attention is recomputed then, so a block
+        # holds its input and what was attended: 140 MB less at 512 pixels and a batch of 1, for 5% more FLOPs.
+        recomputed = isinstance(self.attn1.to_out[0], AdaptedLinear)
+        again = False
+
+        def after(
+            attended: torch.Tensor, x: torch.Tensor, context: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            """From the result of self-attention to that of cross-attention, and to the gated GELU's."""
+            nonlocal again
+            x = (self.attn1.to_out[0](attended) if fused else attended) + x
+            if self.attn2 is not None:
+                mixed = self.attn2(
+                    self.norm2(x), encoder_hidden_states=context, attention_mask=encoder_attention_mask, **options
+                )
+                x = mixed + x
+            if not is_fusable(gated.proj):
+                return x, gated(self.norm3(x))
+            widened = norm_gated_gelu(
+                x, self.norm3, gated.proj, kernel=self._kernel, recompute=recomputed, only_save=again
+            )
+            again = recomputed
+            return x, widened
+
+        if recomputed:
+            after = functools.partial(checkpoint, after, use_reentrant=False, preserve_rng_state=False)
+        hidden_states, widened = after(attended, hidden_states, encoder_hidden_states)
         for module in rest:
             widened = module(widened)
         return widened + hidden_states

@@ -4,6 +4,7 @@ torch saves three. The input alone is enough: the rest is recomputed. Weights ar
 go only to it, and to an adapter beside the projection.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from sdtune.ops.kernels import elementwise
 from sdtune.ops.low_rank import Projection, split
 
 RECOMPUTED_CHANNELS = 640
-"""Up to this many channels, the projection before a gated GELU is recomputed: 4% more FLOPs for 150 MB less."""
+"""Up to this many channels, the projection before a gated GELU is recomputed: 4% more FLOPs for 150 MB less. Above, it
+saves 27 MB more for 2%, which is left to the caller."""
 BLOCK_ROWS = 512
 """Tokens whose gated GELU is computed at a time: the output of its projection is 5 MB at 640 channels in bf16."""
 
@@ -25,16 +27,26 @@ def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.split(x.flatten(0, -2), BLOCK_ROWS)
 
 
-def _layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The result, and the means and reciprocal standard deviations for its gradient."""
+def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The result, and the means and reciprocal standard deviations for :func:`layer_norm_backward`."""
     return torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def layer_norm_backward(
+    d_out: torch.Tensor, x: torch.Tensor, norm: nn.LayerNorm, statistics: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The gradient of x; ``statistics`` are the means and reciprocal standard deviations of :func:`layer_norm`."""
+    d_x: torch.Tensor = torch.ops.aten.native_layer_norm_backward(
+        d_out, x, norm.normalized_shape, *statistics, norm.weight, norm.bias, INPUT_ONLY
+    )[0]
+    return d_x
 
 
 class _NormGatedGelu(torch.autograd.Function):
     """a * gelu(b) with (a, b) = norm(x) W^T + bias, which is eight times as large as x.
 
     Computed in blocks of tokens, so that intermediate results stay in the cache. Saves x, and also (a, b) unless that
-    is large and cheap to recompute. The projection may have an adapter.
+    is recomputed. The projection may have an adapter.
     """
 
     @staticmethod
@@ -44,12 +56,13 @@ class _NormGatedGelu(torch.autograd.Function):
         norm: nn.LayerNorm,
         projection: Projection,
         kernel: bool,
+        recompute: bool,
+        only_save: bool,
         *factors: torch.Tensor,
     ) -> torch.Tensor:
         out, saved = x.new_empty(*x.shape[:-1], len(projection.weight) // 2), []
-        recompute = projection.weight.shape[1] <= RECOMPUTED_CHANNELS
-        for x_block, out_block in zip(_blocks(x), _blocks(out), strict=True):
-            both = projection.forward(_layer_norm(x_block, norm)[0], factors)
+        for x_block, out_block in zip(_blocks(x), _blocks(out), strict=True) if not only_save else ():
+            both = projection.forward(layer_norm(x_block, norm)[0], factors)
             if kernel:
                 elementwise.gated_gelu(both, out_block)
             else:
@@ -69,7 +82,7 @@ class _NormGatedGelu(torch.autograd.Function):
         projection: Projection = ctx.projection
         d_x, d_factors = [], [torch.zeros_like(factor) for factor in factors]
         for i, (x_block, d_out) in enumerate(zip(_blocks(x), _blocks(d_outs[0]), strict=True)):
-            normed, *statistics = _layer_norm(x_block, norm)
+            normed, *statistics = layer_norm(x_block, norm)
             both = saved[i] if saved else projection.forward(normed, factors)
             if ctx.kernel:
                 d_both = elementwise.gated_gelu_backward(both, d_out.contiguous())
@@ -83,15 +96,18 @@ class _NormGatedGelu(torch.autograd.Function):
             d_normed = d_both @ projection.weight
             for total, part in zip(d_factors, projection.backward(normed, d_both, factors, d_normed), strict=True):
                 total += part
-            d_block, _, _ = torch.ops.aten.native_layer_norm_backward(
-                d_normed, x_block, norm.normalized_shape, *statistics, norm.weight, norm.bias, INPUT_ONLY
-            )
-            d_x.append(d_block)
-        return torch.cat(d_x).view(x.shape), None, None, None, *d_factors
+            d_x.append(layer_norm_backward(d_normed, x_block, norm, statistics))
+        return torch.cat(d_x).view(x.shape), None, None, None, None, None, *d_factors
 
 
 def norm_gated_gelu(
-    x: torch.Tensor, norm: nn.LayerNorm, projection: nn.Module, *, kernel: bool = False
+    x: torch.Tensor,
+    norm: nn.LayerNorm,
+    projection: nn.Module,
+    *,
+    kernel: bool = False,
+    recompute: bool = False,
+    only_save: bool = False,
 ) -> torch.Tensor:
     """A layer normalization followed by a gated GELU: a * gelu(b) with (a, b) = projection(norm(x)).
 
@@ -101,13 +117,19 @@ def norm_gated_gelu(
         projection: from the channels to twice the width of the result; frozen, with or without an adapter, see
             :func:`sdtune.ops.low_rank.is_fusable`.
         kernel: let the compiled kernels do the gated GELU where ``x`` is bf16.
+        recompute: save no projection, whatever its size; else see :data:`RECOMPUTED_CHANNELS`.
+        only_save: compute nothing, for a checkpoint that recomputes ``x`` and then goes on with the backward pass; the
+            result is undefined. Needs ``recompute``.
 
     Returns:
         [..., width]; gradients go to ``x`` and to the factors of the adapter.
     """
     frozen, factors = split(projection)
     kernel = kernel and x.dtype is torch.bfloat16
-    out: torch.Tensor = _NormGatedGelu.apply(x, norm, frozen, kernel, *factors)  # type: ignore[no-untyped-call]
+    recompute = recompute or x.shape[-1] <= RECOMPUTED_CHANNELS
+    out: torch.Tensor = _NormGatedGelu.apply(  # type: ignore[no-untyped-call]
+        x, norm, frozen, kernel, recompute, only_save, *factors
+    )
     return out
 
 

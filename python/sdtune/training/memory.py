@@ -24,7 +24,8 @@ def check_memory(job: Job, family: Family, ranks: int) -> None:
     """
     batch = job.training.train_batch_size
     bf16, resolution = job.training.mixed_precision == "bf16", job.data.resolution
-    takes = family.footprint(Path(job.model.path), resolution, bf16=bf16)
+    adapted = job.method != "textual_inversion"
+    takes = family.footprint(Path(job.model.path), resolution, bf16=bf16, adapted=adapted)
     fixed, free = ranks * _INTERPRETER + takes.weights, available_bytes()
     if (needed := fixed + ranks * batch * takes.sample) <= free:
         return

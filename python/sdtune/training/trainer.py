@@ -253,6 +253,7 @@ class Trainer:
             batch_size = self._job.training.train_batch_size
             self._validator = Validator(self._networks, self._method, triples, batch_size, self._accelerator)
             self._validator.measure_baseline(self.parameters, self._initial, settings.reference_caption)
+        self._initial = {}  # nothing needs it from here on; of adapters, megabytes
         if self.progress.step == 0:
             self._validate()
             self._pictures.draw(0)
