@@ -51,8 +51,11 @@ def load_tokenizer(model: Path, part: str) -> "CLIPTokenizerFast":
         BadInput: its files cannot be used.
     """
     folder = layout_of(model).tokenizers[part]
-    files = [(file, file.stat()) for file in sorted((model / folder).glob("*")) if file.exists()]
-    states = tuple((file.name, state.st_mtime_ns, state.st_size) for file, state in files)
+    with refusing(model, f"holds a tokenizer in {folder}/ that cannot be used"):
+        files = [file for file in sorted((model / folder).resolve().glob("*")) if file.exists()]
+        states = tuple(
+            (file, state.st_ino, state.st_mtime_ns, state.st_size) for file in files if (state := file.stat())
+        )
     tokenizer = copy.deepcopy(_read_tokenizer(model, folder, states))  # callers add tokens
     tokenizer.model_max_length = tokens_read(model, folder, part)
     return tokenizer
