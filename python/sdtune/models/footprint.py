@@ -10,7 +10,7 @@ from sdtune.models.folder import read_config
 from sdtune.ops.normalization import RECOMPUTED_CHANNELS
 
 # What the backward pass needs of each block, as multiples of its output. Low estimates: what they refuse cannot fit,
-# what they accept may be too much. ``bench/activations.py`` prints the exact figures, which are up to a quarter higher.
+# what they accept may be too much. ``bench/activations.py`` prints the exact figures, up to two fifths higher.
 _RESIDUAL = 2
 _TRANSFORMER = 6
 _GATED = 8  # more, where a block is so wide that what its gated GELU reads is not recomputed

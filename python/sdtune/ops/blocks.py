@@ -112,8 +112,9 @@ class FrozenTransformerBlock(nn.Module):
     ) -> torch.Tensor:
         """[b, n, channels] -> the same shape. The arguments are those of the block that it replaces."""
         options = cross_attention_kwargs or {}
-        fused = self._kernel and hidden_states.dtype is torch.bfloat16 and attention_mask is None
-        if fused := fused and can_fuse(self.attn1):
+        bf16 = hidden_states.dtype is torch.bfloat16
+        fused = self._kernel and bf16 and attention_mask is None and can_fuse(self.attn1)
+        if fused:
             attended = normed_self_attention(hidden_states, self.norm1, self.attn1)
         else:
             attended = self.attn1(self.norm1(hidden_states), attention_mask=attention_mask, **options)

@@ -32,7 +32,8 @@ class Dropout:
     def __init__(self, seed: int, share: float) -> None:
         self._seed, self._share = seed, share
         self.samples: Sequence[int] | None = None
-        """Numbers of the samples of the batch; None: everything is seen, as in validation."""
+        """Numbers of the samples of the batch; None: everything is seen, as in validation. A backward pass
+        that recomputes reads them again, so it has to come before they change."""
 
     @property
     def active(self) -> bool:
