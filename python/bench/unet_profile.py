@@ -4,7 +4,8 @@
     python bench/unet_profile.py KEPT/run/openvino --ways   # one call or two for guidance, threads, streams, precision
 
 Prints the time of each kind of operation from OpenVINO's performance counters, with the kernels that computed it; with
-``--ways`` also the seconds of a guided evaluation in each way. ``--memory`` prints the resident memory instead.
+``--ways`` also the seconds of a guided evaluation in each way, and in torch with the operations of training and with
+diffusers' own. ``--memory`` prints the resident memory instead.
 """
 
 import argparse
@@ -19,12 +20,18 @@ from typing import Any
 
 import numpy as np
 import openvino
+import torch
 from contenders import say
+from diffusers import UNet2DConditionModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from sd15 import make
+
 from sdtune.host.processor import has_bf16
 from sdtune.inference.feature_cache import count_branches, split
+from sdtune.models.registry import family_of
+from sdtune.settings import Job, build
 
 FAST = "bf16" if has_bf16() else "f32"
 
@@ -113,8 +120,31 @@ def memory(file: Path, branches: int) -> None:
         say(f"{what}: {own:.0f} MB of its own, {mapped:.0f} MB of mapped files")
 
 
-def ways(unet: openvino.Model, rounds: int) -> None:
-    """Print the seconds of a guided evaluation in each way."""
+def torch_unets(model: Path) -> dict[str, UNet2DConditionModel]:
+    """Stable Diffusion 1.5's UNet in torch: as training computes it, and as diffusers does."""
+    settings = {"mixed_precision": "bf16" if FAST == "bf16" else "no"}
+    run = {"run_name": "profile", "run_dir": "/nowhere", "model": {"path": str(model)}, "training": settings}
+    job = build(Job, {**run, "data": {"path": "/nowhere", "resolution": 512, "initializer_token": "toy"}})
+    trained: Any = family_of(model).load(job)
+    dtype = torch.bfloat16 if FAST == "bf16" else torch.float32
+    plain = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype)
+    return {"in torch, with the operations of training": trained.unet, "in torch, with diffusers' own": plain}
+
+
+@torch.no_grad()
+def torch_seconds(unet: UNet2DConditionModel, pair: int, rounds: int) -> float:
+    """The fastest of some evaluations, after one."""
+    samples, times = torch.randn(pair, 4, 64, 64, dtype=unet.dtype), []
+    hidden = torch.randn(pair, 77, unet.config.cross_attention_dim, dtype=unet.dtype)
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        unet(samples, torch.tensor([500]), hidden)
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+def ways(unet: openvino.Model, rounds: int, model: Path | None) -> None:
+    """Print the seconds of a guided evaluation in each way; in torch too, with the pipeline ``model``."""
     pair = unet.input("sample").shape[0]
     one = seconds(compiled(unet), rounds)
     say(f"\nguidance in one call of {pair} samples: {one:.3f} s")
@@ -143,6 +173,8 @@ def ways(unet: openvino.Model, rounds: int) -> None:
         whole, shallow = split(unet, branch)
         line(f"whole, with the feature of branch {branch}", seconds(compiled(whole), rounds))
         line(f"shallow at branch {branch}", seconds(compiled(shallow), rounds))
+    for what, made in torch_unets(model).items() if model else ():
+        line(what, torch_seconds(made, pair, rounds))
 
 
 def main() -> None:
@@ -160,7 +192,9 @@ def main() -> None:
         return
     profile(unet)
     if args.ways:
-        ways(unet, args.rounds)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdtune" / "bench"
+        is_sd15 = unet.input("sample").shape[1:] == [4, 64, 64]
+        ways(unet, args.rounds, make(cache / "sd15") if is_sd15 else None)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,13 @@ def spelled(site: Path, prefix: Path, path: str) -> str:
     return str(full.relative_to(base)) if full.is_relative_to(base) else str(full)
 
 
+def remove_empty(folder: Path, prefix: Path) -> None:
+    """Remove a folder of the environment at ``prefix`` if it is empty, then those above it that became so."""
+    while folder.is_relative_to(prefix) and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
 def remove(site: Path, prefix: Path, record: Path, patterns: Sequence[str]) -> int:
     """Remove the files of one package that match; the bytes that they had.
 
@@ -55,15 +62,15 @@ def remove(site: Path, prefix: Path, record: Path, patterns: Sequence[str]) -> i
     if not gone:
         return 0
     freed = 0
+    folders = set()
     for path, *_ in gone:
         file = Path(os.path.normpath(site / path))
+        folders.add(file.parent)
         if file.exists():
             freed += file.stat().st_size if file.stat().st_nlink == 1 else 0
             file.unlink()
-        folder = file.parent
-        while folder.is_relative_to(prefix) and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
+    for folder in folders:
+        remove_empty(folder, prefix)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(kept)
     fresh = record.with_name("RECORD.new")

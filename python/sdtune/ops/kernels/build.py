@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -81,12 +82,17 @@ def build() -> list[Path]:
     # the compiler's caches would stay in the user's home
     with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".build-") as scratch:
         caches = {f"ZIG_{name}_CACHE_DIR": scratch for name in ("GLOBAL", "LOCAL")}
-        for made in missing:
+
+        def compile_for(made: Path) -> subprocess.CompletedProcess[str]:
             fresh = Path(scratch) / made.name
-            done = _compiler("cc", *_flags(wanted[made]), "-o", str(fresh), *map(str, SOURCES), "-lm", **caches)
-            if done.returncode:
-                sys.exit(f"error: the kernels were not compiled\n{done.stderr}")
-            fresh.replace(made)
+            return _compiler("cc", *_flags(wanted[made]), "-o", str(fresh), *map(str, SOURCES), "-lm", **caches)
+
+        with ThreadPoolExecutor() as side_by_side:
+            compiling = {made: side_by_side.submit(compile_for, made) for made in missing}
+        for made, compiled in compiling.items():
+            if compiled.result().returncode:
+                sys.exit(f"error: the kernels were not compiled\n{compiled.result().stderr}")
+            (Path(scratch) / made.name).replace(made)
     for old in FOLDER.glob("attention-*.so"):
         if old not in wanted:
             old.unlink(missing_ok=True)
