@@ -58,7 +58,7 @@ OTHER_FLAGS: Mapping[str, OtherFlag] = {
     "sample_batch_size": OtherFlag(why="class pictures are drawn one by one, in as many processes as there are"),
     "validation_epochs": OtherFlag(why="--validation_prompt is drawn every --validation_prompt_steps steps"),
     "repeats": OtherFlag(why="there are no epochs; --max_train_steps says how long a run is"),
-    "gradient_checkpointing": OtherFlag(switch=True, why="nothing is recomputed, as memory is saved in other ways"),
+    "gradient_checkpointing": OtherFlag(switch=True, why="what is cheap to compute again is never saved"),
     "pre_compute_text_embeddings": OtherFlag(
         switch=True, why="captions are encoded once anyway, where no text encoder is trained"
     ),
