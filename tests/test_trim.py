@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import importlib.util
+import os
+import shutil
 import sys
 
 import pytest
@@ -91,6 +93,21 @@ def test_a_file_of_the_package_that_is_missing_stays_a_fault(prefix):
     (prefix / "lib/python3.11/site-packages/big/code.py").unlink()
     trim(prefix, big_one=["big/tests/*"])
     assert problems(prefix) == ["is damaged (code.py)", ""]
+
+
+def test_what_lies_outside_stays_and_a_link_to_a_folder_too(prefix, tmp_path_factory):
+    site, outside = prefix / "lib/python3.11/site-packages", tmp_path_factory.mktemp("outside")
+    (outside / "tests").mkdir()
+    (outside / "tests/a.h").write_bytes(b"header")
+    shutil.move(site / "big/include", site / "big/real")
+    (site / "big/include").symlink_to("real")
+    record = site / "big_one-1.0.dist-info/RECORD"
+    record.write_text(record.read_text() + os.path.relpath(outside / "tests/a.h", site) + ",,\n")
+    trim(prefix, big_one=["*tests/*", "big/include/*"])
+    assert (outside / "tests/a.h").exists()
+    assert "outside" in record.read_text()
+    assert (site / "big/include").is_symlink()
+    assert not (site / "big/real").exists()
 
 
 @pytest.mark.parametrize("role", ["python_env", "intel_mpi"])

@@ -27,23 +27,27 @@ from toyworld.toys import CONCEPTS
 BASELINE = "default"
 
 
-def cell(out: Path, variant: str, concept: str, seed: int, steps: int) -> dict[str, Any]:
-    """The result of one training: from its file, or trained now."""
+def cell(out: Path, variant: str, concept: str, seed: int, steps: int, *, train: bool = True) -> dict[str, Any] | None:
+    """The result of one training: from its file, or trained now; None where neither."""
     file = out / f"{variant}.{concept}.{seed}.json"
     how = {"variant": repr(VARIANTS[variant]), "steps": steps}
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if found["how"] == how:
             return found
+    if not train:
+        return None
     made = {"how": how, **learn(VARIANTS[variant], concept, seed, steps)}
     write_atomically(file, json.dumps(made) + "\n")
     return made
 
 
-def target(out: Path, concept: str) -> tuple[str, float]:
-    """The best caption of a concept, and its loss."""
+def target(out: Path, concept: str, *, search: bool = True) -> tuple[str, float]:
+    """The best caption of a concept, and its loss: from its file, or searched now."""
     file = out / f"caption.{concept}.json"
     if not file.is_file():
+        if not search:
+            sys.exit(f"error: {file} is missing; leave out --only-show to make it")
         write_atomically(file, json.dumps(best_caption(concept)) + "\n")
     caption, loss = json.loads(file.read_text(encoding="utf-8"))
     return caption, loss
@@ -98,20 +102,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of each training (default 100)")
     parser.add_argument("--only-show", action="store_true", help="print what is there, train nothing")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    goals = {concept: target(args.out, concept) for concept in args.concepts}
+    train = not args.only_show
+    if train:
+        args.out.mkdir(parents=True, exist_ok=True)
+    goals = {concept: target(args.out, concept, search=train) for concept in args.concepts}
     for concept, (caption, loss) in goals.items():
         print(f"{concept}: {caption!r} has a loss of {loss:.5f}", flush=True)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys([BASELINE, *args.variants])}
     for seed in args.seeds:
         for name, concept in itertools.product(found, args.concepts):
-            if args.only_show and not (args.out / f"{name}.{concept}.{seed}.json").is_file():
+            made = cell(args.out, name, concept, seed, args.steps, train=train)
+            if made is None:
                 continue
-            one = figures(cell(args.out, name, concept, seed, args.steps), goals[concept][1], args.steps)
+            one = figures(made, goals[concept][1], args.steps)
             found[name].append({"concept": concept, "seed": seed, **one})
         print(f"\nup to seed {seed}\n{table(found)}", flush=True)
-    summary = {"goals": goals, "steps": args.steps, "variants": found}
-    write_atomically(args.out / "learning.json", json.dumps(summary, indent=2) + "\n")
+    if train:
+        summary = {"goals": goals, "steps": args.steps, "variants": found}
+        write_atomically(args.out / "learning.json", json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

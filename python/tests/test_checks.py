@@ -1,11 +1,13 @@
 """What a check of a job says before anything is started."""
 
+import re
+
 import pytest
 
 from sdtune.errors import BadInput
 from sdtune.inference.prompts import check_tokens
 from sdtune.settings import GenerationJob, Job, build
-from sdtune.training.checks import check_job, warmup_warnings
+from sdtune.training.checks import check_job, pair_warnings, warmup_warnings
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,19 @@ def test_a_warm_up_of_no_use_is_told(mapping, schedule, warmup, said):
     mapping["training"] |= {"lr_scheduler": schedule, "lr_warmup_steps": warmup}
     warnings = warmup_warnings(build(Job, mapping))
     assert [said in warning for warning in warnings] == ([True] if said else [])
+    assert set(warnings) <= set(check_job(build(Job, mapping)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulated", "ranks", "said"),
+    [(1, 1, 1, "is 1, .* a pair are never"), (3, 1, 3, "is 9, .* some pairs are not"), (3, 2, 1, ""), (1, 1, 2, "")],
+)
+def test_pairs_of_noise_in_different_steps_are_told(mapping, batch, accumulated, ranks, said):
+    mapping["training"] |= {"train_batch_size": batch, "gradient_accumulation_steps": accumulated, "world_size": ranks}
+    assert pair_warnings(build(Job, mapping)) == []
+    mapping["training"]["noise_pairs"] = True
+    warnings = pair_warnings(build(Job, mapping))
+    assert [bool(re.search(said, warning)) for warning in warnings] == ([True] if said else [])
     assert set(warnings) <= set(check_job(build(Job, mapping)))
 
 

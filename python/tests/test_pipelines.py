@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import openvino as openvino_runtime
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from sdtune.inference.draw import draw_batch, load_generator
 from sdtune.inference.evaluations import Evaluations
 from sdtune.inference.exported import requested_shape
 from sdtune.inference.feature_cache import FeatureCache, Forecast, count_branches, split
-from sdtune.inference.generator import ImageGenerator
+from sdtune.inference.generator import SCHEDULERS, ImageGenerator, set_scheduler
 from sdtune.inference.images import similarity
 from sdtune.inference.plan import make_plan
 from sdtune.inference.results import clear_drawn, finish, generation_lock, write_images
@@ -30,6 +31,7 @@ from sdtune.launch.run_folder import Run
 from sdtune.methods.formats import save_embeddings
 from sdtune.methods.textual_inversion import save_full_pipeline
 from sdtune.settings import GenerationJob, Job, OpenVINOArgs, build
+from sdtune.settings.quality import MOST_SCHEDULED, MOST_STEPS
 from sdtune.training.checks import check_job
 from sdtune.training.trainer import train
 from standalone import run_state
@@ -270,6 +272,29 @@ def test_without_guidance_half_the_samples_are_computed(trained, source):
     never = replace(none, guidance_scale=5.0, guidance_start=0.99)
     assert np.abs(pixels(none) - pixels(never)).max() <= 1
     assert json.loads(Image.open(generate(never)[0]).text["guidance_interval"]) == [0.99, 1.0]
+    [told] = make_plan(never).warnings
+    assert told.startswith("guidance_start and guidance_stop: none of 4 steps begins between 0.99 and 1.0")
+    assert make_plan(none).warnings == make_plan(replace(never, guidance_start=0.75)).warnings == []
+
+
+def test_an_output_that_is_not_finite_is_no_black_picture(trained):
+    generator, _ = cached(trained, 1, steps=2)
+    decoder = generator._pipeline.vae_decoder
+    decode = decoder.forward
+    decoder.forward = lambda *args, **options: [decode(*args, **options)[0] * float("nan")]
+    with pytest.raises(BadInput, match="not finite"):
+        generator.generate(["a toy"] * 5, [1] * 5)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_most_steps_of_a_scheduler_are_finite(scheduler):
+    pipeline = SimpleNamespace(scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1))
+    set_scheduler(pipeline, scheduler)
+    steps, sample = MOST_STEPS.get(scheduler, MOST_SCHEDULED), torch.ones(1, 4, 2, 2)
+    pipeline.scheduler.set_timesteps(steps)
+    for timestep in pipeline.scheduler.timesteps:
+        sample = pipeline.scheduler.step(torch.ones_like(sample), timestep, sample).prev_sample
+    assert torch.isfinite(sample).all()
 
 
 def test_an_interval_skips_samples_and_does_not_change_guided_steps(trained):

@@ -160,6 +160,7 @@ def test_a_generation_needs_prompts():
         ({"processes": -1}, "processes: -1 is negative"),
         ({"scheduler": "lcm", "num_inference_steps": 60}, "60 is more than the scheduler lcm has, which is 50"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 is less than 1"),
+        ({"num_inference_steps": 999}, "num_inference_steps: 999 is more than 500"),
         ({"quality": "best"}, "quality: 'best' is not one of exact, fast, draft"),
         ({"cache_interval": 0}, "cache_interval: 0 is less than 1"),
         ({"cache_interval": 26}, "cache_interval: 26 is above num_inference_steps (25); lower it, or set it to 1"),

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from sdtune.errors import BadInput
 from sdtune.inference.evaluations import Cache, Evaluations
 from sdtune.inference.tiny_autoencoder import load_tiny
 from sdtune.models.pipelines import draw
@@ -65,22 +67,29 @@ class ImageGenerator:
             "guidance_scale": guidance_scale,
             "height": height,
             "width": width,
-            "output_type": "latent" if self._tiny else "pil",
+            "output_type": "latent" if self._tiny else "np",
         }
 
     @torch.no_grad()
     def generate(
         self, prompts: list[str], seeds: list[int], negative: str = "", per_prompt: int = 1
     ) -> list[Image.Image]:
-        """``per_prompt`` images for each prompt, one for each seed."""
+        """``per_prompt`` images for each prompt, one for each seed.
+
+        Raises:
+            BadInput: the model's output is not finite, which would be drawn as black.
+        """
         if self._evaluations:
             self._evaluations.begin()
         # a pipeline knows best what stands for no negative prompt: Stable Diffusion XL's takes zeros
         negatives = [negative] * len(prompts) if negative else None
         options = {"negative_prompt": negatives, "num_images_per_prompt": per_prompt, **self._options}
         output: Any = draw(self._pipeline, prompts, seeds, **options)
-        if self._tiny is None:
-            return list(output)
-        decoded = self._tiny.decode(output.float() / self._tiny.config.scaling_factor).sample
-        images: list[Image.Image] = self._pipeline.image_processor.postprocess(decoded, output_type="pil")
+        processor = self._pipeline.image_processor
+        if self._tiny is not None:
+            decoded = self._tiny.decode(output.float() / self._tiny.config.scaling_factor).sample
+            output = processor.postprocess(decoded, output_type="np")
+        if not np.isfinite(output).all():
+            raise BadInput("the model's output is not finite; try another scheduler, or precision f32")
+        images: list[Image.Image] = processor.numpy_to_pil(output)
         return images

@@ -190,6 +190,16 @@ def _warn_of_scheduler(job: GenerationJob, unet: Mapping[str, Any]) -> list[str]
     ]
 
 
+def _warn_of_guidance(job: GenerationJob) -> list[str]:
+    start, stop, steps = job.guidance_start, job.denoising.guidance_stop, job.denoising.num_inference_steps
+    if job.guidance_scale <= 1 or any(start <= step / steps < stop for step in range(steps)):
+        return []
+    return [
+        f"guidance_start and guidance_stop: none of {steps} steps begins between {start} and {stop} of them, so the "
+        f"pictures get no guidance, as with a guidance_scale of 1"
+    ]
+
+
 def _check_folder(folder: Path, setting: str, remedy: str) -> "Family":
     from sdtune.models.registry import check_folder  # torch takes seconds to import
 
@@ -235,7 +245,7 @@ def make_plan(job: GenerationJob, *, check_memory: bool = True) -> Plan:
     _check_cache(job, exported)
     unet = read_config(folder / "unet" / "config.json")
     _check_tiny_autoencoder(job, unet)
-    warnings += _warn_of_scheduler(job, unet)
+    warnings += _warn_of_scheduler(job, unet) + _warn_of_guidance(job)
     requests = list(dict.fromkeys(Request(prompt, seed) for prompt in job.prompts for seed in job.seeds))
     batches = make_batches(requests, shape)
     cores = split_cores(job.processes)[: len(batches)]

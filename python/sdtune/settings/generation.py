@@ -7,7 +7,7 @@ from sdtune.errors import BadInput
 from sdtune.settings.bounds import GUIDANCE, SIDE, WEIGHT, Between, Each, Ge, Gt, Le, Multiple, PathText
 from sdtune.settings.data import PLACEHOLDER
 from sdtune.settings.fields import Derived, HostPath, Settings, Unit, Variable
-from sdtune.settings.quality import MOST_STEPS, QUALITIES, Denoising, QualityName, SchedulerName
+from sdtune.settings.quality import MOST_SCHEDULED, MOST_STEPS, QUALITIES, Denoising, QualityName, SchedulerName
 from sdtune.text import is_blank
 
 
@@ -44,7 +44,7 @@ class GenerationJob(Settings):
         QualityName, Variable(meaning=". ".join(f"{k}: {how}" for k, how in QUALITIES.items()) + ".")
     ] = "exact"
     """Preset of the settings whose unset value is that of the quality."""
-    num_inference_steps: Annotated[int | None, Ge(1), Le(1000)] = None
+    num_inference_steps: Annotated[int | None, Ge(1), Le(MOST_SCHEDULED)] = None
     """Denoising steps. Unset: that of the quality."""
     guidance_scale: Annotated[float, GUIDANCE] = 7.5
     """Guidance scale; 1 and below is no guidance, which halves the computation."""

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from sdtune.settings.bounds import SIDE, WEIGHT, Ge, Le, Multiple
 from sdtune.settings.fields import Formerly, Settings, Unit
 from sdtune.settings.lora import ADAPTED
+from sdtune.settings.quality import MOST_SCHEDULED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +37,5 @@ class OpenVINOArgs(Settings):
     similarity_images: Annotated[int, Ge(0), Le(10_000), Formerly("likeness_images")] = 2
     """Pictures that an int8 or hybrid model and the float32 pipeline both generate to measure their similarity;
     0 measures nothing."""
-    similarity_steps: Annotated[int, Ge(1), Le(1000), Formerly("likeness_steps")] = 25
+    similarity_steps: Annotated[int, Ge(1), Le(MOST_SCHEDULED), Formerly("likeness_steps")] = 25
     """Denoising steps of these pictures."""

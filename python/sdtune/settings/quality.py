@@ -6,6 +6,9 @@ from typing import Literal
 SchedulerName = Literal["pndm", "ddim", "dpmsolver++", "unipc", "euler", "euler_ancestral", "heun", "lcm"]
 """Schedulers by the names that a generation job uses; :mod:`sdtune.inference.generator` has their classes."""
 
+MOST_SCHEDULED = 500
+"""Steps of any scheduler. Models have 1,000 timesteps, and near that many steps some schedulers leave them."""
+
 MOST_STEPS: dict[SchedulerName | None, int] = {"lcm": 50}
 """Schedulers that have a largest number of steps: distillation for lcm took 50."""
 
@@ -40,4 +43,4 @@ QUALITIES: dict[QualityName, Denoising] = {
     "fast": Denoising(scheduler="dpmsolver++", num_inference_steps=25, guidance_stop=1.0, cache_interval=3),
     "draft": Denoising(scheduler="dpmsolver++", num_inference_steps=6, guidance_stop=1.0, cache_interval=1),
 }
-"""Points of the front of time against similarity in ``docs/performance.md``; ``make bench-pictures`` measures it."""
+"""Points on or near the front of time against similarity in ``docs/performance.md``, of ``make bench-pictures``."""

@@ -84,6 +84,19 @@ def warmup_warnings(job: Job) -> list[str]:
     ]
 
 
+def pair_warnings(job: Job) -> list[str]:
+    """Pairs of opposite noise whose samples are in different steps, where nothing of them cancels."""
+    settings = job.training
+    ranks = settings.world_size or launched_world_size()
+    batch = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
+    if not settings.noise_pairs or batch % 2 == 0:
+        return []
+    return [
+        f"training.noise_pairs: the global batch is {batch}, so the two samples of "
+        f"{'a pair are never' if batch == 1 else 'some pairs are not'} in one step; use an even global batch"
+    ]
+
+
 def picture_sides(job: Job) -> dict[str, int]:
     """The sizes of pictures that a job asks for: {setting: pixels}."""
     sides = {"data.resolution": job.data.resolution}
@@ -128,7 +141,7 @@ def check_job(job: Job, ranks: int | None = None) -> list[str]:
     family.check(Path(job.model.path), picture_sides(job))
     method = method_of(job)
     refuse("data.path", [*picture_problems(list_pictures(job.data.path)), *method.caption_problems(job, family)])
-    warnings = [*method.check(job, family), *rate_warnings(job), *warmup_warnings(job)]
+    warnings = [*method.check(job, family), *rate_warnings(job), *warmup_warnings(job), *pair_warnings(job)]
     check_class_pictures(job)
     _check_place(job)
     check_cache(cache_folder(job))

@@ -50,7 +50,7 @@ def remove_empty(folder: Path, prefix: Path) -> None:
 
 
 def remove(site: Path, prefix: Path, record: Path, patterns: Sequence[str]) -> int:
-    """Remove the files of one package that match; the bytes that they had.
+    """Remove the files of one package that match and lie in the environment; the bytes that they had.
 
     Raises:
         OSError: a file cannot be removed.
@@ -58,19 +58,20 @@ def remove(site: Path, prefix: Path, record: Path, patterns: Sequence[str]) -> i
     kept, gone = [], []
     for row in rows_of(record):
         path = spelled(site, prefix, row[0])
-        (gone if any(fnmatch.fnmatchcase(path, each) for each in patterns) else kept).append(row)
+        matches = not Path(path).is_absolute() and any(fnmatch.fnmatchcase(path, each) for each in patterns)
+        (gone if matches else kept).append(row)
     if not gone:
         return 0
     freed = 0
     folders = set()
     for path, *_ in gone:
         file = Path(os.path.normpath(site / path))
-        folders.add(file.parent)
+        folders.add(file.parent.resolve())  # a link to a folder is no folder that could be removed
         if file.exists():
             freed += file.stat().st_size if file.stat().st_nlink == 1 else 0
             file.unlink()
     for folder in folders:
-        remove_empty(folder, prefix)
+        remove_empty(folder, prefix.resolve())
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(kept)
     fresh = record.with_name("RECORD.new")

@@ -100,7 +100,9 @@ def build() -> list[Path]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--obstacle"]:
+    if sys.argv[1:] not in ([], ["--obstacle"]):
+        sys.exit(__doc__)
+    if sys.argv[1:]:
         if why := obstacle():
             print(why)
         sys.exit()
