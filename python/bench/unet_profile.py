@@ -193,7 +193,8 @@ def main() -> None:
     profile(unet)
     if args.ways:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdtune" / "bench"
-        is_sd15 = unet.input("sample").shape[1:] == [4, 64, 64]
+        shapes = [list(unet.input(name).shape)[1:] for name in ("sample", "encoder_hidden_states")]
+        is_sd15 = shapes == [[4, 64, 64], [77, 768]]  # of Stable Diffusion 1.5 at 512 pixels
         ways(unet, args.rounds, make(cache / "sd15") if is_sd15 else None)
 
 
